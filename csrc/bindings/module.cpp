@@ -1,0 +1,26 @@
+// satclip_engine._C: NumPy buffers in, kernels out. Arguments are checked here and nowhere below.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "satclip.h"
+
+namespace py = pybind11;
+
+void bind_raster(py::module_& m);
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "Compiled kernels of satclip_engine";
+    m.attr("version") = SATCLIP_VERSION;
+    m.def(
+        "instruction_sets",
+        [] {
+            std::vector<std::string> names;
+            for (const satclip::Kernels* k : satclip::available_kernels()) names.emplace_back(k->name);
+            return names;
+        },
+        "Names of the instruction sets that this processor runs, best first.");
+    bind_raster(m);
+}

@@ -1,0 +1,1 @@
+"""Triton kernels; installed as `satclip_engine.kernels`."""

@@ -1,0 +1,1 @@
+"""Training: patches, features, loss, trainer; installed as `satclip_engine.training`."""
