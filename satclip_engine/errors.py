@@ -1,0 +1,29 @@
+"""What can go wrong, in words for the person who typed the command.
+
+Every message is one line that says what was given, what was expected and what to do. The command line prints the
+message alone (no traceback without `-v`) and exits with `exit_code`.
+"""
+
+
+class SatclipError(Exception):
+    """A failure that the user can act on."""
+
+    exit_code = 1
+
+
+class UsageError(SatclipError, ValueError):
+    """An argument or option has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class WeightsError(SatclipError, ValueError):
+    """A checkpoint is missing, damaged, hostile or of an unknown layout; names the file, the key and the shapes."""
+
+
+class OutputError(SatclipError, OSError):
+    """An output cannot be written: it exists, its folder does not, the disk is full."""
+
+
+class MissingExtra(SatclipError, ImportError):
+    """An optional library is not installed; the message says which `pip install` brings it."""
