@@ -1,0 +1,233 @@
+"""What a checkpoint file says, whatever its format.
+
+A checkpoint holds one SIREN as `layers.0.weight` (H, L²), `layers.0.bias` (H,), ..., `last_layer.weight` (E,
+H) and `last_layer.bias` (E,), under one of PREFIXES. The columns of `layers.0.weight` are the spherical
+harmonics in order of degree l, then m = -l..l; `convention` says how those harmonics are scaled (see
+weights.column_factors).
+
+lightning.py and tensorfile.py turn files into `Stored` and back with the checks below. Everything that can be
+wrong with a file is a WeightsError that names the file, the key, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+
+from satclip_engine.errors import WeightsError
+
+Convention = Literal["analytic", "closed-form", "orthonormal"]
+Harmonics = Literal["exact", "published"]
+
+CONVENTIONS: Final = get_args(Convention)
+HARMONICS: Final = get_args(Harmonics)
+MAX_DEGREES: Final = 200
+PUBLISHED_W0: Final = (30.0, 1.0)
+FORMAT_VERSION: Final = 1
+
+# In the order in which they are believed: the published model registers one network twice, and its loader
+# assigns `model.location.nnet.` last.
+PREFIXES: Final = ("model.location.nnet.", "model.nnet.", "location.nnet.", "model.", "nnet.", "")
+_NETWORK_KEY = re.compile(r"(?P<prefix>.*?)(?P<name>(?:layers\.\d{1,4}|last_layer)\.(?:weight|bias))")
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The content of one checkpoint file.
+
+    tensors: by the names above, without prefix, in order of evaluation; float16, float32 or float64 as in the
+    file
+        (bfloat16, which NumPy lacks, is widened to float32).
+    convention: None when the file names none.
+    harmonics: None when the file does not state it.
+    w0: sine frequencies of the first and of every further hidden layer.
+    extras: what else the file says about itself (epoch, versions, training notes); plain values only.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    convention: Convention | None
+    harmonics: Harmonics | None = None
+    w0: tuple[float, float] = PUBLISHED_W0
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pick_network(
+    keys: Iterable[str], where: str, fetch: Callable[[str], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Find the location network among `keys`, fetch its tensors, and check them.
+
+    A file may hold the network under several prefixes; then all copies must be equal.
+    """
+    listed = [str(key) for key in keys]
+    found: dict[str, dict[str, str]] = {}
+    for key in listed:
+        match = _NETWORK_KEY.fullmatch(key)
+        if match and match["prefix"] in PREFIXES:
+            found.setdefault(match["prefix"], {})[match["name"]] = key
+    if not found:
+        some = ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "") if listed else "none"
+        raise WeightsError(
+            f"{where}: no location network: expected keys such as {PREFIXES[0]}layers.0.weight, found {some}"
+        )
+    copies = {}
+    for prefix in sorted(found, key=PREFIXES.index):
+        names = network_names(found[prefix], where, prefix)
+        copies[prefix] = {name: fetch(found[prefix][name]) for name in names}
+        check_network(copies[prefix], where, prefix)
+    believed, *others = copies
+    for other in others:
+        _check_equal(copies[believed], copies[other], where, believed, other)
+    return {name: np.array(value, order="C") for name, value in copies[believed].items()}
+
+
+def network_names(found: Iterable[str], where: str, prefix: str = "") -> list[str]:
+    """The tensors' names in order of evaluation, or WeightsError naming the first that `found` lacks."""
+    present = set(found)
+    hidden = 1 + max((int(name.split(".")[1]) for name in present if name.startswith("layers.")), default=-1)
+    if hidden == 0:
+        raise WeightsError(
+            f"{where}: {prefix}layers.0.weight is missing: expected at least one hidden layer, found none"
+        )
+    layers = [f"layers.{index}" for index in range(hidden)] + ["last_layer"]
+    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    for name in names:
+        if name not in present:
+            raise WeightsError(f"{where}: {prefix}{name} is missing: found {', '.join(sorted(present)[:6])}")
+    return names
+
+
+def check_network(tensors: Mapping[str, np.ndarray], where: str, prefix: str = "") -> None:
+    """Raise WeightsError unless the tensors form one SIREN on L² features, 1 ≤ L ≤ 200, of finite values."""
+    for name in ("layers.0.weight", "last_layer.weight"):
+        if tensors[name].ndim != 2:
+            found = shape_text(tensors[name].shape)
+            raise WeightsError(f"{where}: {prefix}{name}: expected two dimensions, found shape {found}")
+    capacity, features = tensors["layers.0.weight"].shape
+    outputs = tensors["last_layer.weight"].shape[0]
+    if math.isqrt(features) ** 2 != features or not 1 <= math.isqrt(features) <= MAX_DEGREES:
+        raise WeightsError(
+            f"{where}: {prefix}layers.0.weight: expected L² columns with L from 1 to {MAX_DEGREES}, "
+            f"found shape {shape_text((capacity, features))}"
+        )
+    for name, value in tensors.items():
+        key = f"{where}: {prefix}{name}"
+        rows = outputs if name.startswith("last_layer.") else capacity
+        columns = features if name.startswith("layers.0.") else capacity
+        expected = (rows, columns) if name.endswith(".weight") else (rows,)
+        if value.shape != expected:
+            raise WeightsError(
+                f"{key}: expected shape {shape_text(expected)}, found {shape_text(value.shape)}"
+            )
+        _check_values(value, key)
+
+
+def check_hyper_parameters(
+    parameters: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Raise WeightsError when a hyper-parameter contradicts the shapes of the tensors."""
+    actual = {
+        "legendre_polys": math.isqrt(tensors["layers.0.weight"].shape[1]),
+        "capacity": tensors["layers.0.weight"].shape[0],
+        "num_hidden_layers": len(tensors) // 2 - 1,
+        "embed_dim": tensors["last_layer.weight"].shape[0],
+    }
+    for name, value in actual.items():
+        if parameters.get(name, value) != value:
+            raise WeightsError(
+                f"{where}: hyper_parameters.{name}: expected {value} as the tensors' shapes say, "
+                f"found {parameters[name]!r}"
+            )
+
+
+def check_architecture(parameters: Mapping[str, Any], where: str) -> None:
+    """Raise WeightsError when the hyper-parameters describe another encoder than harmonics into a SIREN."""
+    for name, wanted in (("le_type", "sphericalharmonics"), ("pe_type", "siren")):
+        value = parameters.get(name, wanted)
+        if value != wanted:
+            raise WeightsError(f"{where}: hyper_parameters.{name}: expected {wanted!r}, found {value!r}")
+    if parameters.get("num_hidden_layers") == 0:
+        raise WeightsError(f"{where}: hyper_parameters.num_hidden_layers: expected at least 1, found 0")
+
+
+def convention_of(value: Any, key: str) -> Convention | None:
+    """Check a stored harmonics convention; None stays None."""
+    if value is not None and value not in CONVENTIONS:
+        raise WeightsError(f"{key}: expected one of {', '.join(CONVENTIONS)}, found {value!r}")
+    return value
+
+
+def harmonics_of(value: Any, key: str) -> Harmonics | None:
+    """Check a stored harmonics mode; None stays None."""
+    if value is not None and value not in HARMONICS:
+        raise WeightsError(f"{key}: expected one of {', '.join(HARMONICS)}, found {value!r}")
+    return value
+
+
+def w0_of(parameters: Mapping[str, Any], where: str) -> tuple[float, float]:
+    """Sine frequencies (first layer, others): `w0_first`/`w0_hidden`, or SirenNet's `w0_initial`/`w0`."""
+    first = parameters.get("w0_first", parameters.get("w0_initial", PUBLISHED_W0[0]))
+    hidden = parameters.get("w0_hidden", parameters.get("w0", PUBLISHED_W0[1]))
+    return _frequency(first, f"{where}: w0 of the first layer"), _frequency(
+        hidden, f"{where}: w0 of the hidden layers"
+    )
+
+
+def check_version(value: Any, where: str) -> None:
+    """Raise WeightsError for a file of a later format than this version knows."""
+    if str(value) != str(FORMAT_VERSION):
+        raise WeightsError(
+            f"{where}: format version {value}: expected {FORMAT_VERSION}, a newer satclip-engine wrote it"
+        )
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types that JSON has; arrays and tensors become lists, anything else its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """(512, 1600) as text, without NumPy's or torch's own spelling."""
+    return "(" + ", ".join(map(str, shape)) + (",)" if len(shape) == 1 else ")")
+
+
+def _check_values(value: np.ndarray, key: str) -> None:
+    if value.dtype not in (np.float16, np.float32, np.float64):
+        raise WeightsError(f"{key}: expected float16, float32 or float64 values, found {value.dtype}")
+    if value.size == 0:
+        raise WeightsError(f"{key}: expected at least one value, found shape {shape_text(value.shape)}")
+    finite = np.isfinite(value)
+    if not finite.all():
+        index = tuple(np.argwhere(~finite)[0].tolist())
+        raise WeightsError(f"{key}: expected finite values, found {value[index]} at {list(index)}")
+
+
+def _check_equal(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], where: str, believed: str, other: str
+) -> None:
+    for name in sorted(first.keys() | second.keys()):
+        if name not in first or name not in second or not np.array_equal(first[name], second[name]):
+            raise WeightsError(
+                f"{where}: {believed}{name} and {other}{name} differ: expected two equal copies"
+            )
+
+
+def _frequency(given: Any, key: str) -> float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise WeightsError(f"{key}: expected a positive number, found {given!r}")
+    return value

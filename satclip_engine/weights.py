@@ -1,0 +1,399 @@
+"""Weights of a location encoder: the file's own tensors (LocationWeights) and what kernels eat (Layers).
+
+    read_weights("default" | "x.ckpt" | "x.safetensors" | "hf://org/name[/file]") -> LocationWeights ->
+    .folded() -> Layers
+
+LocationWeights keeps tensors, dtype and harmonics convention as the file has them, so that it is written back
+bit by bit. `folded()` turns them, in float64, into the one basis that every kernel knows: orthonormal real
+spherical harmonics in feature order l² + l + m, m < 0 the sines, no Condon–Shortley phase, cos θ = −sin(lat),
+φ = lon + 180°.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from satclip_engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
+from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.stored import (
+    CONVENTIONS,
+    HARMONICS,
+    PUBLISHED_W0,
+    Convention,
+    Harmonics,
+    Stored,
+    check_network,
+    network_names,
+    plain,
+)
+from satclip_engine.tensorfile import tensors_sha256
+
+# Weights inside the package, by name.
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"default": "bluemarble.safetensors"})
+
+# Up to this degree the published polynomials equal exact harmonics to 1e-9; above, their rounded coefficients
+# show.
+EXACT_DEGREES: Final = 20
+# The table of the published polynomials covers degrees below this.
+PUBLISHED_DEGREES: Final = 40
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights come from. `sha256` is that of the file; "" for weights that were never one."""
+
+    source: str = "memory"
+    format: str = "memory"
+    sha256: str = ""
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in plain types, ready for JSON."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """A network on exact orthonormal harmonics: h = sin(W h + b) in every layer but the last, a linear one.
+
+    weights: float64, (H, L²), (H, H)..., (E, H); biases: float64, (H,)..., (E,). The sine frequencies are
+    multiplied in.
+    """
+
+    degrees: int
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(_frozen(w, np.float64) for w in self.weights))
+        object.__setattr__(self, "biases", tuple(_frozen(b, np.float64) for b in self.biases))
+        columns = self.degrees**2
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if weight.ndim != 2 or weight.shape[1] != columns or bias.shape != weight.shape[:1]:
+                raise ValueError(
+                    f"layer {index}: expected weight (rows, {columns}) and bias (rows,), "
+                    f"got {weight.shape} and {bias.shape}"
+                )
+            columns = weight.shape[0]
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of outputs, E."""
+        return int(self.weights[-1].shape[0])
+
+    @property
+    def capacity(self) -> int:
+        """Width of the hidden layers, H."""
+        return int(self.weights[0].shape[0])
+
+    def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> Layers:
+        """The network whose outputs are `weight` (K, E) times these outputs plus `bias` (K,)."""
+        head = np.asarray(weight, np.float64)
+        if head.ndim != 2 or head.shape[1] != self.embed_dim or head.shape[0] == 0:
+            raise UsageError(f"head: expected weight of shape (K, {self.embed_dim}), got {head.shape}")
+        offset = np.zeros(len(head)) if bias is None else np.asarray(bias, np.float64)
+        if offset.shape != (len(head),):
+            raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}")
+        if not (np.isfinite(head).all() and np.isfinite(offset).all()):
+            raise UsageError("head: expected finite weight and bias")
+        return replace(
+            self,
+            weights=(*self.weights[:-1], head @ self.weights[-1]),
+            biases=(*self.biases[:-1], head @ self.biases[-1] + offset),
+        )
+
+    def astype(self, dtype: Any) -> list[np.ndarray]:
+        """[W₁, b₁, W₂, b₂, ...] rounded once to `dtype`, each C-contiguous."""
+        pairs = zip(self.weights, self.biases, strict=True)
+        return [np.ascontiguousarray(array, dtype=dtype) for pair in pairs for array in pair]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the function: shapes and values of all layers."""
+        return tensors_sha256({f"{index:03}": array for index, array in enumerate(self.astype("<f8"))})
+
+
+@dataclass(frozen=True, eq=False)
+class LocationWeights:
+    """Weights of a location encoder as their file holds them. Immutable.
+
+    tensors: layers.0.weight (H, L²), layers.0.bias (H,), ..., last_layer.weight (E, H), last_layer.bias (E,),
+    read-only. convention: how the harmonics behind the columns of layers.0.weight are scaled, see
+    column_factors. harmonics: "exact", or "published": the polynomials that the published `analytic` code
+    evaluates. They differ for
+        `analytic` weights with L > 20 only.
+    w0: sine frequencies of the first and of the further hidden layers.
+
+    Raises WeightsError for tensors that do not form one network, UsageError for a mode that these weights
+    cannot have.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    convention: Convention
+    harmonics: Harmonics = "exact"
+    w0: tuple[float, float] = PUBLISHED_W0
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        where = self.provenance.source
+        names = network_names(self.tensors, where)
+        unknown = sorted(set(self.tensors) - set(names))
+        if unknown:
+            raise WeightsError(f"{where}: {unknown[0]}: expected only {', '.join(names)}")
+        check_network({name: np.asarray(self.tensors[name]) for name in names}, where)
+        for value, known in ((self.convention, CONVENTIONS), (self.harmonics, HARMONICS)):
+            if value not in known:
+                raise UsageError(f"expected one of {', '.join(known)}, got {value!r}")
+        tensors = {name: _frozen(self.tensors[name]) for name in names}
+        object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        if (
+            self.harmonics == "published"
+            and self.convention == "analytic"
+            and self.degrees > PUBLISHED_DEGREES
+        ):
+            raise UsageError(
+                f"{where}: harmonics='published' covers L up to {PUBLISHED_DEGREES}, "
+                f"these weights have L = {self.degrees}; use harmonics='exact'"
+            )
+
+    @property
+    def degrees(self) -> int:
+        """L: harmonics of degree 0..L−1, L² features."""
+        return math.isqrt(self.tensors["layers.0.weight"].shape[1])
+
+    L = degrees
+
+    @property
+    def capacity(self) -> int:
+        """Width of the hidden layers."""
+        return int(self.tensors["layers.0.weight"].shape[0])
+
+    @property
+    def hidden_layers(self) -> int:
+        """Number of sine layers."""
+        return len(self.tensors) // 2 - 1
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of outputs."""
+        return int(self.tensors["last_layer.weight"].shape[0])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the function: tensors, convention, sine frequencies and, where it matters, harmonics."""
+        rest = json.dumps([self.convention, self._fold_published, *map(float, self.w0)])
+        return hashlib.sha256(f"{tensors_sha256(self.tensors)} {rest}".encode()).hexdigest()
+
+    def folded(self) -> Layers:
+        """The same function on exact orthonormal harmonics, in float64, with unit sine frequencies."""
+        return self._layers
+
+    def converted(self, convention: Convention) -> LocationWeights:
+        """The same function under another convention; these weights themselves when it is theirs.
+
+        The result has harmonics="exact": weights on the published polynomials have those folded in on the
+        way, since no other convention has such polynomials. Tensors become float64 (π is no float32).
+        """
+        if convention not in CONVENTIONS:
+            raise UsageError(f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        if convention == self.convention:
+            return self
+        tensors = {name: value.astype(np.float64) for name, value in self.tensors.items()}
+        tensors["layers.0.weight"] = self._orthonormal_first_weight() / column_factors(
+            self.degrees, convention
+        )
+        parameters = {**self.provenance.hyper_parameters, "harmonics_calculation": convention}
+        provenance = replace(self.provenance, hyper_parameters=parameters)
+        return LocationWeights(tensors, convention, "exact", self.w0, provenance)
+
+    def save(self, path: str | os.PathLike[str], *, convention: Convention | None = None) -> None:
+        """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole.
+
+        convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. A
+        `.ckpt` must name
+            a convention that the published code knows, so orthonormal weights become `analytic` up to L = 20
+            and `closed-form` above, where the published analytic polynomials are inexact; in float64. Another
+            value converts as `converted` does. Readers with exact harmonics (torchgeo) take `analytic` at any
+            L.
+
+        Raises UsageError for another suffix or convention, OutputError when the file cannot be written.
+        """
+        target = Path(path)
+        if convention is None:
+            convention = self.convention
+            if target.suffix.lower() == ".ckpt" and convention == "orthonormal":
+                convention = "analytic" if self.degrees <= EXACT_DEGREES else "closed-form"
+        weights = self.converted(convention)
+        origin = weights.provenance
+        extras = {"origin": {"source": origin.source, "sha256": origin.sha256}, **origin.extras}
+        write_checkpoint(
+            target,
+            Stored(
+                weights.tensors,
+                weights.convention,
+                weights.harmonics,
+                weights.w0,
+                origin.hyper_parameters,
+                extras,
+            ),
+        )
+
+    @cached_property
+    def _layers(self) -> Layers:
+        names = list(self.tensors)
+        w0 = [self.w0[0], *[self.w0[1]] * (self.hidden_layers - 1), 1.0]
+        weights = [self._orthonormal_first_weight(), *(self.tensors[name] for name in names[2::2])]
+        biases = [self.tensors[name] for name in names[1::2]]
+        return Layers(
+            self.degrees,
+            tuple(
+                np.asarray(weight, np.float64) * factor for weight, factor in zip(weights, w0, strict=True)
+            ),
+            tuple(np.asarray(bias, np.float64) * factor for bias, factor in zip(biases, w0, strict=True)),
+        )
+
+    @property
+    def _fold_published(self) -> bool:
+        """Whether these weights sit on polynomials that differ from exact harmonics."""
+        published = self.harmonics == "published" and self.convention == "analytic"
+        return published and self.degrees > EXACT_DEGREES
+
+    def _orthonormal_first_weight(self) -> np.ndarray:  # [H, L²] float64
+        weight = self.tensors["layers.0.weight"].astype(np.float64)
+        weight *= column_factors(self.degrees, self.convention)
+        return fold_published(weight) if self._fold_published else weight
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy does not pickle, and caches need not travel to other processes.
+        return LocationWeights, (
+            dict(self.tensors),
+            self.convention,
+            self.harmonics,
+            self.w0,
+            self.provenance,
+        )
+
+    def __repr__(self) -> str:
+        widths = "×".join([str(self.capacity)] * self.hidden_layers)
+        return (
+            f"LocationWeights(L={self.degrees}, {widths} → {self.embed_dim}, {self.convention}, "
+            f"harmonics={self.harmonics!r}, source={self.provenance.source!r})"
+        )
+
+
+def read_weights(
+    source: str | os.PathLike[str] = "default", *, harmonics: Harmonics | None = None
+) -> LocationWeights:
+    """Read weights by name ("default"), from a `.ckpt` or `.safetensors` file, or from hf://org/name[/file].
+
+    harmonics: None takes what the file states, else "published" for `analytic` weights with 20 < L ≤ 40 (the
+    function
+        that released weights were trained on) and "exact" for all others. An `analytic` checkpoint with L >
+        40 that does not state its mode is read as "exact" with a UserWarning: the table of published
+        polynomials ends there.
+
+    A checkpoint that does not name its convention is taken as `analytic`, the published default, with a
+    UserWarning. Raises WeightsError for a file that is missing, damaged, hostile or of another layout;
+    UsageError for an unknown name or a harmonics mode that these weights cannot have; MissingExtra when torch
+    or huggingface_hub is needed and absent.
+    """
+    if harmonics is not None and harmonics not in HARMONICS:
+        raise UsageError(f"harmonics: expected one of {', '.join(HARMONICS)}, got {harmonics!r}")
+    if isinstance(source, str) and source in BUILT_IN:
+        with resources.as_file(resources.files("satclip_engine.data") / BUILT_IN[source]) as path:
+            return _from_file(path, source, harmonics)
+    if isinstance(source, str) and source.startswith("hf://"):
+        from satclip_engine.hub import download
+
+        return _from_file(download(source), source, harmonics)
+    path = Path(source)
+    named_as_file = path.suffix.lower() in SUFFIXES or path.name != str(source) or path.exists()
+    if isinstance(source, str) and not named_as_file:
+        raise UsageError(
+            f"unknown weights {source!r}: expected {', '.join(BUILT_IN)}, "
+            f"a file ending in {' or '.join(SUFFIXES)}, or hf://org/name[/file]"
+        )
+    return _from_file(path, str(source), harmonics)
+
+
+def column_factors(degrees: int, convention: Convention) -> np.ndarray:  # (L²,) float64
+    """What one feature of `convention` is in units of our orthonormal one, by column l² + l + m.
+
+    `analytic` computes √((2l+1)/4·π) where √((2l+1)/(4π)) was meant, hence π at m = 0; `closed-form` has the
+    Condon–Shortley phase (−1)^m.
+    """
+    order = np.concatenate([np.arange(-degree, degree + 1) for degree in range(degrees)])
+    if convention == "analytic":
+        return np.where(order == 0, np.pi, 1.0)
+    if convention == "closed-form":
+        return np.where(order % 2 == 0, 1.0, -1.0)
+    return np.ones(len(order))
+
+
+def fold_published(weight: np.ndarray) -> np.ndarray:  # (H, L²) float64 -> same
+    """Columns on the published polynomials (π at m = 0 divided out) → columns on exact harmonics; L ≤ 40.
+
+    For each order m the published P(l, m) is Σ_l' T[m, l, l'] · P̄(l', m), so W'(l', m) = Σ_l W(l, m) · T[m,
+    l, l'].
+    """
+    degrees = math.isqrt(weight.shape[1])
+    table = _published_table()
+    folded = np.empty_like(weight)
+    for m in range(degrees):
+        degree = np.arange(m, degrees)
+        for columns in {m, -m}:
+            at = degree**2 + degree + columns
+            folded[:, at] = weight[:, at] @ table[m, m:degrees, m:degrees]
+    return folded
+
+
+@cache
+def _published_table() -> np.ndarray:  # T[m, l, l'], (40, 40, 40) float64
+    with (resources.files("satclip_engine.data") / "published_fold.npz").open("rb") as file:
+        return _frozen(np.load(file)["T"])
+
+
+def _from_file(path: Path, source: str, harmonics: Harmonics | None) -> LocationWeights:
+    stored, digest = read_checkpoint(path, source)
+    if stored.convention is None:
+        warnings.warn(f"{source} does not name its harmonics: taken as 'analytic'", UserWarning, stacklevel=3)
+    convention = stored.convention or "analytic"
+    degrees = math.isqrt(stored.tensors["layers.0.weight"].shape[1])
+    provenance = Provenance(source, path.suffix[1:].lower(), digest, stored.hyper_parameters, stored.extras)
+    mode = harmonics or stored.harmonics or _default_harmonics(convention, degrees, source)
+    return LocationWeights(stored.tensors, convention, mode, stored.w0, provenance)
+
+
+def _default_harmonics(convention: Convention, degrees: int, source: str) -> Harmonics:
+    if convention != "analytic" or degrees <= EXACT_DEGREES:
+        return "exact"
+    if degrees <= PUBLISHED_DEGREES:
+        return "published"
+    warnings.warn(
+        f"{source}: analytic weights with L = {degrees} are read with exact harmonics: "
+        f"the table of the published polynomials covers L up to {PUBLISHED_DEGREES}",
+        UserWarning,
+        stacklevel=4,
+    )
+    return "exact"
+
+
+def _frozen(value: Any, dtype: Any = None) -> np.ndarray:
+    """A C-contiguous read-only array that shares no memory with a writable one."""
+    array = np.array(value, dtype=dtype, order="C")
+    array.flags.writeable = False
+    return array
