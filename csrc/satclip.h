@@ -1,23 +1,148 @@
 // The whole compiled interface of the CPU core: plain pointers and sizes, no Python, no files.
 //
-// Every kernel is compiled once per instruction set; `Kernels` is the table of one of them and
-// `best_kernels()` the one chosen for this processor. No state outlives a call.
+// A network is packed once for one instruction set (`NetworkData`) and evaluated at any list of places
+// (`encode`) or on the product of latitudes and longitudes (`encode_grid`). No state outlives a call but the
+// packed weights, which are never written after they are made, so any number of threads may share them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
+
+#include "cpu/raster.h"
 
 namespace satclip {
 
-struct Kernels {
-    const char* name;
+// Coefficients of P(l,m) = a(l,m)·x·P(l−1,m) + c(l,m)·P(l−2,m), stored m-major: order m's rows l = m..L−1
+// start at `legendre_offset(degrees, m)`.
+struct LegendreTable {
+    int degrees;  // L: harmonics of degree 0..L−1
+    const double* a;
+    const double* c;
 };
 
-// The instruction sets that this processor runs, best first. SATCLIP_ISA=name in the environment moves that one to the front.
+// One dense layer, packed in panels of `panel` outputs: [panel][input][output within the panel]. The first
+// layer is cut into chunks of whole orders m, each chunk packed like that on its own.
+struct PackedLayer {
+    int inputs;
+    int outputs;
+    int padded;  // outputs rounded up to whole panels
+    const float* weight;
+    const float* bias;  // [padded]
+};
+
+struct Network {
+    LegendreTable legendre;
+    int chunks;                 // of the first layer
+    const int* chunk_order;     // [chunks + 1] first order m of each chunk
+    const int* chunk_input;     // [chunks + 1] first input of each chunk
+    int hidden;                 // sine layers, the first included
+    const PackedLayer* layers;  // [hidden + 1]
+    int widest;                 // most padded outputs of a sine layer
+};
+
+// Where the results of one tile of lanes go: out + index[lane] * stride, nowhere for index < 0.
+struct Target {
+    float* out;
+    ptrdiff_t stride;
+    const int32_t* index;
+};
+
+// Up to 3 vectors of distinct longitudes, folded into [0°, 90°], and the columns that mirror them.
+// Member q holds longitude: q & 1 → negative; q & 2 → 180° − folded.
+struct ColumnTile {
+    int vectors;
+    int members;            // bit q set when member q occurs in this tile
+    const float* trig;      // [2L−1][vectors·lanes]: cos even m, cos odd m, sin odd m, sin even m
+    const int32_t* column;  // [4][vectors·lanes], −1 where there is none
+};
+
+// Up to `lanes` distinct |latitudes| with the rows that have them.
+struct RowGroup {
+    int count;
+    const double* sine;  // sin |lat| = |x|
+    const double* cosine;
+    float* const* south;  // per lane: where the Fourier panels of the row with lat ≤ 0 go, or null
+    float* const* north;
+};
+
+struct RasterKernels {
+    void (*pack_tiles)(const raster::Block&, const raster::Encoding&, const raster::Tiles&, raster::Tally&);
+    void (*halve)(const raster::Block&, float* out, std::ptrdiff_t out_row_stride);
+};
+
+struct Kernels {
+    const char* name;
+    int lanes;         // floats in a vector
+    int units;         // outputs in a panel of a sine layer
+    int wide_panel;    // outputs in a panel of the last layer; the last one may be `lanes` wide
+    int block_places;  // places that points_block takes at most
+    int block_tiles;   // tiles of lanes that a block holds at most
+
+    void (*harmonics)(const LegendreTable&, const double* lonlat, int count, double* out, double* scratch);
+    size_t (*harmonics_scratch)(const LegendreTable&);
+    void (*points)(const Network&, const double* lonlat, int count, float* out, ptrdiff_t stride,
+                   float* scratch);
+    size_t (*points_scratch)(const Network&);
+    void (*grid_trig)(int degrees, const double* cosine_sine, int vectors, float* trig);
+    void (*grid_rows)(const Network&, const RowGroup&, float* scratch);
+    size_t (*grid_rows_scratch)(const Network&);
+    void (*grid_columns)(const Network&, const float* panels, const ColumnTile* tiles, int count, float* out,
+                         ptrdiff_t stride, float* scratch);
+    size_t (*grid_columns_scratch)(const Network&);
+    const RasterKernels* raster;
+};
+
+// The instruction sets that this processor runs, best first.
 const std::vector<const Kernels*>& available_kernels();
 
 // The table of that name, or the best one for nullptr; nullptr when this processor cannot run it.
 const Kernels* find_kernels(const char* name);
+
+// One dense layer as the caller has it: weight (outputs, inputs) row-major, bias (outputs).
+struct DenseLayer {
+    const float* weight;
+    const float* bias;
+    int inputs;
+    int outputs;
+};
+
+// Owns the packed copy of a network for one instruction set. The first layer's inputs are orthonormal real
+// harmonics in the order l² + l + m; every layer but the last is followed by a sine.
+class NetworkData {
+  public:
+    NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers);
+    NetworkData(const NetworkData&) = delete;
+    const Network& view() const { return view_; }
+    const Kernels& kernels() const { return kernels_; }
+    int outputs() const { return layers_.back().outputs; }
+
+  private:
+    void pack_first(const DenseLayer& from, int padded, float* weight) const;
+
+    const Kernels& kernels_;
+    Network view_;
+    std::vector<std::shared_ptr<float>> memory_;
+    std::vector<double> legendre_;
+    std::vector<int> chunk_order_, chunk_input_;
+    std::vector<PackedLayer> layers_;
+};
+
+// How a call is run. `interrupted` is polled by the calling thread between blocks of work (milliseconds
+// each).
+struct Control {
+    int threads = 1;
+    bool (*interrupted)(void*) = nullptr;
+    void* context = nullptr;
+};
+
+// All return false when interrupted, the output then being incomplete. Coordinates are degrees; latitudes lie
+// within ±90 (the caller has checked) or are not finite, which gives NaN.
+bool harmonics(const Kernels&, int degrees, const double* lonlat, size_t count, double* out, const Control&);
+bool encode(const NetworkData&, const double* lonlat, size_t count, float* out, ptrdiff_t stride,
+            const Control&);
+bool encode_grid(const NetworkData&, const double* lat, size_t rows, const double* lon, size_t columns,
+                 float* out, ptrdiff_t row_stride, ptrdiff_t column_stride, const Control&);
 
 }  // namespace satclip

@@ -9,6 +9,7 @@
 
 namespace py = pybind11;
 
+void bind_network(py::module_& m);
 void bind_raster(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
@@ -22,5 +23,6 @@ PYBIND11_MODULE(_C, m) {
             return names;
         },
         "Names of the instruction sets that this processor runs, best first.");
+    bind_network(m);
     bind_raster(m);
 }

@@ -1,0 +1,54 @@
+// The recurrence in l for one order m, for as many colatitudes as fit, in float64.
+#pragma once
+
+#include "harmonics.h"
+#include "simd.h"
+
+namespace satclip::SATCLIP_ISA {
+
+// Calls sink(l, P(l,m)) for l = m .. L−1; `first` is P(m,m), √2 included where m > 0.
+template <class Sink>
+SATCLIP_INLINE void legendre_order(const LegendreTable& table, int m, Doubles x, Doubles first, Sink&& sink) {
+    const double* a = table.a + legendre_offset(table.degrees, m) - m;
+    const double* c = table.c + legendre_offset(table.degrees, m) - m;
+    Doubles before = all(0.0), now = first;
+    sink(m, now);
+    for (int l = m + 1; l < table.degrees; ++l) {
+        const Doubles next = fused(all(a[l]) * x, now, all(c[l]) * before);
+        before = now;
+        now = next;
+        sink(l, now);
+    }
+}
+
+SATCLIP_INLINE Doubles flushed(Doubles v) { return v < all(kLegendreTiny) ? (v != v ? v : all(0.0)) : v; }
+
+// What the orders of a block of places share, lane by lane: advanced from m to m + 1 in place.
+struct OrderState {
+    double *x, *s;            // cos θ = −sin(lat), sin θ = cos(lat)
+    double *cosine1, *sine1;  // of lon
+    double *cosine, *sine;    // of m·lon
+    double* sectoral;         // P(m,m) without √2
+};
+constexpr int kOrderStateRows = 7;
+
+SATCLIP_INLINE OrderState order_state(double* memory, int lanes) {
+    return {memory,
+            memory + lanes,
+            memory + 2 * lanes,
+            memory + 3 * lanes,
+            memory + 4 * lanes,
+            memory + 5 * lanes,
+            memory + 6 * lanes};
+}
+
+SATCLIP_INLINE void next_order(const OrderState& state, int next_m, int at) {
+    const Doubles c1 = load(state.cosine1 + at), s1 = load(state.sine1 + at);
+    const Doubles c = load(state.cosine + at), s = load(state.sine + at);
+    store(state.cosine + at, c * c1 - s * s1);
+    store(state.sine + at, s * c1 + c * s1);
+    const Doubles p = load(state.sectoral + at) * (load(state.s + at) * all(legendre_diagonal(next_m)));
+    store(state.sectoral + at, flushed(p));
+}
+
+}  // namespace satclip::SATCLIP_ISA

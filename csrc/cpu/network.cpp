@@ -1,0 +1,112 @@
+// Packing a network for one instruction set.
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+#include "harmonics.h"
+#include "memory.h"
+#include "satclip.h"
+
+namespace satclip {
+
+// Inputs of the first layer taken at once: its panel (8 × 256 floats) and the harmonics of a tile stay in L1
+// and L2. A whole order is never split, so at L = 200 a chunk has up to 398.
+constexpr int kTargetChunk = 256;
+
+static void cut_chunks(int degrees, std::vector<int>& order, std::vector<int>& input) {
+    order = {0};
+    input = {0};
+    for (int m = 0; m < degrees; ++m) {
+        const int end = m + 1 == degrees ? degrees * degrees : input_of_order(degrees, m + 1);
+        const bool full = end - input.back() > kTargetChunk && m > order.back();
+        if (full) {
+            order.push_back(m);
+            input.push_back(input_of_order(degrees, m));
+        }
+    }
+    order.push_back(degrees);
+    input.push_back(degrees * degrees);
+}
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers)
+    : kernels_(kernels) {
+    const size_t n = legendre_size(degrees);
+    legendre_.resize(2 * n);
+    for (int m = 0; m < degrees; ++m)
+        for (int l = m + 1; l < degrees; ++l) {
+            legendre_[legendre_offset(degrees, m) + l - m] = legendre_a(l, m);
+            legendre_[n + legendre_offset(degrees, m) + l - m] = legendre_c(l, m);
+        }
+    cut_chunks(degrees, chunk_order_, chunk_input_);
+
+    auto hold = [this](size_t floats) {
+        memory_.push_back(aligned_floats(floats));
+        return memory_.back().get();
+    };
+    int widest = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const DenseLayer& from = layers[i];
+        const bool last = i + 1 == layers.size();
+        const int padded = round_up(from.outputs, last ? kernels.lanes : kernels.units);
+        float* weight = hold(static_cast<size_t>(padded) * from.inputs);
+        float* bias = hold(round_up(padded, kernels.wide_panel));
+        std::fill_n(weight, static_cast<size_t>(padded) * from.inputs, 0.0f);
+        std::fill_n(bias, round_up(padded, kernels.wide_panel), 0.0f);
+        std::copy_n(from.bias, from.outputs, bias);
+        if (i == 0) {
+            pack_first(from, padded, weight);
+        } else {
+            const int panel = last ? kernels.wide_panel : kernels.units;
+            for (int o = 0; o < from.outputs; ++o) {
+                const int begin = o / panel * panel, width = std::min(panel, padded - begin);
+                float* to = weight + static_cast<size_t>(begin) * from.inputs + (o - begin);
+                for (int k = 0; k < from.inputs; ++k)
+                    to[static_cast<size_t>(k) * width] =
+                        from.weight[static_cast<size_t>(o) * from.inputs + k];
+            }
+        }
+        if (!last) widest = std::max(widest, padded);
+        layers_.push_back({from.inputs, from.outputs, padded, weight, bias});
+    }
+    view_ = {{degrees, legendre_.data(), legendre_.data() + n},
+             static_cast<int>(chunk_order_.size()) - 1,
+             chunk_order_.data(),
+             chunk_input_.data(),
+             static_cast<int>(layers.size()) - 1,
+             layers_.data(),
+             widest};
+}
+
+// Chunk after chunk of orders; (−1)^m turns the kernels' cos(m·lon) into cos(m·φ), φ = lon + 180°.
+void NetworkData::pack_first(const DenseLayer& from, int padded, float* weight) const {
+    const int units = kernels_.units;
+    int degrees = 1;
+    while (degrees * degrees < from.inputs) ++degrees;
+    for (size_t c = 0; c + 1 < chunk_order_.size(); ++c) {
+        const int inputs = chunk_input_[c + 1] - chunk_input_[c];
+        float* chunk = weight + static_cast<size_t>(chunk_input_[c]) * padded;
+        for (int m = chunk_order_[c]; m < chunk_order_[c + 1]; ++m) {
+            const float sign = m % 2 ? -1.0f : 1.0f;
+            const int start = input_of_order(degrees, m) - chunk_input_[c];
+            for (int l = m; l < degrees; ++l)
+                for (int sine = 0; sine <= (m ? 1 : 0); ++sine) {
+                    const size_t k = start + input_within_order(degrees, m, l, sine != 0);
+                    const size_t feature = static_cast<size_t>(l) * l + l + (sine ? -m : m);
+                    for (int o = 0; o < from.outputs; ++o)
+                        chunk[(static_cast<size_t>(o / units) * inputs + k) * units + o % units] =
+                            sign * from.weight[static_cast<size_t>(o) * from.inputs + feature];
+                }
+        }
+    }
+}
+
+std::shared_ptr<float> aligned_floats(size_t count) {
+    const size_t bytes = std::max<size_t>(64, (count * sizeof(float) + 63) / 64 * 64);
+    void* p = std::aligned_alloc(64, bytes);
+    if (p == nullptr) throw std::bad_alloc();
+    return {static_cast<float*>(p), std::free};
+}
+
+}  // namespace satclip

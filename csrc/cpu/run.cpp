@@ -1,0 +1,305 @@
+// Cutting a call into blocks and giving them to threads.
+//
+// Threads are started for the call and joined before it returns: no pool, so nothing to survive a fork, to
+// share between callers or to shut down; starting one costs some 20 µs, a block of work milliseconds. The
+// calling thread works too, and asks between blocks whether to stop.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "harmonics.h"
+#include "memory.h"
+#include "satclip.h"
+
+namespace satclip {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kPollEvery = std::chrono::milliseconds(50);
+
+// Whether to go on: asked between pieces of work. Only the calling thread asks the caller, and not too often.
+class Pulse {
+  public:
+    Pulse(std::atomic<bool>& stop, const Control* control)
+        : stop_(stop), control_(control), asked_(Clock::now()) {}
+    bool operator()() {
+        if (control_ && control_->interrupted && Clock::now() - asked_ >= kPollEvery) {
+            if (control_->interrupted(control_->context)) stop_ = true;
+            asked_ = Clock::now();
+        }
+        return !stop_.load(std::memory_order_relaxed);
+    }
+
+  private:
+    std::atomic<bool>& stop_;
+    const Control* control_;
+    Clock::time_point asked_;
+};
+
+// body(item, scratch, pulse) for each item of 0..items−1; false when interrupted.
+template <class Body>
+static bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
+    const size_t workers = std::max<size_t>(1, std::min<size_t>(std::max(1, control.threads), items));
+    const size_t each = (scratch + 31) / 16 * 16;
+    const auto memory =
+        aligned_floats(each * workers);  // before any thread starts, so that failure is the caller's
+    std::atomic<size_t> next{0};
+    std::atomic<bool> stop{false};
+    auto work = [&](size_t worker, Pulse& pulse) {
+        for (size_t item; pulse() && (item = next.fetch_add(1)) < items;)
+            body(item, memory.get() + each * worker, pulse);
+    };
+
+    std::mutex mutex;
+    std::condition_variable ended;
+    size_t running = 0;
+    std::vector<std::thread> threads;
+    threads.reserve(workers);
+    try {
+        while (threads.size() + 1 < workers) {
+            {
+                const std::lock_guard<std::mutex> lock(mutex);
+                ++running;
+            }
+            threads.emplace_back([&, worker = threads.size() + 1] {
+                Pulse pulse(stop, nullptr);
+                work(worker, pulse);
+                const std::lock_guard<std::mutex> lock(mutex);
+                --running;
+                ended.notify_one();
+            });
+        }
+    } catch (const std::system_error&) {
+        // No more threads to be had: the ones there are do all the work.
+        const std::lock_guard<std::mutex> lock(mutex);
+        --running;
+    }
+    Pulse pulse(stop, &control);
+    work(0, pulse);
+    {
+        std::unique_lock<std::mutex> lock(mutex);
+        while (running) {
+            ended.wait_for(lock, kPollEvery);
+            lock.unlock();
+            pulse();
+            lock.lock();
+        }
+    }
+    for (std::thread& thread : threads) thread.join();
+    return !stop;
+}
+
+bool harmonics(const Kernels& kernels, int degrees, const double* lonlat, size_t count, double* out,
+               const Control& control) {
+    const size_t n = legendre_size(degrees);
+    std::vector<double> table(2 * n);
+    for (int m = 0; m < degrees; ++m)
+        for (int l = m + 1; l < degrees; ++l) {
+            table[legendre_offset(degrees, m) + l - m] = legendre_a(l, m);
+            table[n + legendre_offset(degrees, m) + l - m] = legendre_c(l, m);
+        }
+    const LegendreTable view = {degrees, table.data(), table.data() + n};
+    const size_t block = kernels.block_places, features = static_cast<size_t>(degrees) * degrees;
+    return run((count + block - 1) / block, 2 * kernels.harmonics_scratch(view), control,
+               [&](size_t item, float* scratch, Pulse&) {
+                   const size_t begin = item * block;
+                   kernels.harmonics(view, lonlat + 2 * begin,
+                                     static_cast<int>(std::min(block, count - begin)), out + begin * features,
+                                     reinterpret_cast<double*>(scratch));
+               });
+}
+
+bool encode(const NetworkData& network, const double* lonlat, size_t count, float* out, ptrdiff_t stride,
+            const Control& control) {
+    const Kernels& kernels = network.kernels();
+    // Few places: blocks small enough that every thread has one.
+    const size_t lanes = kernels.lanes, share = (count + control.threads - 1) / std::max(1, control.threads);
+    const size_t block =
+        std::clamp((share + lanes - 1) / lanes * lanes, lanes, static_cast<size_t>(kernels.block_places));
+    return run((count + block - 1) / block, kernels.points_scratch(network.view()), control,
+               [&](size_t item, float* scratch, Pulse&) {
+                   const size_t begin = item * block;
+                   kernels.points(network.view(), lonlat + 2 * begin,
+                                  static_cast<int>(std::min(block, count - begin)),
+                                  out + static_cast<ptrdiff_t>(begin) * stride, stride, scratch);
+               });
+}
+
+namespace {
+
+// Longitudes folded into [0°, 90°], those with the same mirrors side by side, in tiles of up to three
+// vectors.
+struct Columns {
+    struct Distinct {
+        double folded;
+        int32_t column[4];  // of member q, −1 where there is none
+        int members;
+    };
+    std::vector<ColumnTile> tiles;
+    std::vector<std::vector<int32_t>> columns;
+    std::vector<std::shared_ptr<float>> trig;
+    std::vector<size_t> block_begin;  // tiles of a block have at most block_tiles members in all
+
+    Columns(const Kernels& kernels, int degrees, const double* lon, size_t count);
+
+  private:
+    static std::vector<Distinct> distinct(const double* lon, size_t count);
+};
+
+std::vector<Columns::Distinct> Columns::distinct(const double* lon, size_t count) {
+    struct Entry {
+        double folded;
+        int member;
+        int32_t column;
+    };
+    std::vector<Entry> entries(count);
+    for (size_t i = 0; i < count; ++i) {
+        const double reduced = std::remainder(lon[i], 360.0), distance = std::fabs(reduced);  // exact
+        const bool west = std::signbit(reduced), far = distance > 90.0;
+        entries[i] = {far ? 180.0 - distance : distance, (west ? 1 : 0) + (far ? 2 : 0),
+                      static_cast<int32_t>(i)};
+        if (!std::isfinite(lon[i])) entries[i] = {std::nan(""), 0, static_cast<int32_t>(i)};
+    }
+    const auto key = [](const Entry& e) { return std::isnan(e.folded) ? 1e9 : e.folded; };
+    std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
+        return key(a) != key(b) ? key(a) < key(b) : a.column < b.column;
+    });
+    std::vector<Distinct> found;
+    for (const Entry& e : entries) {
+        const bool joins =
+            !found.empty() && found.back().folded == e.folded && !(found.back().members >> e.member & 1);
+        if (!joins) found.push_back({e.folded, {-1, -1, -1, -1}, 0});
+        found.back().column[e.member] = e.column;
+        found.back().members |= 1 << e.member;
+    }
+    std::stable_sort(found.begin(), found.end(),
+                     [](const Distinct& a, const Distinct& b) { return a.members < b.members; });
+    return found;
+}
+
+Columns::Columns(const Kernels& kernels, int degrees, const double* lon, size_t count) {
+    const std::vector<Distinct> all = distinct(lon, count);
+    const size_t lanes = kernels.lanes;
+    int members_in_block = kernels.block_tiles;
+    for (size_t begin = 0; begin < all.size();) {
+        size_t end = begin + 1;
+        while (end < all.size() && end - begin < 3 * lanes && all[end].members == all[begin].members) ++end;
+        const size_t vectors = (end - begin + lanes - 1) / lanes, width = vectors * lanes;
+        std::vector<int32_t> column(4 * width, -1);
+        std::vector<double> cosine_sine(2 * width, 0.0);
+        for (size_t i = begin; i < end; ++i) {
+            const SineCosine of = sincos_degrees(all[i].folded);
+            cosine_sine[i - begin] = of.cosine;
+            cosine_sine[width + i - begin] = of.sine;
+            for (int q = 0; q < 4; ++q) column[q * width + i - begin] = all[i].column[q];
+        }
+        trig.push_back(aligned_floats(static_cast<size_t>(2 * degrees - 1) * width));
+        kernels.grid_trig(degrees, cosine_sine.data(), static_cast<int>(vectors), trig.back().get());
+        columns.push_back(std::move(column));
+        int members = 0;
+        for (int q = 0; q < 4; ++q) members += all[begin].members >> q & 1;
+        if (members_in_block + members > kernels.block_tiles) {
+            block_begin.push_back(tiles.size());
+            members_in_block = 0;
+        }
+        members_in_block += members;
+        tiles.push_back(
+            {static_cast<int>(vectors), all[begin].members, trig.back().get(), columns.back().data()});
+        begin = end;
+    }
+    block_begin.push_back(tiles.size());
+}
+
+// Distinct |latitudes|, and the row of each sign that has it.
+struct Latitude {
+    double distance;
+    ptrdiff_t south, north;
+};
+
+std::vector<Latitude> pair_rows(const double* lat, size_t rows) {
+    std::vector<Latitude> found;
+    found.reserve(rows);
+    for (size_t i = 0; i < rows; ++i) {
+        const bool north = lat[i] > 0;
+        found.push_back({std::fabs(lat[i]), north ? -1 : static_cast<ptrdiff_t>(i),
+                         north ? static_cast<ptrdiff_t>(i) : -1});
+    }
+    const auto key = [](const Latitude& l) { return std::isfinite(l.distance) ? l.distance : 1e9; };
+    std::stable_sort(found.begin(), found.end(),
+                     [&](const Latitude& a, const Latitude& b) { return key(a) < key(b); });
+    size_t kept = 0;
+    for (const Latitude& l : found) {
+        Latitude* before = kept ? &found[kept - 1] : nullptr;
+        if (before && before->distance == l.distance && l.north >= 0 && before->north < 0) {
+            before->north = l.north;
+        } else if (before && before->distance == l.distance && l.south >= 0 && before->south < 0) {
+            before->south = l.south;
+        } else {
+            found[kept++] = l;
+        }
+    }
+    found.resize(kept);
+    return found;
+}
+
+}  // namespace
+
+bool encode_grid(const NetworkData& network, const double* lat, size_t rows, const double* lon, size_t count,
+                 float* out, ptrdiff_t row_stride, ptrdiff_t column_stride, const Control& control) {
+    if (rows == 0 || count == 0) return true;
+    const Kernels& kernels = network.kernels();
+    const Network& net = network.view();
+    const Columns columns(kernels, net.legendre.degrees, lon, count);
+    const std::vector<Latitude> latitudes = pair_rows(lat, rows);
+
+    // An item is a group of rows (a vector of them shares one contraction over l) and a run of column blocks.
+    // Wide calls with few rows are cut along the columns too, so that every thread has some.
+    const size_t wanted = 4 * static_cast<size_t>(std::max(1, control.threads));
+    const size_t in_group = std::clamp<size_t>(latitudes.size() / wanted, 1, kernels.lanes);
+    const size_t groups = (latitudes.size() + in_group - 1) / in_group;
+    const size_t blocks = columns.block_begin.size() - 1;
+    const size_t runs = groups >= wanted || control.threads == 1
+                            ? 1
+                            : std::clamp<size_t>(wanted / groups, 1, (blocks + 7) / 8);
+    const size_t panel = static_cast<size_t>(net.layers[0].padded) * (2 * net.legendre.degrees - 1);
+    const size_t transient = std::max(kernels.grid_rows_scratch(net), kernels.grid_columns_scratch(net));
+
+    return run(
+        groups * runs, transient + 2 * in_group * panel, control,
+        [&](size_t item, float* scratch, Pulse& pulse) {
+            const size_t begin = item / runs * in_group, size = std::min(in_group, latitudes.size() - begin);
+            constexpr size_t kMost = 64;  // no instruction set has more lanes
+            double sine[kMost], cosine[kMost];
+            float *south[kMost], *north[kMost];
+            float* next = scratch + transient;
+            for (size_t i = 0; i < size; ++i) {
+                const Latitude& at = latitudes[begin + i];
+                const SineCosine of = sincos_degrees(at.distance);
+                sine[i] = of.sine;
+                cosine[i] = of.cosine;
+                south[i] = at.south < 0 ? nullptr : (next += panel) - panel;
+                north[i] = at.north < 0 ? nullptr : (next += panel) - panel;
+            }
+            kernels.grid_rows(net, {static_cast<int>(size), sine, cosine, south, north}, scratch);
+            const size_t first = blocks * (item % runs) / runs, end = blocks * (item % runs + 1) / runs;
+            for (size_t i = 0; i < size; ++i)
+                for (int side = 0; side < 2; ++side) {
+                    const float* panels = side ? north[i] : south[i];
+                    if (panels == nullptr) continue;
+                    float* to =
+                        out + (side ? latitudes[begin + i].north : latitudes[begin + i].south) * row_stride;
+                    for (size_t b = first; b < end && pulse(); ++b)
+                        kernels.grid_columns(
+                            net, panels, columns.tiles.data() + columns.block_begin[b],
+                            static_cast<int>(columns.block_begin[b + 1] - columns.block_begin[b]), to,
+                            column_stride, scratch);
+                }
+        });
+}
+
+}  // namespace satclip

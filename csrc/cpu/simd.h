@@ -1,0 +1,97 @@
+// Vectors of floats and doubles at the width of the instruction set this file is compiled for.
+//
+// Compiler vector types carry the arithmetic; only what they cannot say (fused multiply-add, "any lane") is
+// written per instruction set. Everything is `static inline` inside the instruction set's own namespace: a
+// function of one instruction set must never be merged with its namesake of another.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define SATCLIP_INLINE static inline __attribute__((always_inline))
+
+namespace satclip::SATCLIP_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kUnits = 8;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kUnits = 4;
+#elif defined(__ARM_NEON)
+constexpr int kLanes = 4, kUnits = 8;
+#else
+constexpr int kLanes = 4, kUnits = 4;
+#endif
+constexpr int kHalf = kLanes / 2;  // doubles in a vector
+#if defined(__AVX2__) || defined(__ARM_NEON)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef double Doubles __attribute__((vector_size(4 * kLanes)));
+typedef float HalfFloats __attribute__((vector_size(4 * kHalf)));
+
+SATCLIP_INLINE Floats load(const float* p) {
+    Floats v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+SATCLIP_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+SATCLIP_INLINE Doubles load(const double* p) {
+    Doubles v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+SATCLIP_INLINE void store(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
+SATCLIP_INLINE void store_narrowed(float* p, Doubles v) {
+    const HalfFloats h = __builtin_convertvector(v, HalfFloats);
+    std::memcpy(p, &h, sizeof h);
+}
+SATCLIP_INLINE Floats all(float v) { return v - Floats{}; }
+SATCLIP_INLINE Doubles all(double v) { return v - Doubles{}; }
+
+#if defined(__AVX512F__)
+SATCLIP_INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+SATCLIP_INLINE Doubles fused(Doubles a, Doubles b, Doubles c) {
+    return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+SATCLIP_INLINE bool any(Ints mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
+#elif defined(__AVX2__)
+SATCLIP_INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+SATCLIP_INLINE Doubles fused(Doubles a, Doubles b, Doubles c) {
+    return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+SATCLIP_INLINE bool any(Ints mask) { return _mm256_movemask_epi8((__m256i)mask) != 0; }
+#elif defined(__ARM_NEON)
+SATCLIP_INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+SATCLIP_INLINE Doubles fused(Doubles a, Doubles b, Doubles c) {
+    return (Doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+SATCLIP_INLINE bool any(Ints mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
+#else
+SATCLIP_INLINE Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
+SATCLIP_INLINE Doubles fused(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+SATCLIP_INLINE bool any(Ints mask) {
+    int32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= mask[i];
+    return bits != 0;
+}
+#endif
+
+SATCLIP_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+}  // namespace satclip::SATCLIP_ISA

@@ -1,0 +1,84 @@
+// Real spherical harmonics: orthonormal, without Condon–Shortley phase, m < 0 ↔ sin(|m|φ), m > 0 ↔ cos(mφ).
+//
+// With x = cos θ = −sin(lat), s = sin θ = cos(lat) and P(m,m) = s^m · const, fully normalised Legendre
+// functions follow the standard forward column recurrence in l (Holmes & Featherstone 2002, eq. 11), in
+// float64:
+//     P(l,m) = a(l,m) · x · P(l−1,m) + c(l,m) · P(l−2,m)
+//     a = √((4l²−1)/(l²−m²))      c = −a(l,m)/a(l−1,m)
+// The reference measures φ from lon = −180°, so cos mφ = (−1)^m cos(m·lon): kernels use lon itself and the
+// sign is folded into the first layer when it is packed.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+#if defined(__CUDACC__)
+#define SATCLIP_HD __host__ __device__
+#else
+#define SATCLIP_HD
+#endif
+
+namespace satclip {
+
+SATCLIP_HD static inline size_t legendre_offset(int degrees, int m) {
+    return static_cast<size_t>(m) * degrees - static_cast<size_t>(m) * (m - 1) / 2;
+}
+
+SATCLIP_HD static inline size_t legendre_size(int degrees) {
+    return static_cast<size_t>(degrees) * (degrees + 1) / 2;
+}
+
+SATCLIP_HD static inline double legendre_a(int l, int m) {
+    const double l2 = static_cast<double>(l) * l, m2 = static_cast<double>(m) * m;
+    return std::sqrt((4 * l2 - 1) / (l2 - m2));
+}
+
+SATCLIP_HD static inline double legendre_c(int l, int m) {
+    return l < m + 2 ? 0.0 : -legendre_a(l, m) / legendre_a(l - 1, m);
+}
+
+// P(m,m) = P(m−1,m−1) · s · diagonal(m); P(0,0) = 1/√(4π). The √2 of m > 0 is not in it.
+SATCLIP_HD static inline double legendre_diagonal(int m) { return std::sqrt((2.0 * m + 1) / (2.0 * m)); }
+constexpr double kLegendre00 = 0.28209479177387814347;
+constexpr double kSqrt2 = 1.41421356237309504880;
+
+// Below this a sectoral function and all that grows from it (L ≤ 200) is less than 1e-90: zero, and never
+// subnormal.
+constexpr double kLegendreTiny = 1e-200;
+
+// Position of harmonic (l, ±m) among the inputs of the first layer: orders one after another, in each order
+// the cosines (even l−m, then odd l−m), then the sines likewise. Whole orders make chunks, and each quarter
+// is one run, so the same packed weights serve scattered points and the latitude contraction of product
+// grids.
+SATCLIP_HD static inline int input_of_order(int degrees, int m) {
+    return m == 0 ? 0 : (2 * degrees - m) * m + m - degrees;
+}
+SATCLIP_HD static inline int even_count(int degrees, int m) { return (degrees - m + 1) / 2; }
+SATCLIP_HD static inline int input_within_order(int degrees, int m, int l, bool sine) {
+    const int step = l - m;
+    return (sine ? degrees - m : 0) + (step % 2 ? even_count(degrees, m) : 0) + step / 2;
+}
+
+struct SineCosine {
+    double sine, cosine;
+};
+
+// Of an angle in degrees: the reduction is exact, and multiples of 90° give exact zeros and ones.
+SATCLIP_HD static inline SineCosine sincos_degrees(double degrees) {
+    double reduced = std::remainder(degrees, 360.0);  // exact, [−180, 180]
+    const double quarter = std::rint(reduced / 90.0);
+    reduced = (reduced - 90.0 * quarter) * 0.017453292519943295769;
+    const double s = std::sin(reduced), c = std::cos(reduced);
+    switch (static_cast<int>(quarter) & 3) {
+        case 0:
+            return {s, c};
+        case 1:
+            return {c, -s};
+        case 2:
+            return {-s, -c};
+        default:
+            return {-c, s};
+    }
+}
+
+}  // namespace satclip

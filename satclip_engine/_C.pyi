@@ -1,0 +1,39 @@
+"""Compiled kernels. Arrays are NumPy; `out` is written in place; the GIL is released while kernels run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+version: str
+
+def instruction_sets() -> list[str]: ...
+def harmonics(lonlat: np.ndarray, degrees: int, threads: int = 1, isa: str | None = None) -> np.ndarray: ...
+
+class Network:
+    def __init__(
+        self,
+        degrees: int,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        isa: str | None = None,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def encode(self, lonlat: np.ndarray, out: np.ndarray, threads: int) -> None: ...
+    def encode_grid(self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, threads: int) -> None: ...
+
+def pack_tiles(
+    pixels: np.ndarray,
+    tiles: np.ndarray,
+    *,
+    first_row: int,
+    dtype: str,
+    predictor: int,
+    inverse_scale: np.ndarray | None,
+    offset: np.ndarray | None,
+    clipped: np.ndarray,
+    excess: np.ndarray,
+    valid: np.ndarray,
+    isa: str | None = None,
+) -> None: ...
+def halve(pixels: np.ndarray, out: np.ndarray, isa: str | None = None) -> None: ...
