@@ -1,0 +1,357 @@
+"""Encoder: places on Earth in, embeddings out; point by point or pixel by pixel.
+
+    enc = load("default")
+    enc([[2.35, 48.86]])            # (1, 256) float32
+    enc.grid(resolution=0.5)        # xarray.DataArray (band, y, x), computed where it is looked at
+
+Longitude and latitude are degrees, longitude first. Importing this module imports NumPy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from satclip_engine import backends
+from satclip_engine.bands import band_names, parse_bands
+from satclip_engine.errors import UsageError
+from satclip_engine.grid import Grid, Index, make_grid
+from satclip_engine.lonlat import as_lonlat, is_tensor, like_tensor
+from satclip_engine.weights import Layers, LocationWeights, read_weights
+
+if TYPE_CHECKING:
+    import xarray
+
+_SCRATCH = 64 << 20  # bytes of embedding held aside when the output's memory cannot be written in place
+
+
+def load(
+    source: Any = "default",
+    *,
+    harmonics: Literal["exact", "published"] | None = None,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Encoder:
+    """Read weights and make them an Encoder.
+
+    source: "default", the path of a .ckpt or .safetensors file, hf://org/name[/file], or LocationWeights.
+    harmonics: "exact" or "published" spherical harmonics; None chooses by the checkpoint.
+    backend: "auto" (the fastest that runs here) or one by name.
+    device: "cpu".
+    threads: how many to compute with; None takes all cores this process may use.
+
+    Raises WeightsError for weights that cannot be read, UsageError for other arguments.
+    """
+    if str(device) != "cpu":
+        raise UsageError(f"device {device!r} is not available: this version computes on the CPU")
+    if isinstance(source, LocationWeights):
+        weights = source if harmonics is None else dataclasses.replace(source, harmonics=harmonics)
+    else:
+        weights = read_weights(source, harmonics=harmonics)
+    return Encoder(weights, backend=backend, threads=threads)
+
+
+class Encoder:
+    """A location encoder ready to run.
+
+    Immutable, safe to share between threads, and picklable (it is rebuilt from its weights).
+    """
+
+    def __init__(
+        self,
+        weights: LocationWeights,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        layers: Layers | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Made by `load`, `with_head` and `select`.
+
+        `layers` is the folded network when it is not that of the weights alone.
+        """
+        if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
+            raise UsageError(f"threads must be a positive whole number, not {threads!r}")
+        self._weights = weights
+        self._layers = weights.folded() if layers is None else layers
+        self._own_layers = layers is not None
+        self._names = list(band_names(self._layers.embed_dim) if names is None else names)
+        self._backend = backends.resolve(backend)
+        self._backend_asked = backend
+        self._threads = None if threads is None else int(threads)
+        self._lock = threading.Lock()
+        self._cached: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        layers = self._layers if self._own_layers else None
+        return _rebuild, (self._weights, self._backend_asked, self._threads, layers, self._names)
+
+    @property
+    def weights(self) -> LocationWeights:
+        """The checkpoint's own weights, without any folded head."""
+        return self._weights
+
+    @property
+    def layers(self) -> Layers:
+        """The folded network that is computed, a head or selection of bands included."""
+        return self._layers
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the function computed: weights, harmonics and head."""
+        return self._layers.sha256
+
+    @property
+    def embed_dim(self) -> int:
+        """Length of an embedding: how many bands a raster has."""
+        return self._layers.embed_dim
+
+    @property
+    def band_names(self) -> list[str]:
+        """Names of the embedding's dimensions: e001, e002, …, or those of the head."""
+        return list(self._names)
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+        return self._threads or backends.available_cores()
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend in use."""
+        return str(self._prepared.name)
+
+    @property
+    def isa(self) -> str:
+        """Instruction set of the backend in use."""
+        return str(self._prepared.isa)
+
+    @property
+    def _prepared(self) -> Any:
+        """The network in the backend's own layout, made when first needed."""
+        with self._lock:
+            if self._cached is None:
+                self._cached = self._backend.prepare(self._layers, threads=self.threads)
+            return self._cached
+
+    def __repr__(self) -> str:
+        weights = self._weights
+        hidden = " → ".join([str(weights.capacity)] * weights.hidden_layers)
+        head = "" if self.embed_dim == weights.embed_dim else f" (of {weights.embed_dim})"
+        source = weights.provenance.source
+        return (
+            f"<Encoder L={weights.degrees}: {weights.degrees**2} {weights.harmonics} harmonics → {hidden} → "
+            f"{self.embed_dim}{head}, from {source}; "
+            f"backend {self.backend} ({self.isa}), {self.threads} threads>"
+        )
+
+    def __call__(self, lonlat: Any) -> Any:
+        """Embed places.
+
+        lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
+            tensor.
+
+        Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. NaN or infinite
+        places give NaN. Raises UsageError (a ValueError) naming the index where |latitude| > 90.
+        """
+        places = as_lonlat(lonlat)
+        points = np.ascontiguousarray(places.reshape(-1, 2))
+        embedding = np.empty((*places.shape[:-1], self.embed_dim), np.float32)
+        self._prepared.encode(points, out=embedding.reshape(-1, self.embed_dim))
+        return like_tensor(embedding, lonlat) if is_tensor(lonlat) else embedding
+
+    def evaluate(
+        self,
+        grid: Grid,
+        rows: Index = None,
+        cols: Index = None,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """Embed the pixels in `rows` × `cols` of a grid: (h, w, E) float32, NaN where there is no place.
+
+        rows, cols: slices, arrays of indices, or None for all. out: (h, w, E) float32 to fill, of any
+            strides.
+        A pixel's value has the same bits in every window. Safe to call from several threads at once.
+        """
+        if grid.separable:
+            lat, lon = grid.lat(rows), grid.lon(cols)
+
+            def fill(block: slice, target: np.ndarray) -> None:
+                self._prepared.encode_grid(lat[block], lon, out=target, threads=threads)
+
+            return _fill((lat.size, lon.size, self.embed_dim), out, fill, rows_apart=True)
+        row = np.arange(grid.shape[0])[slice(None) if rows is None else rows]
+        width = np.arange(grid.shape[1])[slice(None) if cols is None else cols].size
+
+        def fill_points(block: slice, target: np.ndarray) -> None:
+            points = grid.lonlat(row[block], cols).reshape(-1, 2)
+            self._prepared.encode(points, out=target.reshape(-1, self.embed_dim), threads=threads)
+
+        return _fill((row.size, width, self.embed_dim), out, fill_points)
+
+    def evaluate_pixels(
+        self, grid: Grid, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
+    ) -> np.ndarray:
+        """Embed single pixels.
+
+        (n,) rows and columns → (n, E) float32, the same bits as `evaluate` gives them.
+        """
+        out = np.empty((rows.size, self.embed_dim), np.float32)
+        if not grid.separable:
+            return self._prepared.encode(grid.places(rows, cols), out=out, threads=threads)
+        lat, lon = grid.lat(rows), grid.lon(cols)
+        order = np.argsort(rows, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
+            if part.size:
+                line = np.empty((1, part.size, self.embed_dim), np.float32)
+                out[part] = self._prepared.encode_grid(lat[part[:1]], lon[part], out=line, threads=threads)[0]
+        return out
+
+    def grid(
+        self,
+        geobox: Any = None,
+        *,
+        resolution: float | Sequence[float] | None = None,
+        bounds: Sequence[float] | None = None,
+        crs: Any = None,
+        like: Any = None,
+        chunks: Any = None,
+        bands: Any = None,
+        out: Any = None,
+    ) -> xarray.DataArray:
+        """Embed every pixel of a raster, as an xarray.DataArray (band, y, x) float32.
+
+        geobox: odc-geo GeoBox (or Grid); or describe one as `make_grid` does by resolution, bounds and crs,
+            or like.
+        chunks: makes it a dask array: "auto", one number for y and x, or per dimension as dask takes it.
+        bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0) or names; default all.
+        out: (H, W, E) or (E, H, W) float32 memory with the band fastest, or such a DataArray: filled now and
+            returned.
+
+        Without `chunks` and `out` the values are computed where they are looked at, and only there: a pixel
+        of a 10 m global grid costs milliseconds, `.values` computes all of it. Raises UsageError.
+        """
+        from satclip_engine import lazy
+
+        if geobox is not None and like is not None:
+            raise UsageError("geobox and like both describe the grid: give one of them")
+        chosen = make_grid(
+            resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox
+        )
+        encoder = self if bands is None else self.select(bands)
+        if out is None:
+            return lazy.grid_array(encoder, chosen, chunks=chunks)
+        if chunks is not None:
+            raise UsageError("out is filled at once, chunks is for later: give one of them")
+        memory = _kernel_order(out, (*chosen.shape, encoder.embed_dim))
+        encoder.evaluate(chosen, out=memory)
+        return lazy.grid_array(encoder, chosen, data=memory.transpose(2, 0, 1))
+
+    def with_head(self, weight: Any, bias: Any = None, names: Sequence[str] | None = None) -> Encoder:
+        """Fold a linear head into the last layer: the new Encoder gives `weight @ embedding + bias`.
+
+        weight: (K, E) real numbers; bias: (K,); names: K band names, default head1, head2, …
+        Folded in float64. Raises UsageError naming the shapes.
+        """
+        layers = self._layers.with_head(
+            _real(weight, "weight"), None if bias is None else _real(bias, "bias")
+        )
+        count = layers.embed_dim
+        if names is None:
+            names = [f"head{number}" for number in range(1, count + 1)]
+        if isinstance(names, str) or len(names) != count:
+            raise UsageError(f"a head with {count} outputs needs {count} names, not {names!r}")
+        return self._derive(layers, [str(name) for name in names])
+
+    def select(self, bands: Any) -> Encoder:
+        """An Encoder with only these outputs.
+
+        "1-64" (from 1), indices or a slice (from 0), or names. Raises UsageError.
+        """
+        index = parse_bands(bands, self._names)
+        weights, biases = self._layers.weights, self._layers.biases
+        layers = dataclasses.replace(
+            self._layers,
+            weights=(*weights[:-1], weights[-1][index]),
+            biases=(*biases[:-1], biases[-1][index]),
+        )
+        return self._derive(layers, [self._names[i] for i in index])
+
+    def _derive(self, layers: Layers, names: Sequence[str]) -> Encoder:
+        return Encoder(
+            self._weights, backend=self._backend_asked, threads=self._threads, layers=layers, names=names
+        )
+
+
+def _rebuild(
+    weights: LocationWeights, backend: str, threads: int | None, layers: Layers | None, names: list[str]
+) -> Encoder:
+    return Encoder(weights, backend=backend, threads=threads, layers=layers, names=names)
+
+
+def _fill(
+    shape: tuple[int, int, int], out: np.ndarray | None, fill: Any, *, rows_apart: bool = False
+) -> np.ndarray:
+    """Have fill(rows, target) write (h, w, E) `out`: at once if its strides allow, else by blocks."""
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
+    elif not out.flags.writeable:
+        raise UsageError("out is read-only")
+    if 0 in shape:
+        return out
+    if out.flags.c_contiguous or (rows_apart and out.strides[2] == out.itemsize):
+        fill(slice(0, shape[0]), out)
+        return out
+    step = max(1, _SCRATCH // (4 * shape[1] * shape[2]))
+    for start in range(0, shape[0], step):
+        block = slice(start, min(start + step, shape[0]))
+        scratch = np.empty((block.stop - start, *shape[1:]), np.float32)
+        fill(block, scratch)
+        out[block] = scratch
+    return out
+
+
+def _kernel_order(out: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """View the caller's memory as (H, W, E), the order in which embeddings are computed.
+
+    Raises UsageError when it is not in that order.
+    """
+    height, width, count = shape
+    if hasattr(out, "dims") and hasattr(out, "data"):
+        if set(out.dims) != {"band", "y", "x"}:
+            raise UsageError(f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}")
+        out = out.transpose("band", "y", "x").data
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.ndim != 3:
+        raise UsageError(
+            f"out must be a float32 array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
+        )
+    views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
+    fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]
+    if not views:
+        raise UsageError(f"out must have shape {shape} or {(count, height, width)}, not {out.shape}")
+    if not fast:
+        raise UsageError(
+            "out must have the band fastest in memory: "
+            f"np.empty({shape}, np.float32), or its transpose(2, 0, 1)"
+        )
+    return fast[0]
+
+
+def _describe(out: Any) -> str:
+    return f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+
+
+def _real(values: Any, what: str) -> np.ndarray:
+    """A head's numbers as float64. Raises TypeError when they are not real ones."""
+    array = np.asarray(values.detach().cpu().double() if is_tensor(values) else values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"a head's {what} must be real numbers, not {array.dtype}")
+    return array.astype(np.float64)
