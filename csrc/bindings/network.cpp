@@ -71,10 +71,11 @@ float* output(const py::array& out, const std::vector<py::ssize_t>& shape, std::
     bool right = out.ndim() == static_cast<py::ssize_t>(shape.size()) &&
                  out.dtype().is(py::dtype::of<float>()) && out.writeable();
     for (size_t i = 0; right && i < shape.size(); ++i) right = out.shape(i) == shape[i];
-    strides.clear();
-    for (size_t i = 0; right && i < shape.size(); ++i) {
+    strides.assign(shape.size(), 0);
+    const bool empty = out.size() == 0;  // NumPy's strides of empty arrays mean nothing
+    for (size_t i = 0; right && !empty && i < shape.size(); ++i) {
         right = out.strides(i) % 4 == 0 && (i + 1 < shape.size() || out.strides(i) == 4 || shape[i] < 2);
-        strides.push_back(out.strides(i) / 4);
+        strides[i] = out.strides(i) / 4;
     }
     if (!right) {
         std::string wanted;

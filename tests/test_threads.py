@@ -1,0 +1,122 @@
+"""Kernels beside other threads, forks, torch and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from satclip_engine import load
+
+PLACES = np.stack([np.linspace(-180, 180, 3000), np.linspace(-90, 90, 3000)], 1)
+
+
+def run_python(code: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+def test_four_python_threads_at_once_get_the_single_threaded_result():
+    enc = load()
+    expected = enc(PLACES)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: load(threads=3)(PLACES), range(8)):
+            assert np.array_equal(result, expected)
+        for result in pool.map(lambda _: enc(PLACES), range(8)):
+            assert np.array_equal(result, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_computes_after_its_parent_did():
+    enc = load(threads=2)
+    expected = enc(PLACES)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(enc(PLACES), expected) else 1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child did not finish: threads did not survive the fork")
+
+
+@pytest.mark.parametrize(
+    "order", ["import torch; import satclip_engine as se", "import satclip_engine as se; import torch"]
+)
+def test_torch_may_be_imported_before_or_after(order):
+    pytest.importorskip("torch")
+    done = run_python(
+        f"""
+        {order}
+        import numpy as np
+        places = np.stack([np.linspace(-180, 180, 999), np.linspace(-90, 90, 999)], 1)
+        enc = se.load(threads=2)
+        first = enc(places)
+        torch.randn(300, 300) @ torch.randn(300, 300)
+        assert np.array_equal(enc(places), first)
+        print("same")
+        """
+    )
+    assert done.stdout.strip() == "same", done.stderr
+
+
+@pytest.mark.parametrize("call", ["enc(places)", "enc.evaluate(grid)"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_stops_a_long_call_within_a_second(call, threads):
+    code = f"""
+        import sys, time
+        import numpy as np
+        import satclip_engine as se
+        from satclip_engine.grid import make_grid
+        enc = se.load(threads={threads}).with_head(np.ones((1, 256)))
+        grid = make_grid(resolution=0.01, bounds=(0, 0, 360, 40))
+        places = np.tile(np.array([[1.0, 2.0], [3.0, 4.0]]), (10_000_000, 1))
+        enc(places[:10])
+        print("ready", flush=True)
+        try:
+            {call}
+        except KeyboardInterrupt:
+            print("interrupted", time.time(), flush=True)
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(1.0)
+    sent = time.time()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    word, when = out.split()
+    assert word == "interrupted"
+    # A second, with room for a busy machine: the work itself would take many minutes.
+    assert float(when) - sent < 5.0
+
+
+def test_no_thread_is_left_running_after_a_call():
+    done = run_python(
+        """
+        import os
+        import numpy as np
+        import satclip_engine as se
+        enc = se.load(threads=4)
+        before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+        enc(np.zeros((5000, 2)))
+        after = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+        print(after - before)
+        """
+    )
+    assert done.stdout.strip() == "0", done.stderr
