@@ -1,0 +1,54 @@
+# make demo   a global embedding raster (Cloud-Optimized GeoTIFF) and its picture, in demo/
+# make test   lint, types and the whole test suite
+#
+# Each makes its own environment in .venv when there is none, and installs what is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc satclip_engine kernels training -name '*.cpp' -o -name '*.h' -o -name '*.py' -o -name '*.pyi') \
+           setup.py CMakeLists.txt pyproject.toml
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint unit bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/satclip-grid demo/world.tif --overwrite
+	@echo "Look at demo/world.png; open demo/world.tif in QGIS."
+
+test: lint unit
+
+lint: $(VENV)/developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+unit: $(VENV)/developed
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/developed
+	$(BIN)/satclip-bench points
+	$(BIN)/satclip-bench grid
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# The package as a user gets it, without torch.
+$(VENV)/installed: $(BIN)/python constraints.txt $(SOURCES)
+	@echo "Installing satclip-engine into $(VENV) …"
+	test -f $(VENV)/developed || $(PIP) .
+	mkdir -p demo
+	@touch $@
+
+# Editable, with everything that the tests need.
+$(VENV)/developed: $(BIN)/python constraints.txt $(SOURCES)
+	@echo "Installing satclip-engine and its development tools into $(VENV) …"
+	$(PIP) --editable ".[dev]"
+	@touch $@ $(VENV)/installed
+	@mkdir -p demo
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info satclip_engine/_C*.so
