@@ -1,7 +1,7 @@
 """Weights from the Hugging Face hub: hf://org/name[/file] → a file in the local hub cache.
 
-HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub. The endpoint is passed on
-explicitly, because that library reads it once, when first imported.
+HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub. The endpoint is
+passed on explicitly, because that library reads it once, when first imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SUFFIXES = (".ckpt", ".safetensors")
 
 
 def download(source: str) -> Path:
-    """Fetch `source` ("hf://org/name" or "hf://org/name/file") unless the cache has it, and return the local path.
+    """Fetch `source` ("hf://org/name" or "hf://org/name/file") unless it is cached; return the local path.
 
     Without a file the repository must hold exactly one `.ckpt` or `.safetensors`. Raises UsageError for a
     malformed name or an ambiguous repository, WeightsError when hub, repository or file cannot be reached.

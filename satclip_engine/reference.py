@@ -28,7 +28,7 @@ def harmonics(lonlat: np.ndarray, degrees: int) -> np.ndarray:  # (N, 2) float64
     """Orthonormal real spherical harmonics of degree 0..L−1, column l² + l + m, at (lon, lat) in degrees."""
     places = _checked(lonlat)
     values = np.empty((len(places), degrees**2))
-    for rows in _blocks(len(places), degrees):
+    for rows in _blocks(len(places), degrees**2):
         values[rows] = _features(places[rows], degrees).T.numpy()
     return values
 
@@ -40,7 +40,7 @@ def encode(lonlat: np.ndarray, layers: Layers) -> np.ndarray:  # (N, 2) float64 
     weights = [torch.tensor(weight) for weight in layers.weights]
     biases = [torch.tensor(bias)[:, None] for bias in layers.biases]
     values = np.empty((len(places), layers.embed_dim))
-    for rows in _blocks(len(places), layers.degrees):
+    for rows in _blocks(len(places), layers.degrees**2):
         hidden = _features(places[rows], layers.degrees)  # [L², n], then [H, n]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             hidden = torch.sin(weight @ hidden + bias)
@@ -55,8 +55,9 @@ def encode_grid(
     lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
     _check_latitudes(lat)
     values = np.empty((len(lat), len(lon), layers.embed_dim))
-    for row, latitude in enumerate(lat):
-        values[row] = encode(np.stack([lon, np.full_like(lon, latitude)], axis=-1), layers)
+    for rows in _blocks(len(lat), max(1, len(lon)) * layers.degrees**2):
+        places = np.stack(np.meshgrid(lon, lat[rows]), axis=-1)  # [h, W, 2]
+        values[rows] = encode(places.reshape(-1, 2), layers).reshape(*places.shape[:2], -1)
     return values
 
 
@@ -132,8 +133,9 @@ def _check_latitudes(lat: np.ndarray) -> None:
         raise ValueError(f"row {row}: latitude {lat[row]} is outside [-90, 90]")
 
 
-def _blocks(count: int, degrees: int) -> list[slice]:
-    size = max(1, _BLOCK_BYTES // (8 * degrees**2))
+def _blocks(count: int, features: int) -> list[slice]:
+    """Slices of 0..count−1 with at most _BLOCK_BYTES of float64 `features` each, and at least one item."""
+    size = max(1, _BLOCK_BYTES // (8 * features))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
