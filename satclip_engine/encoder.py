@@ -19,8 +19,9 @@ import numpy as np
 from satclip_engine import backends
 from satclip_engine.bands import band_names, parse_bands
 from satclip_engine.errors import UsageError
-from satclip_engine.grid import Grid, Index, make_grid
+from satclip_engine.grid import make_grid
 from satclip_engine.lonlat import as_lonlat, is_tensor, like_tensor
+from satclip_engine.places import Index, Places
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Encoder:
 
     def evaluate(
         self,
-        grid: Grid,
+        grid: Places,
         rows: Index = None,
         cols: Index = None,
         out: np.ndarray | None = None,
@@ -196,7 +197,7 @@ class Encoder:
         return _fill((row.size, width, self.embed_dim), out, fill_points)
 
     def evaluate_pixels(
-        self, grid: Grid, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
+        self, grid: Places, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
     ) -> np.ndarray:
         """Embed single pixels.
 

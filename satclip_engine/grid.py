@@ -16,20 +16,19 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from satclip_engine import crs as _crs
 from satclip_engine.errors import UsageError
+from satclip_engine.places import Index
 
 if TYPE_CHECKING:
     import pyproj
     from affine import Affine
     from odc.geo.crs import CRS
     from odc.geo.geobox import GeoBox
-
-Index: TypeAlias = "slice | np.ndarray | Sequence[int] | None"
 
 DEFAULT_RESOLUTION = 0.25  # degrees
 MAX_SIDE = 2**31 - 1  # pixels; GDAL counts rows and columns in 32-bit integers
@@ -324,14 +323,19 @@ def _grid_like(like: Any) -> Grid:
         return like
     if isinstance(like, (str, os.PathLike)):
         return _grid_of_file(like)
+    if hasattr(like, "pix2wld"):  # any of odc-geo's geoboxes
+        return Grid.from_geobox(like)
     if hasattr(like, "coords") and hasattr(like, "dims"):
         from satclip_engine.georeference import geobox_of
 
-        return Grid.from_geobox(geobox_of(like), name="the xarray object")
+        geobox = geobox_of(like)
+        if geobox is None:
+            raise UsageError(
+                "the xarray object has no CRS with evenly spaced x and y: use its .satclip.embed() instead"
+            )
+        return Grid.from_geobox(geobox, name="the xarray object")
     if hasattr(like, "get_transform") and hasattr(like, "gcps"):
         return _grid_of_dataset(like)
-    if hasattr(like, "pix2wld"):  # any of odc-geo's geoboxes
-        return Grid.from_geobox(like)
     raise UsageError(f"like must be a raster's path, a GeoBox or an xarray object, not {type(like).__name__}")
 
 

@@ -1,8 +1,7 @@
 """Embeddings of a grid as an xarray.DataArray whose values are computed where they are looked at.
 
 The array's slices reach the kernel: one pixel is one evaluation. Coordinates of long axes are computed as
-well, not
-stored: those of a global 10 m grid alone would take 48 MB. With `chunks` the array is a dask array instead.
+well, not stored. With `chunks` the array is a dask array instead.
 """
 
 from __future__ import annotations
@@ -14,32 +13,27 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import xarray
 from xarray.backends import BackendArray
 from xarray.core import indexing
-from xarray.indexes import CoordinateTransform, CoordinateTransformIndex, PandasIndex
 
 from satclip_engine._optional import need
 from satclip_engine._version import __version__
+from satclip_engine.axis import AxisIndex, AxisLabels
 from satclip_engine.errors import UsageError
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.grid import Grid
+    from satclip_engine.places import Places
 
-MAX_CHUNKS = (
-    100_000  # dask spends about 1 ms and 1 kB on a task: beyond this the graph costs more than the raster
-)
-_STORED = (
-    1 << 16
-)  # labels of an axis up to this many are held in memory (512 kB), as an ordinary pandas index
-_SMALL = (
-    4096  # pixels up to which all bands are computed and some kept: cheaper than preparing a smaller network
-)
+# dask spends about 1 ms and 1 kB on a task: beyond this the graph costs more than the raster.
+MAX_CHUNKS = 100_000
+DIMS = ("band", "y", "x")
+
+_SMALL = 4096  # pixels up to which all bands are computed: cheaper than preparing a network with fewer
 _KEPT = 4  # selections of bands whose network stays prepared
 _BLOCK = 64 << 20  # bytes of embedding that a chunk should have when dask chooses
-DIMS = ("band", "y", "x")
 
 
 def grid_array(
@@ -49,20 +43,28 @@ def grid_array(
 
     Raises UsageError for chunks that dask does not understand or that would be too many.
     """
+    array = xarray.DataArray(
+        variable(encoder, grid, chunks=chunks, data=data), coords=coordinates(encoder, grid), name="embedding"
+    )
+    array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
+    return array
+
+
+def variable(
+    encoder: Encoder, places: Places, *, chunks: Any = None, data: np.ndarray | None = None
+) -> xarray.Variable:
+    """The embedding of any places, (band, y, x) float32 without coordinates; otherwise as `grid_array`."""
     values: Any
     if data is not None:
         values = data
     elif chunks is not None:
-        values = dask_array(EncodedGrid(encoder, grid, threads=1), chunks)
+        values = dask_array(EncodedPlaces(encoder, places, threads=1), chunks)
     else:
-        lazily = indexing.LazilyIndexedArray(EncodedGrid(encoder, grid))
+        lazily = indexing.LazilyIndexedArray(EncodedPlaces(encoder, places))
         # As open_dataset does: computed once when all of it is asked for, and writable then.
         cached: Any = indexing.MemoryCachedArray(lazily)
         values = indexing.CopyOnWriteArray(cached)
-    variable = xarray.Variable(DIMS, values, attrs=attributes(encoder))
-    array = xarray.DataArray(variable, coords=coordinates(encoder, grid), name="embedding")
-    array.encoding = encoding()
-    return array
+    return xarray.Variable(DIMS, values, attrs=attributes(encoder))
 
 
 def attributes(encoder: Encoder) -> dict[str, Any]:
@@ -78,11 +80,6 @@ def attributes(encoder: Encoder) -> dict[str, Any]:
         "backend": encoder.backend,
         "software": f"satclip-engine {__version__}",
     }
-
-
-def encoding() -> dict[str, Any]:
-    """How CF, rioxarray and GDAL find an array's CRS and nodata."""
-    return {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
 
 
 def coordinates(encoder: Encoder, grid: Grid) -> xarray.Coordinates:
@@ -145,21 +142,21 @@ def _axis_attributes(grid: Grid) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-class EncodedGrid(BackendArray):
-    """The embedding of a grid, (band, y, x) float32; computes what is indexed: slices, arrays or points."""
+class EncodedPlaces(BackendArray):
+    """The embedding of places, (band, y, x) float32; computes what is indexed: slices, arrays or points."""
 
-    def __init__(self, encoder: Encoder, grid: Grid, *, threads: int | None = None) -> None:
-        self.encoder, self.grid, self.threads = encoder, grid, threads
-        self.shape = (encoder.embed_dim, *grid.shape)
+    def __init__(self, encoder: Encoder, places: Places, *, threads: int | None = None) -> None:
+        self.encoder, self.places, self.threads = encoder, places, threads
+        self.shape = (encoder.embed_dim, *places.shape)
         self.dtype = np.dtype(np.float32)
         self._selected: OrderedDict[bytes, Encoder] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _encoded_grid, (self.encoder, self.grid, self.threads)
+        return _encoded_places, (self.encoder, self.places, self.threads)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return ("satclip_engine.EncodedGrid", self.encoder.sha256, self.encoder.backend, self.grid)
+        return ("satclip_engine.EncodedPlaces", self.encoder.sha256, self.encoder.backend, self.places)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         if isinstance(key, indexing.VectorizedIndexer):
@@ -179,9 +176,9 @@ class EncodedGrid(BackendArray):
         wanted = np.arange(self.shape[0])[bands]
         pixels = _count(rows, self.shape[1]) * _count(cols, self.shape[2])
         if wanted.size == self.shape[0] or pixels <= _SMALL or wanted.size == 0:
-            values = self.encoder.evaluate(self.grid, rows, cols, threads=self.threads)[..., bands]
+            values = self.encoder.evaluate(self.places, rows, cols, threads=self.threads)[..., bands]
         else:
-            values = self._with_bands(wanted).evaluate(self.grid, rows, cols, threads=self.threads)
+            values = self._with_bands(wanted).evaluate(self.places, rows, cols, threads=self.threads)
         values = values.transpose(2, 0, 1)
         return (
             values.reshape([n for axis, n in enumerate(values.shape) if axis not in dropped])
@@ -194,7 +191,7 @@ class EncodedGrid(BackendArray):
         rows, cols = _positive(rows, self.shape[1]), _positive(cols, self.shape[2])
         pixel, inverse = np.unique(rows * self.shape[2] + cols, return_inverse=True)
         row, col = np.divmod(pixel, self.shape[2])
-        values = self.encoder.evaluate_pixels(self.grid, row, col, threads=self.threads)
+        values = self.encoder.evaluate_pixels(self.places, row, col, threads=self.threads)
         return values[inverse.reshape(np.broadcast_shapes(rows.shape, cols.shape)), bands]
 
     def _with_bands(self, wanted: np.ndarray) -> Encoder:
@@ -208,8 +205,8 @@ class EncodedGrid(BackendArray):
             return self._selected[key]
 
 
-def _encoded_grid(encoder: Encoder, grid: Grid, threads: int | None) -> EncodedGrid:
-    return EncodedGrid(encoder, grid, threads=threads)
+def _encoded_places(encoder: Encoder, places: Places, threads: int | None) -> EncodedPlaces:
+    return EncodedPlaces(encoder, places, threads=threads)
 
 
 def _count(index: slice | np.ndarray, size: int) -> int:
@@ -222,9 +219,9 @@ def _positive(index: Any, size: int) -> np.ndarray:
 
 
 class _Sliceable:
-    """What dask.array.from_array needs of an EncodedGrid."""
+    """What dask.array.from_array needs of an EncodedPlaces."""
 
-    def __init__(self, array: EncodedGrid) -> None:
+    def __init__(self, array: EncodedPlaces) -> None:
         self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, 3
 
     def __getitem__(self, key: Any) -> np.ndarray:
@@ -234,7 +231,7 @@ class _Sliceable:
         return self.array.__dask_tokenize__()
 
 
-def dask_array(array: EncodedGrid, chunks: Any) -> Any:
+def dask_array(array: EncodedPlaces, chunks: Any) -> Any:
     """`array` as a dask array.
 
     Raises UsageError naming a size that works when there would be more than 10⁵ chunks.
@@ -314,121 +311,3 @@ class _RotatedLabels(BackendArray):
     def _window(self, key: tuple[Any, ...]) -> np.ndarray:
         rows, cols = (np.arange(size)[part] for part, size in zip(key, self.shape, strict=True))
         return self.grid.xy(np.expand_dims(rows, -1) if np.ndim(cols) else rows, cols)[self.which]
-
-
-class AxisLabels(CoordinateTransform):
-    """Labels start + step·(offset + stride·i), i = 0..size−1.
-
-    The centres of a row or column of pixels, or of a slice of them.
-    """
-
-    def __init__(
-        self, name: Hashable, dim: str, size: int, start: float, step: float, offset: int = 0, stride: int = 1
-    ) -> None:
-        super().__init__([name], {dim: size}, dtype=np.dtype(np.float64))
-        self.start, self.step, self.offset, self.stride = start, step, offset, stride
-
-    @property
-    def size(self) -> int:
-        return self.dim_size[self.dims[0]]
-
-    def forward(self, dim_positions: dict[str, Any]) -> dict[Hashable, Any]:
-        positions = np.asarray(dim_positions[self.dims[0]])
-        return {self.coord_names[0]: (positions * self.stride + self.offset) * self.step + self.start}
-
-    def reverse(self, coord_labels: dict[Hashable, Any]) -> dict[str, Any]:
-        labels = np.asarray(coord_labels[self.coord_names[0]], dtype=np.float64)
-        return {self.dims[0]: ((labels - self.start) / self.step - self.offset) / self.stride}
-
-    def equals(self, other: CoordinateTransform, *, exclude: frozenset[Hashable] | None = None) -> bool:
-        return isinstance(other, AxisLabels) and self._key() == other._key()
-
-    def _key(self) -> tuple[Any, ...]:
-        return self.size, self.start, self.step, self.offset, self.stride
-
-    def sliced(self, part: slice) -> AxisLabels:
-        """The labels of a slice; the same bits, as they are still counted from the whole axis's start."""
-        numbers = range(self.size)[part]
-        return AxisLabels(
-            self.coord_names[0],
-            self.dims[0],
-            len(numbers),
-            self.start,
-            self.step,
-            self.offset + numbers.start * self.stride,
-            self.stride * numbers.step,
-        )
-
-
-class AxisIndex(CoordinateTransformIndex):
-    """Selection by label along evenly spaced labels that are not stored.
-
-    Where few labels are left (a slice, a list) it becomes an ordinary pandas index, which aligns with other
-    arrays'.
-    """
-
-    transform: AxisLabels
-
-    def stored(self) -> AxisIndex | PandasIndex:
-        """This index, or a pandas one when it is short."""
-        if self.transform.size > _STORED:
-            return self
-        return self._pandas(np.arange(self.transform.size), self.transform.dims[0])
-
-    def _pandas(self, positions: np.ndarray, dim: str) -> PandasIndex:
-        name = self.transform.coord_names[0]
-        labels = self.transform.forward({self.transform.dims[0]: positions})[name]
-        return PandasIndex(pd.Index(labels, name=name), dim, coord_dtype=labels.dtype)
-
-    def isel(self, indexers: Mapping[Any, Any]) -> Any:
-        part = indexers[self.transform.dims[0]]
-        if isinstance(part, slice):
-            return AxisIndex(self.transform.sliced(part)).stored()
-        if np.ndim(part) != 1:
-            return None
-        dim = part.dims[0] if isinstance(part, xarray.Variable) else self.transform.dims[0]
-        positions = np.arange(self.transform.size)[np.asarray(part)]
-        return self._pandas(positions, str(dim))
-
-    def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> Any:
-        from xarray.core.indexes import IndexSelResult
-
-        name, dim = self.transform.coord_names[0], self.transform.dims[0]
-        label = labels[name]
-        if isinstance(label, slice):
-            if method is not None:
-                raise NotImplementedError("a slice of labels takes no method")
-            return IndexSelResult({dim: self._between(label)})
-        if method not in (None, "nearest"):
-            raise ValueError(f"method {method!r}: a computed axis knows None and 'nearest'")
-        positions = self._nearest(np.asarray(getattr(label, "values", label)), method, tolerance)
-        if isinstance(label, xarray.Variable):
-            return IndexSelResult({dim: xarray.Variable(label.dims, positions)})
-        if isinstance(label, xarray.DataArray):
-            return IndexSelResult({dim: xarray.DataArray(positions, dims=label.dims, coords=label._coords)})
-        return IndexSelResult({dim: positions if positions.ndim else int(positions)})
-
-    def _nearest(self, labels: np.ndarray, method: Any, tolerance: Any) -> np.ndarray:
-        name, dim = self.transform.coord_names[0], self.transform.dims[0]
-        decimal = self.transform.reverse({name: labels})[dim]
-        if not np.isfinite(decimal).all():
-            raise KeyError(f"{name}: labels must be finite")
-        positions = np.clip(np.rint(decimal), 0, self.transform.size - 1).astype(np.int64)
-        off = np.abs(self.transform.forward({dim: positions})[name] - labels)
-        limit = 0.0 if method is None else np.inf if tolerance is None else np.asarray(tolerance)
-        if (missing := off > limit).any():
-            raise KeyError(
-                f"{name}: no label {np.atleast_1d(labels)[np.atleast_1d(missing)][0]}; try method='nearest'"
-            )
-        return positions
-
-    def _between(self, part: slice) -> slice:
-        """Positions whose labels lie between two labels, both included, in the axis's own direction."""
-        name, dim, size = self.transform.coord_names[0], self.transform.dims[0], self.transform.size
-        first, last = 0, size - 1
-        # Rounding in the division must not lose a label that is named exactly.
-        if part.start is not None:
-            first = max(0, math.ceil(float(self.transform.reverse({name: part.start})[dim]) - 1e-6))
-        if part.stop is not None:
-            last = min(size - 1, math.floor(float(self.transform.reverse({name: part.stop})[dim]) + 1e-6))
-        return slice(first, max(first, last + 1), part.step)

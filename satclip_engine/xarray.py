@@ -1,0 +1,193 @@
+"""Importing this module gives every xarray object `.satclip.embed()`: the embedding of its own places.
+
+import satclip_engine.xarray
+scene = rioxarray.open_rasterio("scene.tif", chunks=1024)
+scene.satclip.embed("default")      # (band, y, x), the scene's coordinates, lazy as the scene is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rioxarray  # noqa: F401  (registers .rio, by which CRSs are found)
+import xarray
+
+from satclip_engine import georeference, lazy
+from satclip_engine.crs import is_lonlat, parse_crs, transformers
+from satclip_engine.encoder import Encoder, load
+from satclip_engine.errors import UsageError
+from satclip_engine.grid import Grid
+from satclip_engine.places import Axes, Places, Points
+
+
+@xarray.register_dataarray_accessor("satclip")
+@xarray.register_dataset_accessor("satclip")
+class Satclip:
+    """`.satclip` of DataArrays and Datasets."""
+
+    def __init__(self, obj: xarray.DataArray | xarray.Dataset) -> None:
+        self._obj = obj
+
+    def embed(
+        self, source: Any = "default", *, bands: Any = None, chunks: Any = None, **options: Any
+    ) -> xarray.DataArray:
+        """The embedding of this object's own places: see `satclip_engine.xarray.embed`."""
+        return embed(self._obj, source, bands=bands, chunks=chunks, **options)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Places of an object and the dimensions they vary along: two, or others that `places` has in one row."""
+
+    places: Places
+    dims: tuple[Hashable, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def raster(self) -> bool:
+        return len(self.dims) == 2
+
+
+def embed(
+    obj: xarray.DataArray | xarray.Dataset,
+    source: Any = "default",
+    *,
+    bands: Any = None,
+    chunks: Any = None,
+    **options: Any,
+) -> xarray.DataArray:
+    """The embedding of an xarray object's own places, (band, …spatial dimensions) float32.
+
+    obj: a raster with a CRS and x and y, or anything with longitude and latitude coordinates: one along
+        each of two dimensions (evenly spaced or not), two-dimensional ones, or points along shared
+        dimensions.
+    source: an Encoder, or what `load` takes; `options` then go to `load`.
+    bands: which dimensions of the embedding, as `Encoder.select` takes them.
+    chunks: makes it a dask array, as in `Encoder.grid`, with the object's own dimension names. A dask-
+        backed object gives a dask array with the same spatial chunks.
+
+    Keeps the spatial coordinates and spatial_ref; other dimensions and their coordinates do not matter and
+    go. Raises UsageError when the object does not say where on Earth it is.
+    """
+    if isinstance(source, Encoder):
+        if options:
+            raise UsageError(f"the Encoder is already loaded: leave out {', '.join(options)}")
+        encoder = source
+    else:
+        encoder = load(source, **options)
+    if bands is not None:
+        encoder = encoder.select(bands)
+    located = locate(obj)
+    variable = lazy.variable(encoder, located.places, chunks=_chunks(obj, located, chunks))
+    array = xarray.DataArray(
+        _shaped(variable, located), coords=_coordinates(obj, encoder, located), name="embedding"
+    )
+    array.encoding = {"_FillValue": np.float32(np.nan)}
+    mapping = "spatial_ref" if isinstance(located.places, Grid) else None
+    if mapping := georeference.grid_mapping(obj) or mapping:
+        array.encoding["grid_mapping"] = mapping
+    return array
+
+
+def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
+    """Find the places of an xarray object. Raises UsageError when it does not say where on Earth it is."""
+    if (geobox := georeference.geobox_of(obj)) is not None:
+        dims = georeference.spatial_dims(obj)
+        assert dims is not None
+        grid = Grid.from_geobox(geobox, name="the xarray object")
+        return Located(grid, dims, grid.shape)
+    if (found := georeference.lonlat_of(obj)) is not None:
+        return _located_lonlat(*found)
+    if (labels := georeference.xy_of(obj)) is not None and georeference.crs_of(obj) is not None:
+        return _located_labels(obj, *labels)
+    raise UsageError(
+        "the xarray object does not say where it is: it needs longitude and latitude coordinates, "
+        'or x and y with a CRS (obj.rio.write_crs("EPSG:4326") for degrees)'
+    )
+
+
+def _located_lonlat(lon: xarray.DataArray, lat: xarray.DataArray) -> Located:
+    if lon.ndim == lat.ndim == 1 and lon.dims != lat.dims:
+        axes = Axes(lat.values, lon.values)
+        return Located(axes, (lat.dims[0], lon.dims[0]), axes.shape)
+    lon_all, lat_all = _broadcast(lon, lat)
+    shape = lon_all.shape
+    rows = lon_all.values if len(shape) == 2 else lon_all.values.reshape(1, -1)
+    return Located(Points(rows, lat_all.values.reshape(rows.shape)), lon_all.dims, shape)
+
+
+def _broadcast(lon: xarray.DataArray, lat: xarray.DataArray) -> tuple[xarray.Variable, xarray.Variable]:
+    """Both with the same dimensions, those of the one that has more first."""
+    first = lon if lon.ndim > lat.ndim else lat
+    sizes = {**first.sizes, **lon.sizes, **lat.sizes}
+    return lon.variable.set_dims(sizes), lat.variable.set_dims(sizes)
+
+
+def _located_labels(
+    obj: xarray.DataArray | xarray.Dataset, x: xarray.DataArray, y: xarray.DataArray
+) -> Located:
+    """Labels in a CRS that are not evenly spaced, or too few to tell."""
+    crs = georeference.crs_of(obj)
+    assert crs is not None
+    if is_lonlat(crs):
+        return _located_lonlat(x, y)
+    x_all, y_all = _broadcast(x, y)
+    there, _ = transformers(parse_crs(crs).to_wkt())
+    lon, lat = there.transform(x_all.values.astype(np.float64), y_all.values.astype(np.float64))
+    nowhere = ~np.isfinite(lon) | ~np.isfinite(lat)
+    places = Points(np.where(nowhere, np.nan, lon), np.where(nowhere, np.nan, lat))
+    return Located(places, x_all.dims, x_all.shape)
+
+
+def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: Any) -> Any:
+    """The caller's chunks, or those of a dask-backed object, in terms of y and x; None for no dask."""
+    if chunks is None:
+        own = dict(obj.unify_chunks().chunksizes)
+        if not own:
+            return None
+        chunks = {dim: own[dim] for dim in located.dims if dim in own}
+    if not isinstance(chunks, Mapping):
+        return chunks
+    if unknown := set(chunks) - {"band", *located.dims}:
+        dims = ", ".join(map(str, located.dims))
+        raise UsageError(
+            f"chunks: dimensions are band and {dims}, not {', '.join(sorted(map(str, unknown)))}"
+        )
+    if located.raster:
+        names = dict(zip(located.dims, ("y", "x"), strict=True))
+    else:  # in one row: cut along it only where there is one dimension to cut
+        names = {located.dims[0]: "x"} if len(located.dims) == 1 else {}
+    renamed = {names.get(dim, dim): part for dim, part in chunks.items() if dim == "band" or dim in names}
+    return renamed if located.raster or len(located.dims) == 1 else {**renamed, "x": "auto"}
+
+
+def _shaped(variable: xarray.Variable, located: Located) -> xarray.Variable:
+    """(band, y, x) of the places as (band, …dims)."""
+    if located.raster:
+        return xarray.Variable(("band", *located.dims), variable._data, variable.attrs)
+    row = variable.isel(y=0)
+    if len(located.dims) == 1:
+        return xarray.Variable(("band", *located.dims), row._data, row.attrs)
+    data = row.data.reshape((row.shape[0], *located.shape))
+    return xarray.Variable(("band", *located.dims), data, row.attrs)
+
+
+def _coordinates(
+    obj: xarray.DataArray | xarray.Dataset, encoder: Encoder, located: Located
+) -> xarray.Coordinates:
+    """The object's spatial coordinates and CRS, with their indexes, and the embedding's bands."""
+
+    def kept(name: Hashable) -> bool:
+        coord = obj.coords[name]
+        spatial = coord.ndim > 0 and set(coord.dims) <= set(located.dims)
+        return name != "band" and (spatial or name == georeference.grid_mapping(obj))
+
+    others = [name for name in obj.coords if not kept(name)]
+    coords = obj.coords.to_dataset().drop_vars(others).coords
+    added: dict[Hashable, Any] = {"band": xarray.IndexVariable("band", encoder.band_names)}
+    if isinstance(located.places, Grid) and georeference.grid_mapping(obj) is None:
+        added["spatial_ref"] = lazy.spatial_ref(located.places)
+    return xarray.Coordinates(coords).merge(xarray.Coordinates(added)).coords
