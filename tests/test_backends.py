@@ -234,3 +234,13 @@ def test_an_instruction_set_that_is_not_there_is_named():
     layers = network(2, (4, 2))
     with pytest.raises(ValueError, match="no instruction set 'sse9'"):
         backends.resolve("cpu").prepare(layers, isa="sse9")
+
+
+@pytest.mark.skipif(
+    not {"avx2", "avx512"} <= set(_C.instruction_sets()), reason="needs a processor with AVX2 and AVX-512"
+)
+def test_avx2_and_avx512_agree_bit_by_bit():
+    layers = network(40, (33, 70, 61, 37), 3)
+    narrow, wide = prepared(("cpu", "avx2"), layers), prepared(("cpu", "avx512"), layers)
+    assert np.array_equal(narrow.encode(everywhere()), wide.encode(everywhere()))
+    assert np.array_equal(narrow.encode_grid(LATITUDES, LONGITUDES), wide.encode_grid(LATITUDES, LONGITUDES))
