@@ -16,7 +16,7 @@ from satclip_engine.lightning import encode_ckpt, read_ckpt
 from satclip_engine.stored import Stored
 from satclip_engine.tensorfile import encode_safetensors, read_safetensors
 
-_READERS: Final[Mapping[str, Callable[[Path], Stored]]] = MappingProxyType(
+_READERS: Final[Mapping[str, Callable[[Path, str], Stored]]] = MappingProxyType(
     {".ckpt": read_ckpt, ".safetensors": read_safetensors}
 )
 _ENCODERS: Final[Mapping[str, Callable[[Stored], bytes]]] = MappingProxyType(
@@ -30,7 +30,7 @@ def read_checkpoint(path: Path, source: str) -> tuple[Stored, str]:
     suffix = path.suffix.lower()
     _check_file(path, source, suffix)
     try:
-        return _READERS[suffix](path), _file_sha256(path)
+        return _READERS[suffix](path, source), _file_sha256(path)
     except OSError as error:
         raise WeightsError(f"{source}: cannot be read ({error.strerror or error})") from error
 

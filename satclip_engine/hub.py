@@ -6,31 +6,38 @@ passed on explicitly, because that library reads it once, when first imported.
 
 from __future__ import annotations
 
+import logging
 import os
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Final
 
 from satclip_engine._optional import need
 from satclip_engine.errors import UsageError, WeightsError
 
-_SUFFIXES = (".ckpt", ".safetensors")
+_SUFFIXES: Final = (".ckpt", ".safetensors")
+_PATIENCE: Final = 10.0  # seconds for the first answer; the library itself retries for half a minute
 
 
 def download(source: str) -> Path:
     """Fetch `source` ("hf://org/name" or "hf://org/name/file") unless it is cached; return the local path.
 
-    Without a file the repository must hold exactly one `.ckpt` or `.safetensors`. Raises UsageError for a
-    malformed name or an ambiguous repository, WeightsError when hub, repository or file cannot be reached.
+    Without a file the repository must hold exactly one `.ckpt` or `.safetensors`. A cached copy serves
+    when the hub does not answer. Raises UsageError for a malformed name or an ambiguous repository, and
+    WeightsError when repository or file cannot be had.
     """
     repository, file = parse(source)
-    hub = need("huggingface_hub", extra="hub", why="reading hf:// weights")
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    if file is None:
-        file = _only_checkpoint(hub, source, repository, endpoint)
-    try:
-        return Path(hub.hf_hub_download(repository, file, endpoint=endpoint))
-    except Exception as error:
-        raise _failure(source, error) from error
+    library = need("huggingface_hub", extra="hub", why="reading hf:// weights")
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    remote = _Remote(library, source, repository, endpoint, offline=not _answers(endpoint))
+    with _quiet():
+        return remote.fetch(file or remote.only_checkpoint())
 
 
 def parse(source: str) -> tuple[str, str | None]:
@@ -41,33 +48,87 @@ def parse(source: str) -> tuple[str, str | None]:
     return "/".join(parts[:2]), "/".join(parts[2:]) or None
 
 
-def _only_checkpoint(hub: Any, source: str, repository: str, endpoint: str | None) -> str:
-    """The repository's single checkpoint; when the hub cannot be reached, that of the cached copy."""
-    try:
-        files = hub.HfApi(endpoint=endpoint).list_repo_files(repository)
-    except Exception as error:
+@dataclass(frozen=True)
+class _Remote:
+    """One repository on one hub, or what the cache has of it."""
+
+    library: ModuleType
+    source: str
+    repository: str
+    endpoint: str
+    offline: bool
+
+    def fetch(self, file: str) -> Path:
         try:
-            snapshot = Path(hub.snapshot_download(repository, endpoint=endpoint, local_files_only=True))
-        except Exception:
-            raise _failure(source, error) from error
-        files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    found = sorted(name for name in files if name.lower().endswith(_SUFFIXES))
-    if not found:
-        raise WeightsError(f"{source}: the repository holds no file ending in {' or '.join(_SUFFIXES)}")
-    if len(found) > 1:
-        raise UsageError(f"{source}: several checkpoints, name one of {', '.join(found)}")
-    return found[0]
+            path = self.library.hf_hub_download(
+                self.repository, file, endpoint=self.endpoint, local_files_only=self.offline
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+        return Path(path)
+
+    def only_checkpoint(self) -> str:
+        """Name of the single checkpoint in the repository."""
+        try:
+            files = self._cached_files() if self.offline else self._listed_files()
+        except Exception as error:
+            raise self._failure(error) from error
+        found = sorted(name for name in files if name.lower().endswith(_SUFFIXES))
+        if not found:
+            raise WeightsError(
+                f"{self.source}: the repository has no file ending in {' or '.join(_SUFFIXES)}"
+            )
+        if len(found) > 1:
+            raise UsageError(f"{self.source}: several checkpoints, name one of {', '.join(found)}")
+        return found[0]
+
+    def _listed_files(self) -> list[str]:
+        return list(self.library.HfApi(endpoint=self.endpoint).list_repo_files(self.repository))
+
+    def _cached_files(self) -> list[str]:
+        snapshot = Path(self.library.snapshot_download(self.repository, local_files_only=True))
+        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+
+    def _failure(self, error: Exception) -> WeightsError:
+        """One line for the many exceptions of huggingface_hub."""
+        kind = type(error).__name__
+        if self.offline:
+            return WeightsError(
+                f"{self.source}: {self.endpoint} does not answer, and the local cache has no copy"
+            )
+        if kind in ("RepositoryNotFoundError", "GatedRepoError"):
+            return WeightsError(
+                f"{self.source}: {self.endpoint} has no such repository, or it needs a token (HF_TOKEN)"
+            )
+        if "EntryNotFound" in kind and not kind.startswith("Local"):
+            return WeightsError(f"{self.source}: the repository at {self.endpoint} has no such file")
+        text = str(error.__cause__ or error).strip().splitlines() or [kind]
+        return WeightsError(f"{self.source}: cannot be fetched from {self.endpoint} ({text[0]})")
 
 
-def _failure(source: str, error: Exception) -> WeightsError:
-    """One line for the many exceptions of huggingface_hub."""
-    kind = type(error).__name__
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if kind in ("RepositoryNotFoundError", "GatedRepoError"):
-        return WeightsError(f"{source}: {endpoint} has no such repository, or it is private (set HF_TOKEN)")
-    if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
-        return WeightsError(f"{source}: no such file in that repository at {endpoint}")
-    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
-        return WeightsError(f"{source}: {endpoint} cannot be reached, and the file is not in the local cache")
-    text = str(error).strip().splitlines() or [""]
-    return WeightsError(f"{source}: cannot be fetched from {endpoint} ({kind}: {text[0]})")
+def _answers(endpoint: str) -> bool:
+    """Whether the hub says anything at all; asked first, so that a laptop without network does not wait."""
+    constants = need("huggingface_hub.constants", extra="hub", why="reading hf:// weights")
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # the library may know certificates that we do not
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's warnings about retries out of the way: its exception becomes our one line."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

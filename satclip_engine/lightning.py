@@ -69,9 +69,8 @@ _NO_IMAGE_ENCODER: Final[Mapping[str, Any]] = {
 }
 
 
-def read_ckpt(path: Path) -> Stored:
-    """Read a Lightning checkpoint or a bare state dictionary. Never executes what the file contains."""
-    where = str(path)
+def read_ckpt(path: Path, where: str) -> Stored:
+    """Read a Lightning checkpoint or a bare state dictionary; messages speak of `where`. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
     content = _dictionary(_load_safely(torch, path, where), where)
     state = _dictionary(content.get("state_dict", content), f"{where}: state_dict")
@@ -189,8 +188,8 @@ def _load_safely(torch: ModuleType, path: Path, where: str) -> Any:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise WeightsError(
-                f"{where}: refused: its pickle asks for {refused[1]}, which is no tensor or plain value; "
-                "nothing was executed"
+                f"{where}: refused: its pickle asks for {refused[1]}, which is no tensor or plain value "
+                "(nothing was executed); save it again without that object"
             ) from error
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"{where}: damaged or not a checkpoint of torch ({said[0]})") from error

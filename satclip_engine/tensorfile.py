@@ -42,9 +42,8 @@ _LONGEST_HEADER: Final = 100_000_000  # the format's own limit
 _OUR_METADATA: Final = ("satclip_format", "L", "convention", "basis", "harmonics", "w0_first", "w0_hidden")
 
 
-def read_safetensors(path: Path) -> Stored:
-    """Read a `.safetensors` checkpoint; checks header, shapes, hyper-parameters and, if stated, the hash."""
-    where = str(path)
+def read_safetensors(path: Path, where: str) -> Stored:
+    """Read and check a checkpoint, its hash included if it states one; messages speak of `where`."""
     with path.open("rb") as file:
         header, start = _read_header(file, path.stat().st_size, where)
         metadata = header.pop("__metadata__", {})
