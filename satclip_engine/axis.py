@@ -125,11 +125,17 @@ class AxisIndex(CoordinateTransformIndex):
 
     def _between(self, part: slice) -> slice:
         """Positions whose labels lie between two labels, both included, in the axis's own direction."""
+        first = 0 if part.start is None else self._reaching(float(part.start), beyond=False)
+        last = self.transform.size if part.stop is None else self._reaching(float(part.stop), beyond=True)
+        return slice(first, max(first, last), part.step)
+
+    def _reaching(self, label: float, *, beyond: bool) -> int:
+        """The first position whose label has reached `label`, or lies beyond it; the size if none does."""
         name, dim, size = self.transform.coord_names[0], self.transform.dims[0], self.transform.size
-        first, last = 0, size - 1
-        # Rounding in the division must not lose a label that is named exactly.
-        if part.start is not None:
-            first = max(0, math.ceil(float(self.transform.reverse({name: part.start})[dim]) - 1e-6))
-        if part.stop is not None:
-            last = min(size - 1, math.floor(float(self.transform.reverse({name: part.stop})[dim]) + 1e-6))
-        return slice(first, max(first, last + 1), part.step)
+        guess = float(self.transform.reverse({name: label})[dim])
+        # The guess is off by rounding; the labels themselves decide.
+        near = np.arange(max(0, math.floor(guess) - 1), min(size, math.floor(guess) + 3))
+        direction = np.sign(self.transform.step * self.transform.stride)
+        ahead = (self.transform.forward({dim: near})[name] - label) * direction
+        reached = near[ahead > 0 if beyond else ahead >= 0]
+        return int(reached[0]) if reached.size else max(0, min(size, math.floor(guess) + 3))

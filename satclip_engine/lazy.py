@@ -265,6 +265,8 @@ def normal_chunks(chunks: Any, shape: tuple[int, int, int]) -> tuple[tuple[int, 
             f"chunks must be 'auto', a number, a mapping of band, y and x, or three of them, not {chunks!r}"
         )
     wanted = tuple(-1 if part is None else part for part in wanted)
+    if any(isinstance(part, (int, np.integer)) and part < 1 and part != -1 for part in wanted):
+        raise UsageError(f"chunks must be positive, or -1 for a whole dimension, not {chunks!r}")
     _refuse_many(_estimate(wanted, shape), wanted, shape)
     try:
         sizes = core.normalize_chunks(wanted, shape=shape, dtype=np.float32, limit=_BLOCK)

@@ -1,0 +1,31 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from satclip_engine.encoder import Encoder, load
+from satclip_engine.weights import LocationWeights
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> LocationWeights:
+    """L = 4, two hidden layers of 16, 8 outputs; random, with every harmonic in use."""
+    rng = np.random.default_rng(7)
+    degrees, hidden, outputs = 4, 16, 8
+    tensors = {
+        "layers.0.weight": rng.normal(0, 0.05, (hidden, degrees**2)),
+        "layers.0.bias": rng.normal(0, 0.05, hidden),
+        "layers.1.weight": rng.normal(0, 0.4, (hidden, hidden)),
+        "layers.1.bias": rng.normal(0, 0.4, hidden),
+        "last_layer.weight": rng.normal(0, 0.5, (outputs, hidden)),
+        "last_layer.bias": rng.normal(0, 0.5, outputs),
+    }
+    return LocationWeights(tensors, "orthonormal")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_weights: LocationWeights) -> Encoder:
+    """An Encoder that takes microseconds a place."""
+    return load(tiny_weights, threads=2)
