@@ -21,13 +21,12 @@ from satclip_engine.bands import band_names, parse_bands
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import make_grid
 from satclip_engine.lonlat import as_lonlat, is_tensor, like_tensor
-from satclip_engine.places import Index, Places
+from satclip_engine.memory import fill_rows, kernel_order
+from satclip_engine.places import Index, Places, indices
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
     import xarray
-
-_SCRATCH = 64 << 20  # bytes of embedding held aside when the output's memory cannot be written in place
 
 
 def load(
@@ -91,6 +90,9 @@ class Encoder:
     def __reduce__(self) -> tuple[Any, ...]:
         layers = self._layers if self._own_layers else None
         return _rebuild, (self._weights, self._backend_asked, self._threads, layers, self._names)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return self
 
     @property
     def weights(self) -> LocationWeights:
@@ -186,15 +188,14 @@ class Encoder:
             def fill(block: slice, target: np.ndarray) -> None:
                 self._prepared.encode_grid(lat[block], lon, out=target, threads=threads)
 
-            return _fill((lat.size, lon.size, self.embed_dim), out, fill, rows_apart=True)
-        row = np.arange(grid.shape[0])[slice(None) if rows is None else rows]
-        width = np.arange(grid.shape[1])[slice(None) if cols is None else cols].size
+            return fill_rows((lat.size, lon.size, self.embed_dim), out, fill, rows_apart=True)
+        row, col = indices(rows, grid.shape[0]), indices(cols, grid.shape[1])
 
         def fill_points(block: slice, target: np.ndarray) -> None:
-            points = grid.lonlat(row[block], cols).reshape(-1, 2)
+            points = grid.lonlat(row[block], col).reshape(-1, 2)
             self._prepared.encode(points, out=target.reshape(-1, self.embed_dim), threads=threads)
 
-        return _fill((row.size, width, self.embed_dim), out, fill_points)
+        return fill_rows((row.size, col.size, self.embed_dim), out, fill_points)
 
     def evaluate_pixels(
         self, grid: Places, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
@@ -250,7 +251,7 @@ class Encoder:
             return lazy.grid_array(encoder, chosen, chunks=chunks)
         if chunks is not None:
             raise UsageError("out is filled at once, chunks is for later: give one of them")
-        memory = _kernel_order(out, (*chosen.shape, encoder.embed_dim))
+        memory = kernel_order(out, (*chosen.shape, encoder.embed_dim))
         encoder.evaluate(chosen, out=memory)
         return lazy.grid_array(encoder, chosen, data=memory.transpose(2, 0, 1))
 
@@ -294,60 +295,6 @@ def _rebuild(
     weights: LocationWeights, backend: str, threads: int | None, layers: Layers | None, names: list[str]
 ) -> Encoder:
     return Encoder(weights, backend=backend, threads=threads, layers=layers, names=names)
-
-
-def _fill(
-    shape: tuple[int, int, int], out: np.ndarray | None, fill: Any, *, rows_apart: bool = False
-) -> np.ndarray:
-    """Have fill(rows, target) write (h, w, E) `out`: at once if its strides allow, else by blocks."""
-    if out is None:
-        out = np.empty(shape, np.float32)
-    elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
-        raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
-    elif not out.flags.writeable:
-        raise UsageError("out is read-only")
-    if 0 in shape:
-        return out
-    if out.flags.c_contiguous or (rows_apart and out.strides[2] == out.itemsize):
-        fill(slice(0, shape[0]), out)
-        return out
-    step = max(1, _SCRATCH // (4 * shape[1] * shape[2]))
-    for start in range(0, shape[0], step):
-        block = slice(start, min(start + step, shape[0]))
-        scratch = np.empty((block.stop - start, *shape[1:]), np.float32)
-        fill(block, scratch)
-        out[block] = scratch
-    return out
-
-
-def _kernel_order(out: Any, shape: tuple[int, int, int]) -> np.ndarray:
-    """View the caller's memory as (H, W, E), the order in which embeddings are computed.
-
-    Raises UsageError when it is not in that order.
-    """
-    height, width, count = shape
-    if hasattr(out, "dims") and hasattr(out, "data"):
-        if set(out.dims) != {"band", "y", "x"}:
-            raise UsageError(f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}")
-        out = out.transpose("band", "y", "x").data
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.ndim != 3:
-        raise UsageError(
-            f"out must be a float32 array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
-        )
-    views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
-    fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]
-    if not views:
-        raise UsageError(f"out must have shape {shape} or {(count, height, width)}, not {out.shape}")
-    if not fast:
-        raise UsageError(
-            "out must have the band fastest in memory: "
-            f"np.empty({shape}, np.float32), or its transpose(2, 0, 1)"
-        )
-    return fast[0]
-
-
-def _describe(out: Any) -> str:
-    return f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
 
 
 def _real(values: Any, what: str) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 
 from satclip_engine import crs as _crs
 from satclip_engine.errors import UsageError
-from satclip_engine.places import Index
+from satclip_engine.places import Index, indices
 
 if TYPE_CHECKING:
     import pyproj
@@ -107,7 +107,7 @@ class Grid:
         NaN for rows beyond a pole. Separable grids only.
         """
         height = self.shape[0]
-        centres = _centres(self.transform.f, self.transform.e, height, _indices(rows, height))
+        centres = _centres(self.transform.f, self.transform.e, height, indices(rows, height))
         return _valid_latitude(centres)
 
     def lon(self, cols: Index = None) -> np.ndarray:
@@ -116,7 +116,7 @@ class Grid:
         Separable grids only.
         """
         width = self.shape[1]
-        return _centres(self.transform.c, self.transform.a, width, _indices(cols, width))
+        return _centres(self.transform.c, self.transform.a, width, indices(cols, width))
 
     def lonlat(self, rows: Index = None, cols: Index = None) -> np.ndarray:
         """Longitude and latitude of the pixels in `rows` × `cols`, (h, w, 2) float64 degrees.
@@ -130,7 +130,7 @@ class Grid:
             out[..., 0], out[..., 1] = lon, lat[:, None]
             out[np.isnan(lat)] = np.nan
             return out
-        row, col = _indices(rows, self.shape[0]), _indices(cols, self.shape[1])
+        row, col = indices(rows, self.shape[0]), indices(cols, self.shape[1])
         out = np.empty((row.size, col.size, 2))
         flat = out.reshape(-1, 2)
         for start in range(0, flat.shape[0], _BLOCK):
@@ -170,7 +170,7 @@ class Grid:
     def axis(self, dim: str, index: Index = None) -> np.ndarray:
         """x of columns or y of rows, as rioxarray labels them, in units of the CRS. Unrotated grids only."""
         step, start, size = self.steps(dim)
-        return _indices(index, size) * step + start
+        return indices(index, size) * step + start
 
     def steps(self, dim: str) -> tuple[float, float, int]:
         """Step, first label and number of labels along "x" or "y" of an unrotated grid."""
@@ -234,7 +234,7 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
         west, south, east, north = (float(v) for v in bounds)
     except (TypeError, ValueError) as error:
         raise UsageError(f"bounds must be four numbers (west, south, east, north), not {bounds!r}") from error
-    shown = f"{west:g} {south:g} {east:g} {north:g}"
+    shown = _show(west, south, east, north)
     if not all(map(math.isfinite, (west, south, east, north))):
         raise UsageError(f"bounds must be finite, not {shown}")
     if south >= north:
@@ -242,13 +242,14 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
     turn = _crs.full_turn(crs)
     if west >= east:
         across = math.isfinite(turn) and 0 < east + turn - west <= turn
-        hint = f"; to cross the antimeridian write {west:g} {south:g} {east + turn:g} {north:g}"
+        hint = f"; to cross the antimeridian write {_show(west, south, east + turn, north)}"
         raise UsageError(f"bounds {shown}: west must be less than east{hint if across else ''}")
     if east - west > turn * (1 + 1e-12):
         raise UsageError(f"bounds {shown}: wider than the globe ({turn:g})")
-    if max(-south, north) > turn / 4:
-        raise UsageError(f"bounds {shown}: beyond a pole (latitude {turn / 4:g})")
-    return west, south, east, north
+    pole = turn / 4
+    if max(-south, north) > pole + 1e-9:
+        raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})")
+    return west, max(south, -pole), east, min(north, pole)  # less the rounding of a sum of steps
 
 
 def _default_bounds(crs: pyproj.CRS, res: tuple[float, float]) -> tuple[float, float, float, float]:
@@ -284,7 +285,7 @@ def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs
     for count, size in zip(counts, (width, height), strict=True):
         if size < 1 or abs(count - size) > _FIT:
             raise UsageError(
-                f"bounds {west:g} {south:g} {east:g} {north:g} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
+                f"bounds {_show(*edges)} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
                 f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
                 f"{_pair(_nearest(extents, res))}"
             )
@@ -312,6 +313,10 @@ def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[fl
         if abs(extents[1] / square - round(extents[1] / square)) <= _FIT and extents[1] / square > 0.5:
             return square, square
     return single[0], single[1]
+
+
+def _show(*numbers: float) -> str:
+    return " ".join(f"{number:.10g}" for number in numbers)
 
 
 def _pair(res: tuple[float, float]) -> str:
@@ -377,22 +382,11 @@ def _grid_of_dataset(dataset: Any) -> Grid:
     return Grid.from_geobox(GeoBox((dataset.height, dataset.width), transform, CRS(parsed)), name=name)
 
 
-def _indices(index: Index, size: int) -> np.ndarray:
-    """Row or column numbers, (k,) int64, of a slice, an array of numbers from 0 on, or everything (None)."""
-    if index is None:
-        index = slice(None)
-    if isinstance(index, slice):
-        numbers = range(size)[index]
-        return np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
-    return np.asarray(index, dtype=np.int64)
-
-
 def _centres(edge: float, step: float, size: int, index: np.ndarray) -> np.ndarray:
     """Pixel centres between the first edge and the last, in multiples of 2⁻⁴⁰ degree.
 
     Weighing the two edges by integers (instead of adding up steps) makes the mirror pixels of a grid that is
-    symmetric about 0 exact negatives of each other: the terms swap, and neither sum nor division knows a
-    sign.
+    symmetric about 0 exact negatives of each other: the terms swap, and neither sum nor division knows signs.
     """
     first = np.rint(edge * _STEP) / _STEP
     last = np.rint((edge + size * step) * _STEP) / _STEP

@@ -6,10 +6,9 @@ well, not stored. With `chunks` the array is a dask array instead.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,20 +19,16 @@ from xarray.core import indexing
 from satclip_engine._optional import need
 from satclip_engine._version import __version__
 from satclip_engine.axis import AxisIndex, AxisLabels
-from satclip_engine.errors import UsageError
+from satclip_engine.chunks import DIMS, normal_chunks
+from satclip_engine.crs import unit_name
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.grid import Grid
     from satclip_engine.places import Places
 
-# dask spends about 1 ms and 1 kB on a task: beyond this the graph costs more than the raster.
-MAX_CHUNKS = 100_000
-DIMS = ("band", "y", "x")
-
 _SMALL = 4096  # pixels up to which all bands are computed: cheaper than preparing a network with fewer
 _KEPT = 4  # selections of bands whose network stays prepared
-_BLOCK = 64 << 20  # bytes of embedding that a chunk should have when dask chooses
 
 
 def grid_array(
@@ -118,28 +113,18 @@ def spatial_ref(grid: Grid) -> xarray.Variable:
 def _axis_attributes(grid: Grid) -> tuple[dict[str, str], dict[str, str]]:
     """CF attributes of x and y."""
     crs = grid.crs.proj
+    unit = unit_name(crs)
     if crs.is_geographic:
-        unit = crs.axis_info[0].unit_name if crs.axis_info else "degree"
-        east, north = ("degrees_east", "degrees_north") if unit == "degree" else (unit, unit)
-        return (
-            {"axis": "X", "standard_name": "longitude", "long_name": "longitude", "units": east},
-            {"axis": "Y", "standard_name": "latitude", "long_name": "latitude", "units": north},
-        )
-    units = crs.axis_info[0].unit_name if crs.axis_info else "metre"
-    return (
-        {
-            "axis": "X",
-            "standard_name": "projection_x_coordinate",
-            "long_name": "x of projection",
-            "units": units,
-        },
-        {
-            "axis": "Y",
-            "standard_name": "projection_y_coordinate",
-            "long_name": "y of projection",
-            "units": units,
-        },
+        names = ("longitude", "latitude")
+        units = ("degrees_east", "degrees_north") if unit == "degree" else (unit, unit)
+    else:
+        names = ("projection_x_coordinate", "projection_y_coordinate")
+        units = (unit, unit)
+    x, y = (
+        {"axis": axis, "standard_name": name, "long_name": name.replace("_", " "), "units": unit}
+        for axis, name, unit in zip("XY", names, units, strict=True)
     )
+    return x, y
 
 
 class EncodedPlaces(BackendArray):
@@ -156,7 +141,8 @@ class EncodedPlaces(BackendArray):
         return _encoded_places, (self.encoder, self.places, self.threads)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return ("satclip_engine.EncodedPlaces", self.encoder.sha256, self.encoder.backend, self.places)
+        encoder = self.encoder
+        return ("satclip_engine.EncodedPlaces", encoder.sha256, encoder.backend, encoder.isa, self.places)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         if isinstance(key, indexing.VectorizedIndexer):
@@ -180,11 +166,7 @@ class EncodedPlaces(BackendArray):
         else:
             values = self._with_bands(wanted).evaluate(self.places, rows, cols, threads=self.threads)
         values = values.transpose(2, 0, 1)
-        return (
-            values.reshape([n for axis, n in enumerate(values.shape) if axis not in dropped])
-            if dropped
-            else values
-        )
+        return values.squeeze(dropped) if dropped else values
 
     def _points(self, bands: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Broadcast index arrays: each pixel that occurs is embedded once, then its bands are picked."""
@@ -240,61 +222,6 @@ def dask_array(array: EncodedPlaces, chunks: Any) -> Any:
     sizes = normal_chunks(chunks, array.shape)
     return dask.from_array(
         _Sliceable(array), chunks=sizes, asarray=False, fancy=True, meta=np.empty((0, 0, 0), np.float32)
-    )
-
-
-def normal_chunks(chunks: Any, shape: tuple[int, int, int]) -> tuple[tuple[int, ...], ...]:
-    """Chunk sizes along band, y and x, as dask has them; bands stay together unless they are asked for.
-
-    chunks: "auto", one number for y and x, a mapping of dimensions, or a tuple for all three. Raises
-        UsageError.
-    """
-    core = need("dask.array.core", extra="dask", why="chunks=")
-    if isinstance(chunks, Mapping):
-        if unknown := set(chunks) - set(DIMS):
-            raise UsageError(
-                f"chunks: dimensions are band, y and x, not {', '.join(map(str, sorted(unknown)))}"
-            )
-        wanted = tuple(chunks.get(dim, -1) for dim in DIMS)
-    elif isinstance(chunks, tuple) and len(chunks) == 3:
-        wanted = chunks
-    elif isinstance(chunks, (int, str, np.integer)) and not isinstance(chunks, bool):
-        wanted = (-1, chunks, chunks)
-    else:
-        raise UsageError(
-            f"chunks must be 'auto', a number, a mapping of band, y and x, or three of them, not {chunks!r}"
-        )
-    wanted = tuple(-1 if part is None else part for part in wanted)
-    if any(isinstance(part, (int, np.integer)) and part < 1 and part != -1 for part in wanted):
-        raise UsageError(f"chunks must be positive, or -1 for a whole dimension, not {chunks!r}")
-    _refuse_many(_estimate(wanted, shape), wanted, shape)
-    try:
-        sizes = core.normalize_chunks(wanted, shape=shape, dtype=np.float32, limit=_BLOCK)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UsageError(f"chunks {chunks!r} do not fit the shape {shape}: {error}") from error
-    _refuse_many(math.prod(len(part) for part in sizes), wanted, shape)
-    return tuple(tuple(int(n) for n in part) for part in sizes)
-
-
-def _estimate(wanted: tuple[Any, ...], shape: tuple[int, int, int]) -> int:
-    """How many chunks plain numbers would make, before dask lists them one by one."""
-    return math.prod(
-        -(-size // int(part)) if isinstance(part, (int, np.integer)) and part > 0 else 1
-        for part, size in zip(wanted, shape, strict=True)
-    )
-
-
-def _refuse_many(count: int, wanted: tuple[Any, ...], shape: tuple[int, int, int]) -> None:
-    if count <= MAX_CHUNKS:
-        return
-    bands = -(-shape[0] // wanted[0]) if isinstance(wanted[0], (int, np.integer)) and wanted[0] > 0 else 1
-    side = math.ceil(math.sqrt(shape[1] * shape[2] * bands / MAX_CHUNKS))
-    while -(-shape[1] // side) * -(-shape[2] // side) * bands > MAX_CHUNKS:
-        side = side + max(1, side // 64)
-    side = -(-side // 64) * 64
-    raise UsageError(
-        f"chunks: {count:,} chunks are more than dask handles well ({MAX_CHUNKS:,}); "
-        f"use chunks={side} or larger, or no chunks: the array is lazy without them"
     )
 
 

@@ -63,7 +63,7 @@ def _from_table(table: Any) -> np.ndarray:
     for pair in _COLUMNS:
         if names.keys() >= set(pair):
             return np.stack([_from_array(table[names[name]].to_numpy()) for name in pair], axis=-1)
-    if len(table.columns) != 2:
+    if len(table.columns) != 2 or names.keys() & {name for pair in _COLUMNS for name in pair}:
         raise UsageError(
             f"a table needs columns lon and lat (or longitude and latitude, or x and y), not {list(names)}"
         )

@@ -95,6 +95,16 @@ class Points:
         return ("satclip_engine.Points", _digest(self._lonlat))
 
 
+def indices(index: Index, size: int) -> np.ndarray:
+    """Row or column numbers, (k,) int64, of a slice, an array of numbers from 0 on, or everything (None)."""
+    if index is None:
+        index = slice(None)
+    if isinstance(index, slice):
+        numbers = range(size)[index]
+        return np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
+    return np.asarray(index, dtype=np.int64)
+
+
 def _degrees(values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":

@@ -100,6 +100,8 @@ def test_ragged_lists_and_wide_tables_are_refused(tiny):
         tiny([[1, 2], [3]])
     with pytest.raises(UsageError, match="columns lon and lat"):
         tiny(pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
+    with pytest.raises(UsageError, match="columns lon and lat"):
+        tiny(pd.DataFrame({"lat": [1.0], "meridian": [2.0]}))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ ORDER = (
     ("reference",),
     ("_C",),
     ("backends",),
-    ("crs", "places", "bands", "lonlat", "axis"),
+    ("crs", "places", "bands", "lonlat", "memory", "axis", "chunks"),
     ("georeference",),
     ("grid",),
     ("lazy",),

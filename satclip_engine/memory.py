@@ -1,0 +1,70 @@
+"""The caller's memory for embeddings: (H, W, E) float32, band fastest, the order in which kernels write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from satclip_engine.errors import UsageError
+
+_SCRATCH = 64 << 20  # bytes of embedding held aside when the caller's memory cannot be written in place
+
+
+def fill_rows(
+    shape: tuple[int, int, int],
+    out: np.ndarray | None,
+    fill: Callable[[slice, np.ndarray], None],
+    *,
+    rows_apart: bool = False,
+) -> np.ndarray:
+    """Have fill(rows, target) write (h, w, E) `out`: at once if its strides allow, else by blocks."""
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
+    elif not out.flags.writeable:
+        raise UsageError("out is read-only")
+    if 0 in shape:
+        return out
+    if out.flags.c_contiguous or (rows_apart and out.strides[2] == out.itemsize):
+        fill(slice(0, shape[0]), out)
+        return out
+    step = max(1, _SCRATCH // (4 * shape[1] * shape[2]))
+    for start in range(0, shape[0], step):
+        block = slice(start, min(start + step, shape[0]))
+        scratch = np.empty((block.stop - start, *shape[1:]), np.float32)
+        fill(block, scratch)
+        out[block] = scratch
+    return out
+
+
+def kernel_order(out: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """View the caller's memory as (H, W, E), the order in which embeddings are computed.
+
+    Raises UsageError when it is not in that order.
+    """
+    height, width, count = shape
+    if hasattr(out, "dims") and hasattr(out, "data"):
+        if set(out.dims) != {"band", "y", "x"}:
+            raise UsageError(f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}")
+        out = out.transpose("band", "y", "x").data
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.ndim != 3:
+        raise UsageError(
+            f"out must be a float32 array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
+        )
+    views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
+    fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]
+    if not views:
+        raise UsageError(f"out must have shape {shape} or {(count, height, width)}, not {out.shape}")
+    if not fast:
+        raise UsageError(
+            "out must have the band fastest in memory: "
+            f"np.empty({shape}, np.float32), or its transpose(2, 0, 1)"
+        )
+    return fast[0]
+
+
+def _describe(out: Any) -> str:
+    return f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
