@@ -58,8 +58,7 @@ _RELEASED_HYPER_PARAMETERS: Final[Mapping[str, Any]] = {
     "air_temp_data_path": "",
     "election_data_path": "",
 }
-# An image encoder of zero layers: the published loader insists on one, and this is the smallest that it can
-# build.
+# An image encoder of zero layers: the published loader insists on one, and this is the smallest it can build.
 _NO_IMAGE_ENCODER: Final[Mapping[str, Any]] = {
     "image_resolution": 1,
     "vision_layers": 0,
@@ -196,20 +195,31 @@ def _load_safely(torch: ModuleType, path: Path, where: str) -> Any:
 
 
 def _check_archive(path: Path, where: str) -> bool:
-    """Whether the file is a zip archive (torch ≥ 1.6); refuses one that unpacks to more than it holds."""
+    """Whether the file is a zip archive (torch ≥ 1.6); WeightsError when it is a damaged or false one."""
     if not zipfile.is_zipfile(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise WeightsError(f"{where}: damaged archive ({error})") from error
-    size = path.stat().st_size
-    if unpacked > size:  # torch stores without compression, so the parts never exceed the whole
-        raise WeightsError(
-            f"{where}: refused: its parts unpack to {unpacked} bytes, expected at most its size, {size}"
-        )
+            _check_parts(archive.infolist(), path.stat().st_size, where)
+            for part in archive.infolist():
+                # torch itself ignores checksums, so a flipped bit would become a wrong weight. It can be told
+                # to leave them out; they are zero then.
+                if part.CRC:
+                    with archive.open(part) as content:
+                        while content.read(1 << 20):
+                            pass
+    except WeightsError:
+        raise
+    except Exception as error:  # zipfile has a dozen kinds for the ways in which an archive can be damaged
+        raise WeightsError(f"{where}: damaged ({error})") from error
     return True
+
+
+def _check_parts(parts: list[zipfile.ZipInfo], size: int, where: str) -> None:
+    """Refuse an archive that unpacks to more than it holds: torch stores without compression."""
+    unpacked = sum(part.file_size for part in parts)
+    if unpacked > size:
+        raise WeightsError(f"{where}: refused: its parts unpack to {unpacked} bytes, the file has {size}")
 
 
 def _as_numpy(torch: ModuleType, value: Any, key: str, limit: int) -> np.ndarray:

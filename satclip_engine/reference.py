@@ -1,7 +1,8 @@
 """The definition: real spherical harmonics and the SIREN on them, in plain PyTorch float64.
 
-    x = cos θ = −sin(lat)    φ = lon + 180°    Y = [P̄_l|m|(x) · (cos mφ | 1 | sin |m|φ)]    e = W₃ sin(W₂
-    sin(W₁ Y + b₁) + b₂) + b₃
+    x = cos θ = −sin(lat)    φ = lon + 180°
+    Y_lm = P̄_l|m|(x) · (cos mφ for m > 0, 1 for m = 0, sin |m|φ for m < 0)
+    e = W₃ sin(W₂ sin(W₁ Y + b₁) + b₂) + b₃
 
 Every other backend is correct when it equals this one. Coordinates are degrees, longitude first; any finite
 longitude is accepted, |latitude| > 90 is a ValueError naming the first such row, NaN or infinity anywhere in

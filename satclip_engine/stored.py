@@ -41,8 +41,7 @@ class Stored:
     """The content of one checkpoint file.
 
     tensors: by the names above, without prefix, in order of evaluation; float16, float32 or float64 as in the
-    file
-        (bfloat16, which NumPy lacks, is widened to float32).
+        file (bfloat16, which NumPy lacks, is widened to float32).
     convention: None when the file names none.
     harmonics: None when the file does not state it.
     w0: sine frequencies of the first and of every further hidden layer.

@@ -1,7 +1,6 @@
-"""Weights of a location encoder: the file's own tensors (LocationWeights) and what kernels eat (Layers).
+"""Weights of a location encoder: the file's own tensors (LocationWeights), and the way to Layers.
 
-    read_weights("default" | "x.ckpt" | "x.safetensors" | "hf://org/name[/file]") -> LocationWeights ->
-    .folded() -> Layers
+    read_weights("default" | "x.ckpt" | "x.safetensors" | "hf://org/name[/file]").folded() -> Layers
 
 LocationWeights keeps tensors, dtype and harmonics convention as the file has them, so that it is written back
 bit by bit. `folded()` turns them, in float64, into the one basis that every kernel knows: orthonormal real
@@ -18,7 +17,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -26,8 +25,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from satclip_engine.basis import EXACT_DEGREES, PUBLISHED_DEGREES, column_factors, fold_published
 from satclip_engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.layers import Layers, frozen
 from satclip_engine.stored import (
     CONVENTIONS,
     HARMONICS,
@@ -43,12 +44,6 @@ from satclip_engine.tensorfile import tensors_sha256
 
 # Weights inside the package, by name.
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"default": "bluemarble.safetensors"})
-
-# Up to this degree the published polynomials equal exact harmonics to 1e-9; above, their rounded coefficients
-# show.
-EXACT_DEGREES: Final = 20
-# The table of the published polynomials covers degrees below this.
-PUBLISHED_DEGREES: Final = 40
 
 
 @dataclass(frozen=True)
@@ -67,75 +62,14 @@ class Provenance:
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
-    """A network on exact orthonormal harmonics: h = sin(W h + b) in every layer but the last, a linear one.
-
-    weights: float64, (H, L²), (H, H)..., (E, H); biases: float64, (H,)..., (E,). The sine frequencies are
-    multiplied in.
-    """
-
-    degrees: int
-    weights: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", tuple(_frozen(w, np.float64) for w in self.weights))
-        object.__setattr__(self, "biases", tuple(_frozen(b, np.float64) for b in self.biases))
-        columns = self.degrees**2
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if weight.ndim != 2 or weight.shape[1] != columns or bias.shape != weight.shape[:1]:
-                raise ValueError(
-                    f"layer {index}: expected weight (rows, {columns}) and bias (rows,), "
-                    f"got {weight.shape} and {bias.shape}"
-                )
-            columns = weight.shape[0]
-
-    @property
-    def embed_dim(self) -> int:
-        """Number of outputs, E."""
-        return int(self.weights[-1].shape[0])
-
-    @property
-    def capacity(self) -> int:
-        """Width of the hidden layers, H."""
-        return int(self.weights[0].shape[0])
-
-    def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> Layers:
-        """The network whose outputs are `weight` (K, E) times these outputs plus `bias` (K,)."""
-        head = np.asarray(weight, np.float64)
-        if head.ndim != 2 or head.shape[1] != self.embed_dim or head.shape[0] == 0:
-            raise UsageError(f"head: expected weight of shape (K, {self.embed_dim}), got {head.shape}")
-        offset = np.zeros(len(head)) if bias is None else np.asarray(bias, np.float64)
-        if offset.shape != (len(head),):
-            raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}")
-        if not (np.isfinite(head).all() and np.isfinite(offset).all()):
-            raise UsageError("head: expected finite weight and bias")
-        return replace(
-            self,
-            weights=(*self.weights[:-1], head @ self.weights[-1]),
-            biases=(*self.biases[:-1], head @ self.biases[-1] + offset),
-        )
-
-    def astype(self, dtype: Any) -> list[np.ndarray]:
-        """[W₁, b₁, W₂, b₂, ...] rounded once to `dtype`, each C-contiguous."""
-        pairs = zip(self.weights, self.biases, strict=True)
-        return [np.ascontiguousarray(array, dtype=dtype) for pair in pairs for array in pair]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the function: shapes and values of all layers."""
-        return tensors_sha256({f"{index:03}": array for index, array in enumerate(self.astype("<f8"))})
-
-
-@dataclass(frozen=True, eq=False)
 class LocationWeights:
-    """Weights of a location encoder as their file holds them. Immutable.
+    """Weights of a location encoder as their file holds them. Immutable; pickles.
 
-    tensors: layers.0.weight (H, L²), layers.0.bias (H,), ..., last_layer.weight (E, H), last_layer.bias (E,),
-    read-only. convention: how the harmonics behind the columns of layers.0.weight are scaled, see
-    column_factors. harmonics: "exact", or "published": the polynomials that the published `analytic` code
-    evaluates. They differ for
-        `analytic` weights with L > 20 only.
+    tensors: layers.0.weight (H, L²), layers.0.bias (H,), ..., last_layer.weight (E, H), last_layer.bias (E,);
+        read-only.
+    convention: how the harmonics behind the columns of layers.0.weight are scaled, see basis.column_factors.
+    harmonics: "exact", or "published": the polynomials that the published `analytic` code evaluates. The two
+        differ for `analytic` weights with L > 20 only.
     w0: sine frequencies of the first and of the further hidden layers.
 
     Raises WeightsError for tensors that do not form one network, UsageError for a mode that these weights
@@ -158,13 +92,9 @@ class LocationWeights:
         for value, known in ((self.convention, CONVENTIONS), (self.harmonics, HARMONICS)):
             if value not in known:
                 raise UsageError(f"expected one of {', '.join(known)}, got {value!r}")
-        tensors = {name: _frozen(self.tensors[name]) for name in names}
+        tensors = {name: frozen(self.tensors[name]) for name in names}
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
-        if (
-            self.harmonics == "published"
-            and self.convention == "analytic"
-            and self.degrees > PUBLISHED_DEGREES
-        ):
+        if self._fold_published and self.degrees > PUBLISHED_DEGREES:
             raise UsageError(
                 f"{where}: harmonics='published' covers L up to {PUBLISHED_DEGREES}, "
                 f"these weights have L = {self.degrees}; use harmonics='exact'"
@@ -205,30 +135,31 @@ class LocationWeights:
     def converted(self, convention: Convention) -> LocationWeights:
         """The same function under another convention; these weights themselves when it is theirs.
 
-        The result has harmonics="exact": weights on the published polynomials have those folded in on the
-        way, since no other convention has such polynomials. Tensors become float64 (π is no float32).
+        The result has harmonics="exact": only `analytic` has published polynomials, and weights on them have
+        them folded in on the way. Tensors become float64, since neither π nor that fold fits into less.
         """
         if convention not in CONVENTIONS:
             raise UsageError(f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
         if convention == self.convention:
             return self
         tensors = {name: value.astype(np.float64) for name, value in self.tensors.items()}
-        tensors["layers.0.weight"] = self._orthonormal_first_weight() / column_factors(
-            self.degrees, convention
+        factors = column_factors(self.degrees, convention)
+        tensors["layers.0.weight"] = self._orthonormal_first_weight() / factors
+        origin = self.provenance
+        provenance = replace(
+            origin,
+            hyper_parameters={**origin.hyper_parameters, "harmonics_calculation": convention},
+            extras={**origin.extras, "converted_from": f"{self.convention}, harmonics {self.harmonics}"},
         )
-        parameters = {**self.provenance.hyper_parameters, "harmonics_calculation": convention}
-        provenance = replace(self.provenance, hyper_parameters=parameters)
         return LocationWeights(tensors, convention, "exact", self.w0, provenance)
 
     def save(self, path: str | os.PathLike[str], *, convention: Convention | None = None) -> None:
         """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole.
 
-        convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. A
-        `.ckpt` must name
-            a convention that the published code knows, so orthonormal weights become `analytic` up to L = 20
-            and `closed-form` above, where the published analytic polynomials are inexact; in float64. Another
-            value converts as `converted` does. Readers with exact harmonics (torchgeo) take `analytic` at any
-            L.
+        convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. One
+            exception: the published code knows no orthonormal harmonics, so in a `.ckpt` such weights become
+            `analytic` up to L = 20 and `closed-form` above, where its analytic polynomials are inexact. Any
+            other value converts as `converted` does; readers with exact harmonics (torchgeo) want `analytic`.
 
         Raises UsageError for another suffix or convention, OutputError when the file cannot be written.
         """
@@ -301,9 +232,8 @@ def read_weights(
     """Read weights by name ("default"), from a `.ckpt` or `.safetensors` file, or from hf://org/name[/file].
 
     harmonics: None takes what the file states, else "published" for `analytic` weights with 20 < L ≤ 40 (the
-    function
-        that released weights were trained on) and "exact" for all others. An `analytic` checkpoint with L >
-        40 that does not state its mode is read as "exact" with a UserWarning: the table of published
+        function that released weights were trained on) and "exact" for all others. An `analytic` checkpoint
+        with L > 40 that does not state its mode is read as "exact" with a UserWarning: the table of published
         polynomials ends there.
 
     A checkpoint that does not name its convention is taken as `analytic`, the published default, with a
@@ -321,50 +251,13 @@ def read_weights(
 
         return _from_file(download(source), source, harmonics)
     path = Path(source)
-    named_as_file = path.suffix.lower() in SUFFIXES or path.name != str(source) or path.exists()
+    named_as_file = path.suffix.lower() in SUFFIXES or path.name != str(source) or (source and path.exists())
     if isinstance(source, str) and not named_as_file:
         raise UsageError(
             f"unknown weights {source!r}: expected {', '.join(BUILT_IN)}, "
             f"a file ending in {' or '.join(SUFFIXES)}, or hf://org/name[/file]"
         )
     return _from_file(path, str(source), harmonics)
-
-
-def column_factors(degrees: int, convention: Convention) -> np.ndarray:  # (L²,) float64
-    """What one feature of `convention` is in units of our orthonormal one, by column l² + l + m.
-
-    `analytic` computes √((2l+1)/4·π) where √((2l+1)/(4π)) was meant, hence π at m = 0; `closed-form` has the
-    Condon–Shortley phase (−1)^m.
-    """
-    order = np.concatenate([np.arange(-degree, degree + 1) for degree in range(degrees)])
-    if convention == "analytic":
-        return np.where(order == 0, np.pi, 1.0)
-    if convention == "closed-form":
-        return np.where(order % 2 == 0, 1.0, -1.0)
-    return np.ones(len(order))
-
-
-def fold_published(weight: np.ndarray) -> np.ndarray:  # (H, L²) float64 -> same
-    """Columns on the published polynomials (π at m = 0 divided out) → columns on exact harmonics; L ≤ 40.
-
-    For each order m the published P(l, m) is Σ_l' T[m, l, l'] · P̄(l', m), so W'(l', m) = Σ_l W(l, m) · T[m,
-    l, l'].
-    """
-    degrees = math.isqrt(weight.shape[1])
-    table = _published_table()
-    folded = np.empty_like(weight)
-    for m in range(degrees):
-        degree = np.arange(m, degrees)
-        for columns in {m, -m}:
-            at = degree**2 + degree + columns
-            folded[:, at] = weight[:, at] @ table[m, m:degrees, m:degrees]
-    return folded
-
-
-@cache
-def _published_table() -> np.ndarray:  # T[m, l, l'], (40, 40, 40) float64
-    with (resources.files("satclip_engine.data") / "published_fold.npz").open("rb") as file:
-        return _frozen(np.load(file)["T"])
 
 
 def _from_file(path: Path, source: str, harmonics: Harmonics | None) -> LocationWeights:
@@ -390,10 +283,3 @@ def _default_harmonics(convention: Convention, degrees: int, source: str) -> Har
         stacklevel=4,
     )
     return "exact"
-
-
-def _frozen(value: Any, dtype: Any = None) -> np.ndarray:
-    """A C-contiguous read-only array that shares no memory with a writable one."""
-    array = np.array(value, dtype=dtype, order="C")
-    array.flags.writeable = False
-    return array

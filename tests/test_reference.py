@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satclip_engine import reference
-from satclip_engine.weights import Layers, column_factors, fold_published
+from satclip_engine.basis import column_factors, fold_published
+from satclip_engine.weights import Layers
 
 DATA = Path(__file__).parent / "data" / "golden"
 EPSILON = np.finfo(np.float64).eps
