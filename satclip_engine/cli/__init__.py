@@ -1,0 +1,1 @@
+"""Commands: one short module each, and what they share."""

@@ -1,0 +1,115 @@
+"""How every command ends: results on stdout, one line on stderr when something fails, and an exit status.
+
+    0  done     1  failed     2  an argument or option cannot be used     130  Ctrl-C     143  terminated
+
+A traceback is shown only with `-v`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from satclip_engine.errors import SatclipError
+
+EXIT_CODES = (
+    "Exit status: 0 done; 1 failed; 2 unusable argument or option; 130 interrupted (Ctrl-C); 143 terminated."
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, unwinding like Ctrl-C so that temporary files are put in order."""
+
+
+class Command(click.Command):
+    """A click command whose failures are one line each."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parse and run; in `standalone_mode` (the default) exit with a status, after one line on failure."""
+        run = partial(super().main, args, prog_name, complete_var, standalone_mode=False, **extra)
+        if not standalone_mode:
+            return run()
+        name = self.name or "satclip"
+        status: object = 0
+        try:
+            status = run()
+        except click.ClickException as error:
+            status = fail(name, error.format_message(), error.exit_code)
+        except click.Abort as error:
+            status = _interrupted(name, error.__cause__)
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command body; turn what it raises into one line and a status."""
+        name = self.name or "satclip"
+        main_thread = threading.current_thread() is threading.main_thread()  # others may not set handlers
+        handler = signal.signal(signal.SIGTERM, _terminate) if main_thread else None
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = partial(_note, name)
+                return super().invoke(ctx)
+        except SatclipError as error:
+            _traceback_if_verbose(ctx)
+            ctx.exit(fail(name, str(error), error.exit_code))
+        except KeyboardInterrupt as error:
+            _traceback_if_verbose(ctx)
+            ctx.exit(_interrupted(name, error))
+        except BrokenPipeError:
+            _leave_closed_pipe(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            _traceback_if_verbose(ctx)
+            hint = "" if ctx.params.get("verbose") else " (run again with -v for the traceback)"
+            ctx.exit(fail(name, f"{type(error).__name__}: {error}{hint}", 1))
+        finally:
+            if main_thread:
+                signal.signal(signal.SIGTERM, handler)
+
+
+def fail(name: str, message: str, status: int) -> int:
+    """Say in one line on stderr why `name` failed; returns `status`."""
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _note(name: str, message: Warning | str, *where: Any) -> None:
+    click.echo(f"{name}: note: {' '.join(str(message).split())}", err=True)
+
+
+def _interrupted(name: str, error: BaseException | None) -> int:
+    terminated = isinstance(error, Terminated)
+    said = str(error or "") or ("terminated" if terminated else "interrupted")
+    return fail(name, said, 143 if terminated else 130)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _traceback_if_verbose(ctx: click.Context) -> None:
+    if ctx.params.get("verbose"):
+        traceback.print_exc()
+
+
+def _leave_closed_pipe(ctx: click.Context) -> NoReturn:
+    """The reader of our output (`head`, say) has left: be silent, as Unix tools are."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    ctx.exit(1)

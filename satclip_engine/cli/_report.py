@@ -1,0 +1,191 @@
+"""What `satclip-grid` says about its result: on the terminal, as JSON, in the file's tags and below the
+picture."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satclip_engine import __version__
+from satclip_engine.cli._progress import bytes_text, duration_text, rate_text
+
+if TYPE_CHECKING:
+    from satclip_engine.cli.grid import Options
+    from satclip_engine.encoder import Encoder
+    from satclip_engine.grid import Grid
+    from satclip_engine.pca import GlobalPCA
+    from satclip_engine.raster.write import Report
+
+
+def provenance(options: Options, encoder: Encoder, fit: GlobalPCA | None) -> dict[str, str]:
+    """Tags that say where a raster comes from: the same run gives the same tags, so no time and no folder
+    names."""
+    weights = encoder.weights
+    return {
+        "software": f"satclip-engine {__version__}",
+        "command": command_line(options),
+        "weights": weights_name(encoder),
+        "weights_sha256": weights.sha256,
+        "harmonics": weights.harmonics,
+        "degrees": str(weights.degrees),
+        "backend": f"{encoder.backend} {encoder.isa}",
+        **(fit.tags if fit else {}),
+    }
+
+
+def command_line(options: Options) -> str:
+    """The options that decide the pixels, paths cut to names; how the work is done (threads, memory) is
+    left out."""
+    words = ["satclip-grid", options.output.name, "--weights", _short_name(options.weights)]
+    if options.harmonics:
+        words += ["--harmonics", options.harmonics]
+    if options.resolution is not None:
+        words += ["--resolution", f"{options.resolution:.15g}"]
+    if options.bounds is not None:
+        words += ["--bounds", *(f"{edge:.15g}" for edge in options.bounds)]
+    if options.crs is not None:
+        words += ["--crs", options.crs]
+    if options.like is not None:
+        words += ["--like", Path(options.like).name]
+    words += ["--dtype", options.dtype, "--bands", str(options.bands), "--compress", options.compress]
+    if options.blocksize is not None:
+        words += ["--blocksize", str(options.blocksize)]
+    if options.backend != "auto":
+        words += ["--backend", options.backend]
+    return shlex.join(words)
+
+
+def weights_name(encoder: Encoder) -> str:
+    """What the weights are called, without the folder they lie in."""
+    return _short_name(encoder.weights.provenance.source)
+
+
+def preview_title(encoder: Encoder) -> str:
+    """The picture's title."""
+    count = min(3, encoder.embed_dim)
+    words = (
+        "first principal component",
+        "first two principal components",
+        "first three principal components",
+    )
+    return f"Location embedding · {weights_name(encoder)}, {words[count - 1]}"
+
+
+def preview_source(encoder: Encoder, grid: Grid) -> str:
+    """The line below the picture."""
+    weights = encoder.weights
+    height, width = grid.shape
+    return " · ".join(
+        (
+            f"weights {weights_name(encoder)} {weights.sha256[:8]}",
+            f"{weights.harmonics} harmonics, L = {weights.degrees}",
+            f"{width} x {height} pixels of {resolution_text(grid)}",
+            crs_name(grid),
+            f"satclip-engine {__version__}",
+        )
+    )
+
+
+def resolution_text(grid: Grid) -> str:
+    """0.25°, 1000 m, or two numbers where pixels are not square."""
+    from satclip_engine.crs import unit_name
+
+    transform = grid.transform
+    sides = [(transform.a**2 + transform.d**2) ** 0.5, (transform.b**2 + transform.e**2) ** 0.5]
+    numbers = list(dict.fromkeys(f"{side:.6g}" for side in sides))
+    unit = unit_name(grid.crs.proj)
+    return " x ".join(numbers) + {"degree": "°", "metre": " m"}.get(unit, f" {unit}")
+
+
+def crs_name(grid: Grid) -> str:
+    """EPSG:4326, or the CRS's own name where it has no code."""
+    return f"EPSG:{grid.crs.epsg}" if grid.crs.epsg else str(grid.crs.proj.name)
+
+
+def as_json(
+    options: Options,
+    encoder: Encoder,
+    grid: Grid,
+    report: Report,
+    fit: GlobalPCA | None,
+    preview: Path | None,
+) -> str:
+    """The machine-readable report, one JSON object."""
+    weights = encoder.weights
+    content: dict[str, Any] = {
+        **report.as_dict(),
+        "crs": crs_name(grid),
+        "transform": [float(value) for value in grid.transform[:6]],
+        "weights": {
+            "source": weights.provenance.source,
+            "sha256": weights.sha256,
+            "harmonics": weights.harmonics,
+            "degrees": weights.degrees,
+        },
+        "backend": {"name": encoder.backend, "isa": encoder.isa, "threads": encoder.threads},
+        "pca_explained_variance": [float(share) for share in fit.explained] if fit else None,
+        "preview": str(preview) if preview else None,
+        "command": command_line(options),
+        "version": __version__,
+    }
+    return json.dumps(content, indent=2, default=str)
+
+
+def as_text(
+    options: Options,
+    encoder: Encoder,
+    grid: Grid,
+    report: Report,
+    fit: GlobalPCA | None,
+    preview: Path | None,
+) -> str:
+    """The summary for people, a line a subject, within 80 columns as far as names allow."""
+    height, width = grid.shape
+    weights = encoder.weights
+    complete = report.resumed_from == 1 and not report.cpu_seconds
+    lines = [
+        ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.compress}"),
+        ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid)}"),
+        ("bands", _bands_text(encoder, fit)),
+        ("weights", f"{weights_name(encoder)} {weights.sha256[:8]}, {weights.harmonics} harmonics"),
+    ]
+    if not complete:
+        lines += [
+            ("errors", _errors_text(report)),
+            ("time", _time_text(report)),
+            ("memory", f"{bytes_text(report.peak_memory)} at most"),
+        ]
+    if preview:
+        lines.append(("preview", str(preview)))
+    head = f"{options.output} is complete already" if complete else str(options.output)
+    return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
+
+
+def _errors_text(report: Report) -> str:
+    """What quantising took away; nothing for floats."""
+    if not report.max_quantisation_error:
+        return ""
+    clipped = report.clipping
+    text = f"{report.max_quantisation_error:.2g} at most"
+    if not clipped.values:
+        return f"{text}, no value clipped"
+    return f"{text}; up to {clipped.fraction:.1g} of a band's values clipped, by {clipped.excess:.2g}"
+
+
+def _time_text(report: Report) -> str:
+    text = f"{duration_text(report.seconds)}, {rate_text(report.pixels_per_second)}"
+    return f"{text}; {100 * report.resumed_from:.0f} % were done before" if report.resumed_from else text
+
+
+def _bands_text(encoder: Encoder, fit: GlobalPCA | None) -> str:
+    if fit is not None:
+        shares = ", ".join(f"{100 * share:.0f}" for share in fit.explained[:6])
+        more = ", …" if len(fit.explained) > 6 else ""
+        return f"{encoder.embed_dim} principal components ({shares}{more} % of the variance)"
+    return f"{encoder.embed_dim} of {encoder.weights.embed_dim}"
+
+
+def _short_name(source: str) -> str:
+    return source if "://" in source else Path(source).name

@@ -1,0 +1,82 @@
+"""Option values, parsed once into what the library takes. Nothing here imports more than click."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_PCA = re.compile(r"pca:(\d+)", re.IGNORECASE)
+_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Which bands to write: all of them, a list of band numbers, or the first `pca` principal components."""
+
+    numbers: str = "all"  # "all" or a list such as 1,5,9-12, counted from 1
+    pca: int = 0  # 0: no principal components
+
+    def __str__(self) -> str:
+        return f"pca:{self.pca}" if self.pca else self.numbers
+
+
+class BandsType(click.ParamType):
+    """`all`, `1-64`, `1,5,9-12` or `pca:K`; whether the weights have that many is checked when they are
+    read."""
+
+    name = "bands"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Bands:
+        if isinstance(value, Bands):
+            return value
+        text = re.sub(r"\s+", "", str(value)).lower()
+        if text == "all":
+            return Bands()
+        if (match := _PCA.fullmatch(text)) and int(match[1]) > 0:
+            return Bands(pca=int(match[1]))
+        if _LIST.fullmatch(text):
+            return Bands(text)
+        self.fail(f"{value!r} is none of all, 1-64, 1,5,9-12 or pca:3", param, ctx)
+
+
+class MemoryType(click.ParamType):
+    """A number of bytes with a unit: 500MB, 1GB, 2GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None or match[2].upper() not in _UNITS:
+            self.fail(f"{value!r} is not a size such as 500MB, 1GB or 2GiB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class FileType(click.ParamType):
+    """A path to be written, with one of the given suffixes."""
+
+    name = "file"
+
+    def __init__(self, suffixes: tuple[str, ...], what: str) -> None:
+        self.suffixes, self.what = suffixes, what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.suffix.lower() == ".zarr":
+            self.fail(
+                f"{value}: Zarr output is not available in this version; give a name ending in .tif",
+                param,
+                ctx,
+            )
+        if path.suffix.lower() not in self.suffixes:
+            self.fail(f"{value}: {self.what} ends in {' or '.join(self.suffixes)}", param, ctx)
+        return path
