@@ -1,0 +1,95 @@
+"""The output's name on disk: what may stand there before, how the file gets there, what a full disk says."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from satclip_engine.errors import OutputError
+
+STATE_TAG = "SATCLIP_STATE"  # a finished file's record of what it is, so that resuming can tell
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_path(path: Path, *, replaceable: bool) -> None:
+    """Raise OutputError for a name under which no file can be written."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and not replaceable:
+        raise OutputError(f"{path} exists already: remove it, choose another name, or use overwrite")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: the folder {path.parent} is not writable")
+
+
+def recorded_state(path: Path) -> dict[str, Any] | None:
+    """The state in a file's tags, None when it has none."""
+    import rasterio
+
+    try:
+        with rasterio.open(path) as dataset:
+            state = json.loads(dataset.tags().get(STATE_TAG, "null"))
+    except (rasterio.errors.RasterioError, ValueError):
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, how two states differ; empty when they do not."""
+    found = []
+    for key, value in now.items():
+        if before.get(key) != value:
+            plain = isinstance(value, (str, int)) and len(str(value)) < 32
+            found.append(f"{key} was {before.get(key)}, is now {value}" if plain else f"another {key}")
+    return "; ".join(found)
+
+
+def publish(complete: Path, path: Path, *, replace: bool) -> None:
+    """Give a complete file its name.
+
+    Without `replace` a file that has appeared there is left alone (OutputError).
+    """
+    if replace:
+        os.replace(complete, path)
+        path.with_name(f"{path.name}.aux.xml").unlink(missing_ok=True)  # GDAL's statistics of the old file
+    else:
+        try:
+            os.link(complete, path)
+        except FileExistsError:
+            raise OutputError(
+                f"{path} has appeared while it was being computed: it is left as it is"
+            ) from None
+        except OSError:  # a file system without hard links
+            os.rename(complete, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about the disk into one line; the spool stays for a resumed run."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        hint = "; what is finished is kept: make room and go on with resume" if error.errno in _FULL else ""
+        raise OutputError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+
+
+def size_text(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

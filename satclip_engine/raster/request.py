@@ -1,0 +1,138 @@
+"""What is asked of `write_raster`, checked before anything is computed or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from satclip_engine._version import __version__
+from satclip_engine.errors import UsageError
+from satclip_engine.raster.codec import Codec
+from satclip_engine.raster.codec import codec as codec_named
+from satclip_engine.raster.output import check_path
+from satclip_engine.raster.plan import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
+from satclip_engine.raster.quantize import SampleType, sample_type
+
+if TYPE_CHECKING:
+    from satclip_engine.encoder import Encoder
+    from satclip_engine.grid import Grid
+
+
+class Progress(Protocol):
+    """What is told while a raster is written, always from the calling thread."""
+
+    def start(self, total_pixels: int) -> None: ...
+
+    def advance(self, pixels: int) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """No progress."""
+
+    def start(self, total_pixels: int) -> None: ...
+
+    def advance(self, pixels: int) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `write_raster`, as given."""
+
+    dtype: str = "int8"
+    compress: str = "zstd"
+    blocksize: int | None = None
+    threads: int | None = None
+    memory: int = 1 << 30
+    overwrite: bool = False
+    resume: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class Request:
+    """An encoder, a grid, a path and how to write; made by `check_request`."""
+
+    encoder: Encoder
+    grid: Grid
+    path: Path
+    options: Options
+    sample: SampleType
+    codec: Codec
+    blocksize: int
+    threads: int
+    notes: tuple[str, ...]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What decides the pixels; a run goes on only from the same."""
+        encoder, grid = self.encoder, self.grid
+        return {
+            "software": __version__,
+            "rows": grid.shape[0],
+            "columns": grid.shape[1],
+            "transform": [float(v) for v in grid.transform[:6]],
+            "crs": grid.crs.to_wkt(),
+            "weights": encoder.weights.sha256,
+            "harmonics": encoder.weights.harmonics,
+            "function": encoder.sha256,
+            "bands": encoder.band_names,
+            "backend": encoder.backend,
+            "instruction set": encoder.isa,
+            "dtype": self.sample.name,
+            "compress": self.codec.name,
+            "level": self.codec.level,
+            "blocksize": self.blocksize,
+        }
+
+    def plan(self, span: int | None = None) -> Plan:
+        """How the work is cut; `span` is given when superblocks are on disk already."""
+        return make_plan(
+            self.grid.shape,
+            self.encoder.embed_dim,
+            self.sample.bytes,
+            self.blocksize,
+            threads=self.threads,
+            memory=self.options.memory,
+            mirrored=self.grid.separable,
+            compressed=self.codec.leaves,
+            span=span,
+        )
+
+
+def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> Request:
+    """Raises UsageError for arguments that cannot be used, OutputError for a path that cannot be written."""
+    from satclip_engine.grid import make_grid
+
+    if options.overwrite and options.resume:
+        raise UsageError("overwrite begins anew and resume goes on: give one of them")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"threads must be a positive whole number, not {options.threads!r}")
+    check_path(path, replaceable=options.overwrite or options.resume)
+    chosen, sample, bands = make_grid(like=grid), sample_type(options.dtype), encoder.embed_dim
+    codec = codec_named(options.compress, sample)
+    if bands > 65535:
+        raise UsageError(f"a TIFF has at most 65535 bands, not {bands}")
+    blocksize, notes = options.blocksize, []
+    if blocksize is None:
+        blocksize = choose_blocksize(chosen.shape, bands)
+        if blocksize > BLOCKSIZES[0]:
+            notes.append(
+                f"tiles are {blocksize} pixels wide, not {BLOCKSIZES[0]}, to keep the file's index small"
+            )
+    check_blocksize(blocksize, chosen.shape, bands)
+    threads = options.threads or encoder.threads
+    request = Request(encoder, chosen, path, options, sample, codec, blocksize, threads, ())
+    working = request.plan().threads
+    if working < threads:
+        notes.append(f"{working} of {threads} threads work: more would take more memory than allowed")
+    return Request(encoder, chosen, path, options, sample, codec, blocksize, threads, tuple(notes))

@@ -1,0 +1,106 @@
+"""A look at a raster before it is made: every band's range, and how well its tiles compress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from satclip_engine import _C
+from satclip_engine.errors import UsageError
+from satclip_engine.raster.codec import Codec, compressor
+from satclip_engine.raster.plan import Plan
+from satclip_engine.raster.quantize import SAMPLE_PIXELS, Quantiser, SampleType, Tally, fit, sample_indices
+
+_ROUNDS = (
+    4  # samples taken until enough pixels have data: a projection's domain may be a small part of the raster
+)
+_ENOUGH = 1 / 8  # of the sample
+_WINDOWS = 8  # small windows compressed to estimate the file's size
+_WINDOW = 64  # pixels along their sides
+_INDEX_BYTES = 20  # of file a tile takes beside its data: offset, count, leader, trailer
+
+
+@dataclass(frozen=True)
+class Need:
+    """Disk space in bytes, estimated."""
+
+    file: int
+    peak: int  # of file and spool together
+
+
+def find_quantiser(encoder: Any, grid: Any, sample: SampleType, threads: int) -> Quantiser:
+    """Fit a quantiser to a stratified sample of the grid's pixels.
+
+    Raises UsageError when none of them has data.
+    """
+    low = np.full(encoder.embed_dim, np.inf, np.float32)
+    high = -low
+    seen, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
+    for seed in range(_ROUNDS):
+        for rows, columns in sample_indices(grid.shape, SAMPLE_PIXELS, seed):
+            pixels = encoder.evaluate(grid, rows, columns, threads=threads).reshape(-1, encoder.embed_dim)
+            valid = pixels[~np.isnan(pixels[:, 0])]
+            seen += len(valid)
+            if len(valid):
+                np.minimum(low, valid.min(axis=0), out=low)
+                np.maximum(high, valid.max(axis=0), out=high)
+        if complete or seen >= SAMPLE_PIXELS * _ENOUGH or (sample.largest_code is None and seen):
+            break
+    if not seen:
+        height, width = grid.shape
+        raise UsageError(
+            f"none of the {height} × {width} pixels is a place on Earth: the bounds lie outside "
+            f"the domain of CRS {grid.crs}"
+        )
+    return fit(sample, low, high, complete=complete)
+
+
+def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: Codec) -> Need:
+    """How much disk the run will take, from a few windows compressed on trial."""
+    side = min(_WINDOW, plan.blocksize)
+    compress = compressor(codec)
+    spent = pixels = 0
+    tally = Tally.zero(plan.bands)
+    integer = quantiser.scale is not None and quantiser.offset is not None
+    for row, column in _window_corners(plan.shape, side):
+        rows = slice(row, min(row + side, plan.shape[0]))
+        columns = slice(column, min(column + side, plan.shape[1]))
+        block = encoder.evaluate(grid, rows, columns, threads=plan.threads)
+        tiles = np.zeros((1, plan.bands, side, side), quantiser.sample.name)
+        _C.pack_tiles(
+            block,
+            tiles,
+            first_row=0,
+            dtype=quantiser.sample.name,
+            predictor=codec.predictor(quantiser.sample),
+            inverse_scale=quantiser.inverse_scale if integer else None,
+            offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
+            clipped=tally.clipped,
+            excess=tally.excess,
+            valid=np.zeros(1, np.int64),
+        )
+        spent += sum(len(compress(tile)) for tile in tiles[0])
+        pixels += block.shape[0] * block.shape[1]
+    tiles_of_all = sum(level.tiles for level in plan.levels)
+    pixels_of_all = sum(level.height * level.width for level in plan.levels)
+    file = int(spent / pixels * pixels_of_all) + tiles_of_all * plan.bands * _INDEX_BYTES + (1 << 16)
+    remainders = sum(
+        4
+        * plan.bands
+        * plan.levels[tier.first + tier.count].height
+        * plan.levels[tier.first + tier.count].width
+        for tier in plan.tiers
+        if tier.remainder
+    )
+    return Need(file, file + max(file, remainders))
+
+
+def _window_corners(shape: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """Upper left corners of windows spread over a raster, the same every time."""
+    down, across = max(1, shape[0] - side), max(1, shape[1] - side)
+    fractions = (np.arange(_WINDOWS) + 0.5) / _WINDOWS
+    # The golden ratio spreads columns evenly whatever the number of windows.
+    corners = {(int(f * down), int((k * 0.6180339887 + 0.3) % 1 * across)) for k, f in enumerate(fractions)}
+    return sorted((min(r, shape[0] - 1), min(c, shape[1] - 1)) for r, c in corners)

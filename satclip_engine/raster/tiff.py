@@ -1,0 +1,127 @@
+"""The TIFF container: tags to bytes and bytes to tags, classic and BigTIFF, little-endian.
+
+Only what a cloud-optimised raster needs: directories whose values follow them, tile indexes after all
+directories.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ASCII, SHORT, LONG, DOUBLE, LONG8 = 2, 3, 4, 12, 16
+DTYPES = {1: "<u1", ASCII: "S1", SHORT: "<u2", LONG: "<u4", DOUBLE: "<f8", LONG8: "<u8"}
+
+TILE_OFFSETS, TILE_BYTE_COUNTS = 324, 325
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # ModelPixelScale … GeoAsciiParams
+
+
+@dataclass(frozen=True, eq=False)
+class Tag:
+    """One entry of a directory."""
+
+    code: int
+    type: int
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, code: int, kind: int, values: Any) -> Tag:
+        """From a number, a sequence, or text for ASCII (stored as UTF-8, as GDAL does)."""
+        if kind == ASCII:
+            return cls(code, kind, np.frombuffer(values.encode() + b"\0", "S1"))
+        return cls(code, kind, np.atleast_1d(np.asarray(values, DTYPES[kind])))
+
+    @property
+    def data(self) -> bytes:
+        return self.values.tobytes()
+
+
+@dataclass(frozen=True)
+class Form:
+    """Classic TIFF (offsets of 4 bytes) or BigTIFF (8)."""
+
+    big: bool
+
+    @property
+    def offset_type(self) -> int:
+        return LONG8 if self.big else LONG
+
+    @property
+    def _entry(self) -> str:
+        return "<HHQ" if self.big else "<HHI"
+
+    @property
+    def _word(self) -> int:
+        return 8 if self.big else 4
+
+    def header(self, first: int) -> bytes:
+        """The file's first 16 or 8 bytes; `first`: where the first directory lies."""
+        if self.big:
+            return struct.pack("<2sHHHQ", b"II", 43, 8, 0, first)
+        return struct.pack("<2sHI", b"II", 42, first)
+
+    def directory_bytes(self, tags: list[Tag]) -> int:
+        """Length of a directory without the values that do not fit into its entries."""
+        return (8 if self.big else 2) + len(tags) * (20 if self.big else 12) + self._word
+
+    def is_inline(self, tag: Tag) -> bool:
+        return tag.values.nbytes <= self._word
+
+    def directory(self, tags: list[Tag], where: dict[int, int], following: int) -> bytes:
+        """A directory in order of tag codes; `where`: offsets of values that are not inline, by code."""
+        word = "<Q" if self.big else "<I"
+        parts = [struct.pack("<Q" if self.big else "<H", len(tags))]
+        for tag in sorted(tags, key=lambda tag: tag.code):
+            parts.append(struct.pack(self._entry, tag.code, tag.type, tag.values.size))
+            inline = self.is_inline(tag)
+            parts.append(tag.data.ljust(self._word, b"\0") if inline else struct.pack(word, where[tag.code]))
+        parts.append(struct.pack(word, following))
+        return b"".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Directory:
+    """A directory that was read: where it lies, and its tags by code."""
+
+    offset: int
+    tags: dict[int, Tag]
+    offsets: dict[int, int]  # of every tag's values
+
+    def value(self, code: int, default: Any = None) -> Any:
+        """The first value of a tag."""
+        return self.tags[code].values[0].item() if code in self.tags else default
+
+
+def read_directories(read: Callable[[int, int], bytes]) -> list[Directory]:
+    """All directories of a TIFF; read(offset, size) gives bytes. Raises ValueError when it is not one."""
+    start = read(0, 16)
+    if start[:4] == b"II*\0":
+        word, count_size, entry_size, (at,) = 4, 2, 12, struct.unpack_from("<I", start, 4)
+    elif start[:4] == b"II+\0":
+        word, count_size, entry_size, (at,) = 8, 8, 20, struct.unpack_from("<Q", start, 8)
+    else:
+        raise ValueError("not a little-endian TIFF")
+    found: list[Directory] = []
+    while at:
+        count = int.from_bytes(read(at, count_size), "little")
+        entries = read(at + count_size, count * entry_size + word)
+        tags, offsets = {}, {}
+        for k in range(count):
+            code, kind = struct.unpack_from("<HH", entries, k * entry_size)
+            size = int.from_bytes(entries[k * entry_size + 4 : k * entry_size + 4 + word], "little")
+            if kind not in DTYPES:
+                continue
+            place = k * entry_size + 4 + word
+            length = size * np.dtype(DTYPES[kind]).itemsize
+            inline = length <= word
+            offset = int.from_bytes(entries[place : place + word], "little")
+            data = entries[place : place + length] if inline else read(offset, length)
+            tags[code] = Tag(code, kind, np.frombuffer(data, DTYPES[kind]))
+            offsets[code] = at + count_size + place if inline else offset
+        found.append(Directory(at, tags, offsets))
+        at = int.from_bytes(entries[count * entry_size :], "little")
+    return found
