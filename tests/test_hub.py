@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.hub import parse
-from satclip_engine.weights import LocationWeights
+from satclip_engine.weights import LocationWeights, read_weights
 
 pytest.importorskip("huggingface_hub")
 
@@ -188,6 +188,12 @@ def test_without_the_hub_a_cached_copy_is_used_and_anything_else_refused_in_one_
     refused = "http://127.0.0.1:9 does not answer, and the local cache has no copy"
     expected = {source: f"{source}: {refused}" for source in ("hf://org/none", "hf://org/several/a.ckpt")}
     assert answers == known | {source: ["WeightsError", text] for source, text in expected.items()}
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match=r'pip install "satclip-engine\[hub\]"'):
+        read_weights("hf://org/name")
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://org/", "hf://org//file", "hf://org/name/../x"])

@@ -647,8 +647,8 @@ def test_a_tensor_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> N
     state = as_state(tensors())
     state["model.location.nnet.layers.0.weight"] = torch.zeros(1).expand(10**6, 10**6)
     message = refusal(save_ckpt(tmp_path / "w.ckpt", state, harmonics_calculation="analytic"))
-    assert "model.location.nnet.layers.0.weight" in message
-    assert "found shape (1000000, 1000000)" in message
+    assert "model.location.nnet.layers.0.weight: expected at most the file's" in message
+    assert "found shape (1000000, 1000000) of torch.float32" in message
 
 
 # -- files that are damaged or something else
