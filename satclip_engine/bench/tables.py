@@ -1,0 +1,237 @@
+"""Records as tables: boxed on a terminal, aligned text in a pipe, Markdown in a document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from satclip_engine.bench.machine import label
+from satclip_engine.errors import UsageError
+
+Row = Mapping[str, Any]  # a Record as a dictionary, as files have it
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title and what stands below it."""
+
+    title: str
+    text: Callable[[Row], str]
+    right: bool = True
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three digits and a prefix: 117 k, 1.48 G."""
+    if value is None:
+        return ""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * factor:
+            return f"{_digits(value / factor)} {prefix}{unit}"
+    return f"{_digits(value)} {unit}".rstrip()
+
+
+def _digits(value: float) -> str:
+    places = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{places}f}"
+
+
+def _rate(row: Row) -> str:
+    if row["rate"] is None:
+        return row["status"]
+    unit = {"bytes read": "B/s", "raw bytes": "B/s"}.get(row["unit"], "/s")
+    return number(row["rate"]["median"], unit)
+
+
+def _spread(row: Row) -> str:
+    """Half the distance of the quartiles."""
+    if row["rate"] is None or row["rounds"] < 3:
+        return ""
+    return f"±{50 * (row['rate']['q3'] - row['rate']['q1']) / row['rate']['median']:.0f} %"
+
+
+def _error(row: Row) -> str:
+    return "" if row["error"] is None else f"{row['error']:.2g}"
+
+
+def _of_gemm(row: Row) -> str:
+    return "" if row["of_gemm"] is None else f"{100 * row['of_gemm']:.0f} %"
+
+
+def _faster(row: Row) -> str:
+    return "" if row["faster"] is None or row["yardstick"] else f"{_digits(row['faster'])} ×"
+
+
+def _memory(row: Row) -> str:
+    """Of the whole process, and what the call added."""
+    if row["peak_memory"] is None:
+        return ""
+    added = row["working_memory"]
+    return number(row["peak_memory"], "B") + ("" if added is None else f" (+{number(added, 'B')})")
+
+
+def _fact(name: str, form: Callable[[Any], str]) -> Callable[[Row], str]:
+    return lambda row: form(row["facts"][name]) if name in row["facts"] else ""
+
+
+_NAME = Column("", lambda row: row["contestant"], right=False)
+_THREADS = Column("threads", lambda row: str(row["threads"]))
+_COMPUTED = (
+    _NAME,
+    _THREADS,
+    Column("rate", _rate),
+    Column("spread", _spread),
+    Column("of SGEMM", _of_gemm),
+    Column("satclip is", _faster),
+    Column("error", _error),
+    Column("memory (added)", _memory),
+)
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "kernels": _COMPUTED[:-1],
+    "points": _COMPUTED,
+    "grid": _COMPUTED,
+    "write": (
+        _NAME,
+        Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else row["status"]),
+        Column("CPU", _fact("cpu_seconds", lambda value: f"{value:.1f} s")),
+        Column("cores busy", _fact("cores_busy", lambda value: f"{100 * value:.0f} %")),
+        Column("raw data", lambda row: _rate(row) if row["rate"] else ""),
+        Column("file", _fact("file_bytes", lambda value: number(value, "B"))),
+        Column("peak memory", _memory),
+        Column("error", _error),
+    ),
+}
+
+
+def cells(group: str, rows: Iterable[Row]) -> list[list[str]]:
+    """Texts of a group's columns, a list a record."""
+    return [[column.text(row) for column in COLUMNS[group]] for row in rows]
+
+
+def notes(rows: Iterable[Row]) -> list[str]:
+    """What is to be said of single contestants, below the table."""
+    return list(dict.fromkeys(f"{row['contestant']}: {row['note']}" for row in rows if row["note"]))
+
+
+def as_text(group: str, rows: Sequence[Row]) -> str:
+    """A case as aligned text, with its name above."""
+    titles = [column.title for column in COLUMNS[group]]
+    lines = [titles, *cells(group, rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(titles))]
+    shown = [
+        "  ".join(
+            text.rjust(width) if column.right else text.ljust(width)
+            for text, width, column in zip(line, widths, COLUMNS[group], strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([_title(rows[0]), *shown, *notes(rows), ""])
+
+
+def as_rich(group: str, rows: Sequence[Row]) -> Any:
+    """A case as a rich table."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=_title(rows[0]), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for column in COLUMNS[group]:
+        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.right)
+    for row, texts in zip(rows, cells(group, rows), strict=True):
+        table.add_row(*texts, style=_style(row))
+    table.caption = "\n".join(notes(rows)) or None
+    return table
+
+
+def _style(row: Row) -> str:
+    if row["status"] == "failed":
+        return "red"
+    if row["rate"] is None:
+        return "dim"
+    return "green" if row["ours"] else ""
+
+
+def as_markdown(group: str, rows: Sequence[Row]) -> str:
+    """A group's cases below each other in one Markdown table each."""
+    parts = []
+    for _, found in groupby(rows, key=lambda row: row["case"]):
+        one = list(found)
+        lines = [[column.title for column in COLUMNS[group]]]
+        lines.append(["---:" if column.right else "---" for column in COLUMNS[group]])
+        lines += cells(group, one)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        said = "".join(f"\n\n{note}." for note in notes(one))
+        parts.append(f"**{_title(one[0])}**\n\n{table}{said}")
+    return "\n\n".join(parts)
+
+
+def _title(row: Row) -> str:
+    return f"{row['case']}  (error: {row['reference']})"
+
+
+def blocks(content: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown of a file of results by name: a table for each group, `machine`, and `summary`."""
+    runs = content["runs"]
+    found = {group: as_markdown(group, run["records"]) for group, run in runs.items()}
+    return {**found, "machine": _machine(content), "summary": summary(content)}
+
+
+def _machine(content: Mapping[str, Any]) -> str:
+    versions: dict[str, str] = {}
+    for run in content["runs"].values():
+        versions |= run["versions"]
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    memory = content["machine"]["memory_bytes"]
+    held = f", {number(memory, 'B')} of memory" if memory else ""
+    return f"{label(content['machine'])}{held}; {content['machine']['system']}; {listed}."
+
+
+def summary(content: Mapping[str, Any]) -> str:
+    """The numbers that matter most: what this package does with all cores, and how others compare."""
+    lines = ["| what | measured | beside, in the same run |", "| --- | --- | --- |"]
+    for group in ("points", "grid", "write"):
+        rows = content["runs"].get(group, {}).get("records", [])
+        for _, found in groupby(rows, key=lambda row: row["case"]):
+            lines += _summary_line(group, list(found))
+    return "\n".join(lines)
+
+
+def _summary_line(group: str, rows: Sequence[Row]) -> list[str]:
+    most = max(row["threads"] for row in rows)
+    rows = [row for row in rows if row["threads"] == most and row["rate"]]
+    if not rows or not rows[0]["ours"]:
+        return []
+    first, others = rows[0], [row for row in rows[1:] if not row["yardstick"]]
+    beside = [f"{_digits(row['faster'])} × {row['contestant']}" for row in others]
+    if group == "points":
+        beside.append(f"{_of_gemm(first)} of SGEMM")
+    if group == "write":
+        measured = f"{first['seconds']['median']:.1f} s"
+        if first["peak_memory"]:
+            measured += f", {_memory(first)} at most"
+        else:
+            measured = f"{_rate(first)} of raw data"
+    else:
+        measured = f"{number(first['rate']['median'])} {first['unit']}/s".replace("  ", " ")
+    return [f"| {first['case']} | {measured} | {', '.join(beside)} |"]
+
+
+def fill(document: str, content: Mapping[str, Any]) -> str:
+    """A document with everything between `<!-- bench NAME -->` and `<!-- /bench -->` replaced by that block.
+
+    Raises UsageError for a NAME that the results do not have or a block that does not end.
+    """
+    known = blocks(content)
+    head, *rest = document.split("<!-- bench ")
+    parts = [head]
+    for part in rest:
+        name, arrow, body = part.partition(" -->")
+        _, end, after = body.partition("<!-- /bench -->")
+        if not arrow or not end:
+            raise UsageError(f"the block {name.split()[0]!r} has no end: <!-- /bench --> is missing")
+        if name not in known:
+            raise UsageError(f"the results have no block {name!r}: choose from {', '.join(sorted(known))}")
+        parts.append(f"<!-- bench {name} -->\n\n{known[name]}\n\n<!-- /bench -->{after}")
+    return "".join(parts)

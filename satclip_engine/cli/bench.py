@@ -1,0 +1,206 @@
+"""satclip-bench: how fast this machine is with this package, beside others, checked before timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from satclip_engine import __version__
+from satclip_engine.bench.cases import COMPARED, GROUPS
+from satclip_engine.cli._command import EXIT_CODES, Command
+from satclip_engine.errors import SatclipError, UsageError
+
+HELP = {
+    "kernels": "Each compiled kernel alone, one thread, every instruction set that runs here.",
+    "points": "Embeddings of many places, beside PyTorch and the machine's own matrix product.",
+    "grid": "Embeddings of rasters in memory, beside the same pixels as points.",
+    "write": "satclip-grid as a process of its own, beside GDAL's COG driver; and the writer alone.",
+}
+
+
+class Group(Command, click.Group):
+    """Commands that end as all of ours do."""
+
+
+class CompareType(click.ParamType):
+    """A comma-separated list of peers, `all` or `none`."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[str]:
+        if isinstance(value, frozenset):
+            return value
+        words = {word.strip() for word in str(value).lower().split(",") if word.strip()}
+        if words <= {"all"}:
+            return frozenset(COMPARED)
+        if words == {"none"}:
+            return frozenset()
+        if unknown := sorted(words - set(COMPARED)):
+            self.fail(f"{unknown[0]!r} is none of all, none, {', '.join(COMPARED)}", param, ctx)
+        return frozenset(words)
+
+
+@click.group(
+    cls=Group,
+    name="satclip-bench",
+    epilog=EXIT_CODES,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Measure speed and memory on this machine.
+
+    Every answer is checked against the float64 reference before its time counts; contestants take turns, so
+    that whatever else the machine does hits all of them. A wrong answer shows no time and makes the exit
+    status 1.
+    """
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """What all groups of cases take."""
+    for option in reversed(
+        (
+            click.option(
+                "--compare",
+                type=CompareType(),
+                default="all",
+                show_default=True,
+                metavar="LIST",
+                help=f"Peers: {', '.join(COMPARED)}; all or none. What is not installed is left out.",
+            ),
+            click.option(
+                "--json",
+                "json_file",
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="Keep the results; one file holds one machine's groups.",
+            ),
+            click.option(
+                "--threads", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all cores]"
+            ),
+            click.option(
+                "--repeat",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Rounds at most.  [default: 3 to 15]",
+            ),
+            click.option("--quick", is_flag=True, help="Small cases, for a first look."),
+            click.option("--no-memory", is_flag=True, help="Leave out peak memory."),
+            click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a failure."),
+            click.option("-q", "--quiet", is_flag=True, help="No progress."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _command(group: str) -> None:
+    @main.command(group, cls=Command, help=HELP[group])
+    @_options
+    def command(**given: Any) -> None:
+        _run(group, **given)
+
+
+for _group in GROUPS:
+    _command(_group)
+
+
+def _run(
+    group: str,
+    *,
+    compare: frozenset[str],
+    json_file: Path | None,
+    threads: int | None,
+    repeat: int | None,
+    quick: bool,
+    no_memory: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from satclip_engine.backends import available_cores
+    from satclip_engine.bench import results, tables
+    from satclip_engine.bench.machine import label, machine, versions
+    from satclip_engine.bench.run import run
+
+    described = machine()
+    if json_file is not None:
+        results.check(json_file, described)
+    cores = threads or available_cores()
+    done: list[results.Record] = []
+    with _terminal(quiet) as (show, progress):
+        show(label(described))
+        for _, found in run(
+            group,
+            threads=cores,
+            quick=quick,
+            repeat=repeat,
+            compare=compare,
+            memory=not no_memory,
+            progress=progress,
+        ):
+            rows = [asdict(record) for record in found]
+            show(tables.as_text(group, rows), lambda rows=rows: tables.as_rich(group, rows))
+            done += found
+    if json_file is not None:
+        options = {"threads": cores, "quick": quick, "repeat": repeat, "compare": sorted(compare)}
+        results.save(json_file, group, described, results.as_run(done, versions(), options))
+    if broken := results.failed(done):
+        first = broken[0]
+        raise SatclipError(
+            f"{len(broken)} of {len(done)} failed; {first.case}: {first.contestant}: {first.note}"
+        )
+
+
+@main.command("report", cls=Command)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--update",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DOCUMENT",
+    help="Put the tables between <!-- bench NAME --> and <!-- /bench --> of a Markdown file.  Repeatable.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a failure.")
+def report(file: Path, update: tuple[Path, ...], verbose: bool) -> None:
+    """Print kept results as Markdown tables, or put them into documents."""
+    from satclip_engine.bench import results, tables
+
+    content = results.read(file)
+    if not update:
+        click.echo("\n\n".join(f"## {name}\n\n{text}" for name, text in tables.blocks(content).items()))
+    for document in update:
+        try:
+            document.write_text(tables.fill(document.read_text(), content))
+        except UsageError as error:
+            raise UsageError(f"{document}: {error}") from error
+
+
+@contextmanager
+def _terminal(quiet: bool) -> Iterator[tuple[Callable[..., None], Callable[[str], None]]]:
+    """How to show a result on stdout, and what is going on on stderr."""
+    from rich.console import Console
+
+    console, errors = Console(), Console(stderr=True)
+
+    def show(text: str, rich: Callable[[], Any] | None = None) -> None:
+        if console.is_terminal and rich is not None:
+            console.print(rich())
+        else:
+            click.echo(text)
+
+    if quiet or not errors.is_terminal:
+        yield show, lambda text: None
+        return
+    with errors.status("starting") as status:
+        yield show, status.update
+
+
+if __name__ == "__main__":
+    main()
