@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,66 +105,79 @@ def crs_name(grid: Grid) -> str:
     return f"EPSG:{grid.crs.epsg}" if grid.crs.epsg else str(grid.crs.proj.name)
 
 
-def as_json(
-    options: Options,
-    encoder: Encoder,
-    grid: Grid,
-    report: Report,
-    fit: GlobalPCA | None,
-    preview: Path | None,
-) -> str:
+@dataclass(frozen=True)
+class Result:
+    """Everything there is to say about a run."""
+
+    options: Options
+    encoder: Encoder
+    grid: Grid
+    report: Report
+    fit: GlobalPCA | None
+    preview: Path | None
+
+
+def as_json(result: Result) -> str:
     """The machine-readable report, one JSON object."""
-    weights = encoder.weights
+    encoder, fit, weights = result.encoder, result.fit, result.encoder.weights
     content: dict[str, Any] = {
-        **report.as_dict(),
-        "crs": crs_name(grid),
-        "transform": [float(value) for value in grid.transform[:6]],
+        **result.report.as_dict(),
+        "crs": crs_name(result.grid),
+        "transform": [float(value) for value in result.grid.transform[:6]],
         "weights": {
             "source": weights.provenance.source,
             "sha256": weights.sha256,
             "harmonics": weights.harmonics,
             "degrees": weights.degrees,
         },
-        "backend": {"name": encoder.backend, "isa": encoder.isa, "threads": encoder.threads},
+        "backend": {"name": encoder.backend, "isa": encoder.isa},
         "pca_explained_variance": [float(share) for share in fit.explained] if fit else None,
-        "preview": str(preview) if preview else None,
-        "command": command_line(options),
+        "preview": str(result.preview) if result.preview else None,
+        "command": command_line(result.options),
         "version": __version__,
     }
     return json.dumps(content, indent=2, default=str)
 
 
-def as_text(
-    options: Options,
-    encoder: Encoder,
-    grid: Grid,
-    report: Report,
-    fit: GlobalPCA | None,
-    preview: Path | None,
-) -> str:
+def as_text(result: Result) -> str:
     """The summary for people, a line a subject, within 80 columns as far as names allow."""
+    report, grid, weights = result.report, result.grid, result.encoder.weights
     height, width = grid.shape
-    weights = encoder.weights
     complete = report.resumed_from == 1 and not report.cpu_seconds
     lines = [
         ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.compress}"),
         ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid)}"),
-        ("bands", _bands_text(encoder, fit)),
-        ("weights", f"{weights_name(encoder)} {weights.sha256[:8]}, {weights.harmonics} harmonics"),
+        ("bands", _bands_text(result.encoder, result.fit)),
+        ("weights", f"{weights_name(result.encoder)} {weights.sha256[:8]}, {weights.harmonics} harmonics"),
     ]
     if not complete:
         lines += [
-            ("errors", _errors_text(report)),
+            ("rounding", _rounding_text(report)),
             ("time", _time_text(report)),
             ("memory", f"{bytes_text(report.peak_memory)} at most"),
         ]
-    if preview:
-        lines.append(("preview", str(preview)))
-    head = f"{options.output} is complete already" if complete else str(options.output)
+    if result.options.verbose:
+        lines += _details(report)
+    if result.preview:
+        lines.append(("preview", str(result.preview)))
+    head = str(result.options.output) + (" is complete already" if complete else "")
     return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
 
 
-def _errors_text(report: Report) -> str:
+def _details(report: Report) -> list[tuple[str, str]]:
+    """How the work went, for `-v`."""
+    overviews = ", ".join(f"1/{factor}" for factor in report.overviews) or "none"
+    work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.cpu_seconds.items())
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.stage_seconds.items())
+    return [
+        ("tiles", f"{report.blocksize} pixels; overviews {overviews}"),
+        ("stages", stages),
+        ("work", work),
+        ("threads", f"{report.threads}, {100 * report.busy:.0f} % busy" if work else ""),
+    ]
+
+
+def _rounding_text(report: Report) -> str:
     """What quantising took away; nothing for floats."""
     if not report.max_quantisation_error:
         return ""

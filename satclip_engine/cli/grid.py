@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -191,6 +191,7 @@ def run(options: Options) -> None:
     from satclip_engine.cli import _report
     from satclip_engine.cli._progress import progress_for
     from satclip_engine.encoder import load
+    from satclip_engine.raster.report import peak_memory
 
     grid = _grid(options)
     whole = load(
@@ -204,10 +205,11 @@ def run(options: Options) -> None:
         tags = _report.provenance(options, encoder, fit)
         report = _write(options, encoder, grid, tags, progress)
         preview = _preview(options, whole, grid, progress)
+        report = replace(report, peak_memory=peak_memory())  # drawing took memory too
     finally:
         progress.finish()
     show = _report.as_json if options.as_json else _report.as_text
-    click.echo(show(options, encoder, grid, report, fit, preview))
+    click.echo(show(_report.Result(options, encoder, grid, report, fit, preview)))
 
 
 def _check_exclusive(options: Options) -> None:
@@ -306,9 +308,7 @@ def _speaking_of_options() -> Iterator[None]:
         raise OutputError(said) from error
     except KeyboardInterrupt as error:
         word = "terminated" if isinstance(error, Terminated) else "interrupted"
-        raise type(error)(
-            f"{word}: what was finished is kept; the same command with --resume goes on from there"
-        ) from error
+        raise type(error)(f"{word}; the same command with --resume goes on from here") from error
 
 
 def _preview(options: Options, whole: Encoder, grid: Grid, progress: Progress) -> Path | None:

@@ -8,7 +8,7 @@ The picture shows the embedding itself, evaluated for the picture, not the raste
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from satclip_engine.raster.field import field_on, turn_covered
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from satclip_engine.encoder import Encoder
     from satclip_engine.grid import Grid
@@ -144,20 +145,14 @@ def _locator(enc: Encoder, fit: GlobalPCA, canvas: Canvas) -> tuple[Colours, Can
     return colours, world, (seen[row, column] & np.isfinite(world.lat)).astype(np.float32)
 
 
-def _save_atomically(picture: Image, path: Path, chunks: object) -> None:
-    """Save under a hidden temporary name in the same folder, then rename: the name never shows half a
-    picture."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".png.part", dir=path.parent)
+def _save_atomically(picture: Image, path: Path, chunks: PngInfo) -> None:
+    """Save under a hidden name in the same folder, then rename: the name never shows half a picture."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             picture.save(file, format="PNG", pnginfo=chunks, compress_level=6)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(
-            temporary, 0o666 & ~mask
-        )  # mkstemp makes files private; a result is as readable as any other
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
