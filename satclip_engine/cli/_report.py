@@ -143,7 +143,7 @@ def as_text(result: Result) -> str:
     """The summary for people, a line a subject, within 80 columns as far as names allow."""
     report, grid, weights = result.report, result.grid, result.encoder.weights
     height, width = grid.shape
-    complete = report.resumed_from == 1 and not report.cpu_seconds
+    complete = was_complete(report)
     lines = [
         ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.compress}"),
         ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid)}"),
@@ -162,6 +162,11 @@ def as_text(result: Result) -> str:
         lines.append(("preview", str(result.preview)))
     head = str(result.options.output) + (" is complete already" if complete else "")
     return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
+
+
+def was_complete(report: Report) -> bool:
+    """Whether a resumed run found its raster finished, so that nothing was computed."""
+    return report.resumed_from == 1 and not report.cpu_seconds
 
 
 def _details(report: Report) -> list[tuple[str, str]]:

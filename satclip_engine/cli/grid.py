@@ -204,7 +204,7 @@ def run(options: Options) -> None:
     try:
         tags = _report.provenance(options, encoder, fit)
         report = _write(options, encoder, grid, tags, progress)
-        preview = _preview(options, whole, grid, progress)
+        preview = _preview(options, whole, grid, report, progress)
         report = replace(report, peak_memory=peak_memory())  # drawing took memory too
     finally:
         progress.finish()
@@ -311,13 +311,13 @@ def _speaking_of_options() -> Iterator[None]:
         raise type(error)(f"{word}; the same command with --resume goes on from here") from error
 
 
-def _preview(options: Options, whole: Encoder, grid: Grid, progress: Progress) -> Path | None:
-    """Draw the picture unless none is wanted or a resumed run finds it finished; its path."""
+def _preview(options: Options, whole: Encoder, grid: Grid, report: Report, progress: Progress) -> Path | None:
+    """Draw the picture unless none is wanted or the run found raster and picture finished; its path."""
     from satclip_engine.cli import _report
     from satclip_engine.raster.preview import write_preview
 
     path = options.preview_path
-    if path is None or (options.resume and path.exists()):
+    if path is None or (_report.was_complete(report) and path.exists() and not options.overwrite):
         return path
     progress.stage("drawing the preview")
     try:
@@ -327,7 +327,7 @@ def _preview(options: Options, whole: Encoder, grid: Grid, progress: Progress) -
             grid=grid,
             title=_report.preview_title(whole),
             source=_report.preview_source(whole, grid),
-            overwrite=options.overwrite,
+            overwrite=options.overwrite or options.resume,  # the checks at the start refused a stranger's
         )
     except OutputError as error:
         raise OutputError(f"{options.output} is complete, but its picture is not: {error}") from error

@@ -415,7 +415,7 @@ def test_resume_draws_a_preview_that_is_still_missing(folder, weights):
 
 
 # 720 × 360 pixels in 18 superblocks, one after the other.
-PARTS = ["--resolution", "0.5", "--blocksize", "16", "--threads", "1", "--no-preview", "-q"]
+PARTS = ["--resolution", "0.5", "--blocksize", "16", "--threads", "1", "-q"]
 
 # The command in a process of its own, every strip a twentieth of a second slower than it is.
 SLOWED = """
@@ -434,10 +434,10 @@ main()
 """
 
 
-def _stopped(folder: Path, weights: str, number: int) -> subprocess.Popen:
+def _stopped(folder: Path, weights: str, number: int, *more: str) -> subprocess.Popen:
     """A run in its own process, sent the signal when the first part is finished."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOWED, "a.tif", "--weights", weights, *PARTS],
+        [sys.executable, "-c", SLOWED, "a.tif", "--weights", weights, *PARTS, *more],
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
@@ -470,10 +470,24 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_resume_ends_with_the_sam
     result = run("a.tif", "--weights", weights, *PARTS, "--resume", "--json")
     assert result.exit_code == 0, result.output
     assert 0 < json.loads(result.stdout)["resumed_from"] < 1
-    assert names(folder) == ["a.tif"]
+    assert names(folder) == ["a.png", "a.tif"]
     Path("whole").mkdir()
     run("whole/a.tif", "--weights", weights, *PARTS)
     assert Path("a.tif").read_bytes() == Path("whole/a.tif").read_bytes()
+    assert Path("a.png").read_bytes() == Path("whole/a.png").read_bytes()
+
+
+def test_resuming_a_killed_overwrite_replaces_raster_and_preview(folder, weights):
+    run("a.tif", "--weights", weights, *SMALL, "-q")
+    old = Path("a.tif").read_bytes(), Path("a.png").read_bytes()
+    _stopped(folder, weights, signal.SIGKILL, "--overwrite")
+    assert (Path("a.tif").read_bytes(), Path("a.png").read_bytes()) == old
+    result = run("a.tif", "--weights", weights, *PARTS, "--resume")
+    assert result.exit_code == 0, result.output
+    assert names(folder) == ["a.png", "a.tif"]
+    with rasterio.open("a.tif") as raster:
+        assert (raster.height, raster.width) == (360, 720)
+    assert Path("a.png").read_bytes() != old[1]
 
 
 def test_resuming_with_other_options_is_refused_and_keeps_the_state(folder, weights):
@@ -482,6 +496,23 @@ def test_resuming_with_other_options_is_refused_and_keeps_the_state(folder, weig
     result = run("a.tif", "--weights", weights, *PARTS, "--dtype", "int16", "--resume")
     assert_one_line(result, 1, "a.tif", "dtype was int8, is now int16", "without --resume")
     assert names(folder) == before
+
+
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(folder, weights):
+    """A limit on the size of files stands for the disk."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    code += "from satclip_engine.cli.grid import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, "a.tif", "--weights", weights, *PARTS], capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert "a.tif" in process.stderr
+    assert "--resume" in process.stderr
+    assert process.stdout == ""
+    assert names(folder) == [".a.tif.satclip-spool"]
+    assert run("a.tif", "--weights", weights, *PARTS, "--resume").exit_code == 0
+    assert names(folder) == ["a.png", "a.tif"]
 
 
 # Parts
