@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -20,8 +19,6 @@ import rasterio
 from click.testing import CliRunner, Result
 
 from satclip_engine import __version__
-from satclip_engine.cli import _progress
-from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType
 from satclip_engine.cli.grid import main
 from satclip_engine.encoder import load
 from satclip_engine.grid import make_grid
@@ -513,95 +510,6 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(folder, weights):
     assert names(folder) == [".a.tif.satclip-spool"]
     assert run("a.tif", "--weights", weights, *PARTS, "--resume").exit_code == 0
     assert names(folder) == ["a.png", "a.tif"]
-
-
-# Parts
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1GB", 10**9),
-        ("1.5 GiB", 3 * 2**29),
-        ("500mb", 500_000_000),
-        ("200000000", 200_000_000),
-        ("2G", 2 * 10**9),
-    ],
-)
-def test_sizes_have_units(text, size):
-    assert MemoryType().convert(text, None, None) == size
-
-
-@pytest.mark.parametrize(
-    ("text", "bands"),
-    [
-        ("all", Bands()),
-        ("1-64", Bands("1-64")),
-        ("1, 5, 9-12", Bands("1,5,9-12")),
-        ("pca:3", Bands(pca=3)),
-        ("PCA:12", Bands(pca=12)),
-    ],
-)
-def test_bands_are_all_a_list_or_components(text, bands):
-    assert BandsType().convert(text, None, None) == bands
-
-
-def test_suffixes_are_known_in_capitals_too():
-    assert FileType((".tif",), "it").convert("A.TIF", None, None) == Path("A.TIF")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_on_a_terminal_a_bar_shows_stage_share_and_rate_and_then_goes_away(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "100")
-    stream = Terminal()
-    bar = _progress.progress_for(stream, quiet=False)
-    bar.stage("computing")
-    bar.start(1000)
-    for _ in range(4):
-        time.sleep(0.06)
-        bar.advance(250)
-    bar.finish()
-    bar.finish()
-    shown = stream.getvalue()
-    assert "computing" in shown
-    assert "px/s" in shown
-    assert "%" in shown
-
-
-def test_a_log_gets_a_line_a_stage_and_one_every_half_minute(monkeypatch):
-    clock = iter(np.arange(0, 1e4, 10.0))
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(clock)))
-    stream = io.StringIO()
-    lines = _progress.progress_for(stream, quiet=False)
-    lines.stage("computing")
-    lines.start(1_000_000)
-    for _ in range(9):
-        lines.advance(100_000)
-    lines.stage("assembling")
-    said = stream.getvalue().splitlines()
-    assert said[0] == "satclip-grid: computing"
-    assert said[-1] == "satclip-grid: assembling"
-    assert len(said) == 5
-    assert "30 %" in said[1]
-    assert "10 k px/s" in said[1]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(950, "950 px/s"), (123_456, "123 k px/s"), (2.5e6, "2.5 M px/s"), (3e9, "3 G px/s")],
-)
-def test_rates_have_three_digits(value, text):
-    assert _progress.rate_text(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(3.21, "3.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
-def test_durations_have_the_units_people_use(value, text):
-    assert _progress.duration_text(value) == text
 
 
 @pytest.mark.skipif(shutil.which("satclip-grid") is None, reason="the command is not installed on PATH")

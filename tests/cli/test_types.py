@@ -1,0 +1,48 @@
+"""Option values become what the library takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1GB", 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("500mb", 500_000_000),
+        ("200000000", 200_000_000),
+        ("2G", 2 * 10**9),
+    ],
+)
+def test_sizes_have_units(text, size):
+    assert MemoryType().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "bands"),
+    [
+        ("all", Bands()),
+        ("1-64", Bands("1-64")),
+        ("1, 5, 9-12", Bands("1,5,9-12")),
+        ("pca:3", Bands(pca=3)),
+        ("PCA:12", Bands(pca=12)),
+    ],
+)
+def test_bands_are_all_a_list_or_components(text, bands):
+    assert BandsType().convert(text, None, None) == bands
+
+
+def test_suffixes_are_known_in_capitals_too():
+    assert FileType((".tif",), "it").convert("A.TIF", None, None) == Path("A.TIF")
+
+
+@pytest.mark.parametrize("text", ["", "0x5", "1-", "1,,2", "pca", "pca:-1", "e001"])
+def test_other_bands_are_refused(text):
+    with pytest.raises(click.BadParameter, match="pca:3"):
+        BandsType().convert(text, None, None)
