@@ -1,0 +1,252 @@
+"""The file itself: layout, tags, what GDAL and rio-cogeo say, and that the writer's own check can fail."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import rasterio
+from rio_cogeo import cog_validate
+
+from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.grid import make_grid
+from satclip_engine.raster import cog
+from satclip_engine.raster.codec import CODECS
+from satclip_engine.raster.cog import Places, check, directories, lay_out
+from satclip_engine.raster.plan import make_plan
+from satclip_engine.raster.quantize import SAMPLE_TYPES, Quantiser
+from satclip_engine.raster.tiff import ASCII, TILE_BYTE_COUNTS, TILE_OFFSETS, Form, read_directories
+from satclip_engine.raster.write import write_raster
+
+
+@pytest.fixture(scope="module")
+def world(tiny, tmp_path_factory):
+    """A global raster of 8 bands with three levels, and its request's plan."""
+    path = tmp_path_factory.mktemp("cog") / "world.tif"
+    write_raster(tiny, path, make_grid(resolution=0.5), tags={"title": "a <small> world & more"})
+    plan = make_plan((360, 720), 8, 1, 64, threads=2, memory=1 << 30, mirrored=True)
+    return path, plan
+
+
+def directories_of(path):
+    content = path.read_bytes()
+    return content, read_directories(lambda offset, size: content[offset : offset + size])
+
+
+def test_rio_cogeo_finds_nothing_to_complain_about(world):
+    assert cog_validate(world[0], strict=True, quiet=True) == (True, [], [])
+
+
+def test_gdal_knows_the_layout_and_opens_all_levels(tiny, world):
+    path, plan = world
+    with rasterio.open(path) as dataset:
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert dataset.overviews(1) == [2, 4]
+        assert dataset.overviews(8) == [2, 4]
+        assert dataset.block_shapes == [(64, 64)] * 8
+        assert dataset.nodatavals == (-128,) * 8
+        assert dataset.descriptions == tuple(tiny.band_names)
+        assert dataset.tags()["title"] == "a <small> world & more"
+        assert dataset.tags()["AREA_OR_POINT"] == "Area"
+        assert dataset.crs == "EPSG:4326"
+        assert dataset.transform.almost_equals(make_grid(resolution=0.5).transform)
+    for number, level in enumerate(plan.levels[1:]):
+        with rasterio.open(path, overview_level=number) as overview:
+            assert overview.shape == (level.height, level.width)
+
+
+def test_tiles_of_a_place_are_contiguous_with_leaders_and_trailers(world):
+    path, plan = world
+    content, found = directories_of(path)
+    at = None
+    for directory, level in zip(reversed(found), reversed(plan.levels), strict=True):
+        offsets = directory.tags[TILE_OFFSETS].values.reshape(plan.bands, level.tiles)
+        counts = directory.tags[TILE_BYTE_COUNTS].values.reshape(plan.bands, level.tiles)
+        for place in range(level.tiles):
+            for band in range(plan.bands):
+                offset, count = int(offsets[band, place]), int(counts[band, place])
+                assert at is None or offset == at + 4
+                assert struct.unpack_from("<I", content, offset - 4) == (count,)
+                at = offset + count + 4
+                assert content[at - 8 : at - 4] == content[at - 4 : at]
+    assert at == len(content)
+
+
+def test_directories_come_first_and_their_values_follow_them(world):
+    content, found = directories_of(world[0])
+    first_tile = int(found[-1].tags[TILE_OFFSETS].values[0]) - 4
+    assert [directory.value(254) for directory in found] == [0, 1, 1]
+    positions = [directory.offset for directory in found]
+    assert positions == sorted(positions)
+    for directory, following in zip(found, [*positions[1:], first_tile], strict=True):
+        codes = list(directory.tags)
+        assert codes == sorted(codes)
+        for code, offset in directory.offsets.items():
+            if code not in (TILE_OFFSETS, TILE_BYTE_COUNTS):
+                assert directory.offset < offset < following
+    assert b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\n" in content[:300]
+    assert int(content[8 + 30 : 8 + 36]) == len(content[8 + 43 : content.index(b"EDITION=NO\n ") + 12])
+
+
+@pytest.mark.parametrize("damage", ["leader", "trailer", "truncated", "longer", "offset", "magic"])
+def test_the_writers_own_check_notices_damage(world, tmp_path, damage):
+    path, plan = world
+    check(path, plan)
+    content, found = directories_of(path)
+    tile = int(found[0].tags[TILE_OFFSETS].values[5])
+    count = int(found[0].tags[TILE_BYTE_COUNTS].values[5])
+    changed = bytearray(content)
+    if damage in ("leader", "trailer"):
+        changed[tile - 4 if damage == "leader" else tile + count + 3] ^= 1
+    elif damage == "offset":
+        changed[found[0].offsets[TILE_OFFSETS] + 8] ^= 1
+    elif damage == "magic":
+        changed[2] ^= 1
+    spoiled = tmp_path / "spoiled.tif"
+    spoiled.write_bytes(changed[:-1] if damage == "truncated" else changed + b"x" * (damage == "longer"))
+    with pytest.raises(OutputError):
+        check(spoiled, plan)
+
+
+def test_a_file_beyond_four_gigabytes_is_a_bigtiff():
+    plan = make_plan((3600, 7200), 256, 1, 64, threads=1, memory=1 << 30, mirrored=False)
+    quantiser = Quantiser(SAMPLE_TYPES["int8"], np.ones(256), np.zeros(256))
+    tags = directories(plan, quantiser, CODECS["zstd"], names=["b"] * 256, geo=[], tags={}, software="s")
+    small = [
+        Places(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 100, np.uint32)) for v in plan.levels
+    ]
+    large = [
+        Places(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 3000, np.uint32)) for v in plan.levels
+    ]
+    assert lay_out(tags, small, 256).head[:4] == b"II*\0"
+    layout = lay_out(tags, large, 256)
+    assert layout.size > 2**32
+    assert layout.head[:4] == b"II+\0"
+    found = read_directories(lambda offset, size: layout.head[offset : offset + size])
+    offsets = found[0].tags[TILE_OFFSETS].values
+    assert offsets.dtype == np.uint64
+    assert int(offsets.max()) + 3000 + 4 == layout.size
+
+
+def test_a_bigtiff_is_read_by_gdal(tiny, tmp_path, monkeypatch, read):
+    grid = make_grid(resolution=1.0)
+    write_raster(tiny, tmp_path / "classic.tif", grid)
+    monkeypatch.setattr(cog, "_CLASSIC_END", 1000)
+    write_raster(tiny, tmp_path / "big.tif", grid)
+    assert (tmp_path / "big.tif").read_bytes()[:4] == b"II+\0"
+    assert cog_validate(tmp_path / "big.tif", strict=True, quiet=True)[0]
+    for level in (0, 1):
+        np.testing.assert_array_equal(
+            read(tmp_path / "big.tif", level), read(tmp_path / "classic.tif", level)
+        )
+
+
+@pytest.mark.parametrize(
+    ("crs", "bounds", "resolution"),
+    [
+        ("EPSG:4326", (179, -20, 181, -18), 0.05),
+        ("EPSG:3857", (0, 0, 64000, 32000), 1000),
+        ("EPSG:32633", (300000, 5000000, 340000, 5020000), 1000),
+        ("OGC:CRS84", (0, 0, 4, 2), 0.1),
+        ("+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84", (-32000, -32000, 32000, 32000), 1000),
+        ("ESRI:54030", (0, 0, 64000, 64000), 1000),
+    ],
+)
+def test_any_crs_comes_back_as_it_was(tiny, tmp_path, crs, bounds, resolution):
+    import pyproj
+
+    grid = make_grid(crs=crs, bounds=bounds, resolution=resolution)
+    write_raster(tiny, tmp_path / "out.tif", grid)
+    with rasterio.open(tmp_path / "out.tif") as dataset:
+        assert dataset.transform.almost_equals(grid.transform)
+        stored = pyproj.CRS.from_wkt(dataset.crs.to_wkt())
+        assert (
+            stored.equals(pyproj.CRS.from_user_input(crs), ignore_axis_order=True) or stored.to_epsg() == 4326
+        )
+    assert not (tmp_path / "out.tif.aux.xml").exists()
+
+
+def test_rotated_and_south_up_transforms_are_kept(tiny, tmp_path):
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    for name, transform in {
+        "rotated": Affine(0.08, 0.05, 5, 0.05, -0.08, 50),
+        "south-up": Affine(0.1, 0, 5, 0, 0.1, 50),
+    }.items():
+        write_raster(tiny, tmp_path / f"{name}.tif", GeoBox((20, 30), transform, "EPSG:4326"))
+        with rasterio.open(tmp_path / f"{name}.tif") as dataset:
+            assert dataset.transform.almost_equals(transform)
+
+
+def test_a_crs_that_geotiff_cannot_hold_is_a_usage_error(monkeypatch):
+    class Local:
+        transform = make_grid(resolution=1.0).transform
+
+        class crs:
+            @staticmethod
+            def to_wkt():
+                return None
+
+    with pytest.raises(UsageError, match="cannot hold the CRS"):
+        cog.geo_tags(Local())
+
+
+class _RangeHandler(SimpleHTTPRequestHandler):
+    """Serves byte ranges, and remembers them."""
+
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def do_GET(self):
+        content = Path(self.translate_path(self.path)).read_bytes()
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        part = content[int(first) : int(last) + 1]
+        self.asked.append((int(first), int(last)))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_pixel_of_all_bands_is_one_range_over_http(world):
+    path, _ = world
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a, **k: _RangeHandler(*a, directory=os.fspath(path.parent), **k)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _RangeHandler.asked.clear()
+    try:
+        options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif"}
+        url = f"/vsicurl/http://127.0.0.1:{server.server_port}/world.tif"
+        with rasterio.Env(**options), rasterio.open(url) as dataset:
+            opened = len(_RangeHandler.asked)
+            values = dataset.read(window=((200, 201), (400, 401)))
+        with rasterio.open(path) as dataset:
+            np.testing.assert_array_equal(values, dataset.read(window=((200, 201), (400, 401))))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(_RangeHandler.asked) - opened <= 2  # GDAL reads whole 16 kB pieces; the place may lie in two
+
+
+def test_text_that_is_not_ascii_and_short_values_fit_a_directory():
+    from satclip_engine.raster.tiff import SHORT, Tag
+
+    tags = [Tag.of(305, ASCII, "ü"), Tag.of(258, SHORT, [8, 8]), Tag.of(42112, ASCII, "x" * 50)]
+    for form in (Form(False), Form(True)):
+        packed = form.directory(tags, {42112: 200}, 0)
+        assert len(packed) == form.directory_bytes(tags)
+        content = form.header(16).ljust(16, b"\0") + packed
+        content = content.ljust(200, b"\0") + tags[2].data
+        (directory,) = read_directories(lambda offset, size, c=content: c[offset : offset + size])
+        assert {code: tag.data for code, tag in directory.tags.items()} == {t.code: t.data for t in tags}

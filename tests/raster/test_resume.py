@@ -1,0 +1,424 @@
+"""Going on after a stop: killed runs, damaged spools, other runs, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from satclip_engine.encoder import load
+from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.grid import make_grid
+from satclip_engine.raster import cog
+from satclip_engine.raster.spool import spool_folder
+from satclip_engine.raster.write import write_raster
+
+BLOCKSIZE = 16
+MEMORY = 30_000  # so little that superblocks are 32 pixels wide and overviews take a second tier
+GRID = {"resolution": 0.5}
+SCRIPT = textwrap.dedent("""
+    import sys, time
+    from satclip_engine.encoder import load
+    from satclip_engine.grid import make_grid
+    from satclip_engine.raster import cog
+    from satclip_engine.raster.write import write_raster
+
+    weights, path, slow, options = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4])
+
+    class Slow:
+        def __init__(self, encoder):
+            self.encoder = encoder
+        def __getattr__(self, name):
+            return getattr(self.encoder, name)
+        def evaluate(self, *a, out=None, **k):
+            if out is not None:  # the survey gives no memory
+                time.sleep(0.005)
+            return self.encoder.evaluate(*a, out=out, **k)
+
+    encoder = load(weights, threads=2)
+    if slow == "compute":
+        encoder = Slow(encoder)
+    if slow == "assemble":
+        copy = cog._copy
+        def slowly(*a):
+            time.sleep(0.005)
+            copy(*a)
+        cog._copy = slowly
+    write_raster(encoder, path, make_grid(resolution=0.5), blocksize=16, **{"memory": 30_000, **options})
+""")
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny_weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    tiny_weights.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_file, tmp_path_factory):
+    """What an uninterrupted run writes."""
+    path = tmp_path_factory.mktemp("whole") / "out.tif"
+    write_raster(load(tiny_file, threads=1), path, make_grid(**GRID), blocksize=BLOCKSIZE, memory=1 << 30)
+    return path.read_bytes()
+
+
+class Counting:
+    """An encoder that counts the pixels it is asked for, and may be told to fail after some."""
+
+    def __init__(self, encoder, *, fail_after=None, error=None):
+        self._encoder, self.pixels, self.fail_after, self.error = encoder, 0, fail_after, error
+
+    def __getattr__(self, name):
+        return getattr(self._encoder, name)
+
+    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None):
+        given, out = out, self._encoder.evaluate(grid, rows, cols, out=out, threads=threads)
+        if given is not None:  # the survey gives no memory
+            self.pixels += out.shape[0] * out.shape[1]
+            if self.fail_after is not None and self.pixels > self.fail_after:
+                raise self.error
+        return out
+
+
+@pytest.fixture
+def interrupted(tiny_file, tmp_path):
+    """A spool about half of whose superblocks are finished; its output's path."""
+    path = tmp_path / "out.tif"
+    failing = Counting(load(tiny_file), fail_after=360 * 360, error=RuntimeError("stop here"))
+    with pytest.raises(RuntimeError, match="stop here"):
+        write_raster(failing, path, make_grid(**GRID), blocksize=BLOCKSIZE, threads=1, memory=MEMORY)
+    assert not path.exists()
+    return path
+
+
+def resume(path, tiny_file, **options):
+    encoder = Counting(load(tiny_file))
+    options = {"threads": 1, "blocksize": BLOCKSIZE, "memory": MEMORY, "resume": True, **options}
+    return write_raster(encoder, path, make_grid(**GRID), **options), encoder.pixels
+
+
+def start(tiny_file, path, slow, options="{}"):
+    command = [sys.executable, "-c", SCRIPT, tiny_file, path, slow, options]
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def size_of(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_a_run_killed_at_any_moment_leaves_no_file_and_resumes_to_the_same_bytes(tiny_file, tmp_path, whole):
+    path = tmp_path / "out.tif"
+    index = spool_folder(path) / "index"
+    sizes = []
+    for options in (
+        "{}",
+        "{'resume': True}",
+        "{'resume': True, 'threads': 3}",
+        "{'resume': True, 'memory': 1 << 20}",
+    ):
+        before = size_of(index)
+        process = start(tiny_file, path, "compute", options)
+        wait_for(lambda before=before: size_of(index) > before + 15_000, process)
+        process.kill()
+        process.wait()
+        assert not path.exists()
+        sizes.append(size_of(index))
+    assert sizes == sorted(set(sizes))
+    report, pixels = resume(path, tiny_file)
+    assert 0 < report.resumed_from < 1
+    assert pixels == round((1 - report.resumed_from) * 360 * 720)
+    assert path.read_bytes() == whole
+    assert os.listdir(tmp_path) == ["out.tif"]
+
+
+def test_a_run_killed_while_the_file_is_put_together_recomputes_nothing(tiny_file, tmp_path, whole):
+    path = tmp_path / "out.tif"
+    process = start(tiny_file, path, "assemble")
+    wait_for(lambda: size_of(spool_folder(path) / "output.tif") > len(whole) // 2, process)
+    process.kill()
+    process.wait()
+    assert not path.exists()
+    report, pixels = resume(path, tiny_file)
+    assert (report.resumed_from, pixels) == (1.0, 0)
+    assert path.read_bytes() == whole
+
+
+def damage_nothing(folder):
+    pass
+
+
+def cut_the_index(folder):
+    os.truncate(folder / "index", (folder / "index").stat().st_size - 7)
+
+
+def append_noise_to_the_index(folder):
+    with (folder / "index").open("ab") as file:
+        file.write(os.urandom(1000))
+
+
+def flip_a_bit_of_the_index(folder):
+    flip(folder / "index", 0.5)
+
+
+def flip_a_bit_of_the_tiles(folder):
+    flip(folder / "level-0.tiles", 0.5)
+
+
+def flip_a_bit_of_an_overview(folder):
+    flip(folder / "level-1.tiles", 0.5)
+
+
+def flip_a_bit_of_a_remainder(folder):
+    flip(folder / "tier-0.remainder", 0.2)
+
+
+def cut_the_tiles(folder):
+    os.truncate(folder / "level-0.tiles", (folder / "level-0.tiles").stat().st_size * 2 // 3)
+
+
+def remove_a_level(folder):
+    (folder / "level-1.tiles").unlink()
+
+
+def remove_the_remainder(folder):
+    (folder / "tier-0.remainder").unlink()
+
+
+def remove_the_index(folder):
+    (folder / "index").unlink()
+
+
+def remove_the_state(folder):
+    (folder / "state.json").unlink()
+
+
+def spoil_the_state(folder):
+    os.truncate(folder / "state.json", 100)
+
+
+def empty_the_state(folder):
+    (folder / "state.json").write_text("{}")
+
+
+def flip(path, where):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (damage_nothing, "all"),
+        (cut_the_index, "some"),
+        (append_noise_to_the_index, "all"),
+        (flip_a_bit_of_the_index, "some"),
+        (flip_a_bit_of_the_tiles, "some"),
+        (flip_a_bit_of_an_overview, "some"),
+        (flip_a_bit_of_a_remainder, "some"),
+        (cut_the_tiles, "some"),
+        (remove_a_level, "none"),
+        (remove_the_remainder, "none"),
+        (remove_the_index, "none"),
+        (remove_the_state, "none"),
+        (spoil_the_state, "none"),
+        (empty_the_state, "none"),
+    ],
+)
+def test_a_damaged_spool_costs_only_what_was_damaged(interrupted, tiny_file, whole, damage, kept):
+    folder = spool_folder(interrupted)
+    damage(folder)
+    report, pixels = resume(interrupted, tiny_file)
+    assert interrupted.read_bytes() == whole
+    bounds = {"all": (0.45, 0.5), "some": (0.1, 0.499), "none": (0.0, 0.0)}[kept]
+    assert bounds[0] <= report.resumed_from <= bounds[1]
+    assert pixels == round((1 - report.resumed_from) * 360 * 720)
+    assert not folder.exists()
+
+
+def test_threads_and_memory_may_change_between_runs(interrupted, tiny_file, whole):
+    report, _ = resume(interrupted, tiny_file, threads=3, memory=1 << 20)
+    assert report.resumed_from > 0
+    assert interrupted.read_bytes() == whole
+
+
+OTHERS = {
+    "dtype": ({"dtype": "int16"}, "dtype was int8, is now int16"),
+    "compress": ({"compress": "deflate"}, "compress was zstd, is now deflate"),
+    "blocksize": ({"blocksize": 32}, "blocksize was 16, is now 32"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), OTHERS.values(), ids=OTHERS)
+def test_other_options_are_refused_by_name_and_the_spool_is_kept(
+    interrupted, tiny_file, whole, options, message
+):
+    with pytest.raises(OutputError, match=f"cannot go on: .*{message}"):
+        resume(interrupted, tiny_file, **options)
+    report, _ = resume(interrupted, tiny_file)
+    assert report.resumed_from > 0
+    assert interrupted.read_bytes() == whole
+
+
+def test_another_grid_another_function_or_another_instruction_set_is_refused(interrupted, tiny_file):
+    encoder = load(tiny_file)
+    for changed, grid, message in (
+        (encoder, make_grid(resolution=0.25), "rows was 360, is now 720"),
+        (encoder, make_grid(resolution=0.5, crs="OGC:CRS84"), "another crs"),
+        (encoder.with_head(np.eye(8) * 2, names=encoder.band_names), make_grid(**GRID), "another function"),
+        (load(tiny_file, backend="reference"), make_grid(**GRID), "backend was cpu, is now reference"),
+    ):
+        with pytest.raises(OutputError, match=f"cannot go on: .*{message}"):
+            write_raster(changed, interrupted, grid, blocksize=BLOCKSIZE, resume=True)
+
+
+def test_without_resume_what_was_left_is_replaced(interrupted, tiny_file, whole):
+    report, pixels = resume(interrupted, tiny_file, resume=False)
+    assert (report.resumed_from, pixels) == (0.0, 360 * 720)
+    assert interrupted.read_bytes() == whole
+
+
+def test_resuming_nothing_starts_afresh(tiny_file, tmp_path, whole):
+    report, _ = resume(tmp_path / "out.tif", tiny_file)
+    assert report.resumed_from == 0
+    assert (tmp_path / "out.tif").read_bytes() == whole
+
+
+def test_resuming_a_finished_raster_says_so_and_touches_nothing(tiny_file, tmp_path):
+    path = tmp_path / "out.tif"
+    resume(path, tiny_file)
+    before = path.stat()
+    report, pixels = resume(path, tiny_file)
+    assert (report.resumed_from, pixels, report.bytes) == (1.0, 0, before.st_size)
+    assert "complete already" in report.notes[0]
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert report.overviews == [2, 4]
+    with pytest.raises(OutputError, match=r"is finished, but it differs: dtype was int8, is now int16"):
+        resume(path, tiny_file, dtype="int16")
+    with pytest.raises(UsageError, match="one of them"):
+        resume(path, tiny_file, overwrite=True)
+
+
+def test_an_interrupted_replacement_keeps_the_old_file_until_it_is_resumed(tiny_file, tmp_path, whole):
+    path = tmp_path / "out.tif"
+    path.write_text("the old file")
+    failing = Counting(load(tiny_file), fail_after=360 * 360, error=RuntimeError("stop here"))
+    with pytest.raises(RuntimeError, match="stop here"):
+        write_raster(
+            failing, path, make_grid(**GRID), blocksize=BLOCKSIZE, threads=1, memory=MEMORY, overwrite=True
+        )
+    assert path.read_text() == "the old file"
+    report, _ = resume(path, tiny_file)
+    assert report.resumed_from > 0
+    assert path.read_bytes() == whole
+
+
+def test_two_runs_at_once_do_not_meet(tiny_file, tmp_path, whole):
+    path = tmp_path / "out.tif"
+    process = start(tiny_file, path, "compute")
+    wait_for(lambda: size_of(spool_folder(path) / "index") > 0, process)
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(OutputError, match=f"another run .process {process.pid}. is writing"):
+            write_raster(load(tiny_file), path, make_grid(**GRID), blocksize=BLOCKSIZE, **options)
+    assert process.wait(timeout=60) == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_appears_meanwhile_is_left_alone(tiny_file, tmp_path, monkeypatch):
+    path, assemble = tmp_path / "out.tif", cog.assemble
+
+    def late(*arguments):
+        assemble(*arguments)
+        path.write_text("somebody else's")
+
+    monkeypatch.setattr(cog, "assemble", late)
+    with pytest.raises(OutputError, match="has appeared while it was being computed"):
+        write_raster(load(tiny_file), path, make_grid(resolution=2.0))
+    assert path.read_text() == "somebody else's"
+
+
+def test_ctrl_c_stops_within_a_second_and_keeps_what_is_finished(tiny_file, tmp_path, whole):
+    path = tmp_path / "out.tif"
+    process = start(tiny_file, path, "compute")
+    wait_for(lambda: size_of(spool_folder(path) / "index") > 15_000, process)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    process.wait(timeout=10)
+    assert time.monotonic() - sent < 1.5
+    assert "KeyboardInterrupt" in process.stderr.read()
+    assert not path.exists()
+    report, _ = resume(path, tiny_file)
+    assert report.resumed_from > 0
+    assert path.read_bytes() == whole
+
+
+def test_an_interrupt_inside_the_calling_thread_stops_the_workers(tiny_file, tmp_path):
+    class Interrupting:
+        told = 0
+
+        def start(self, total_pixels): ...
+
+        def stage(self, text): ...
+
+        def finish(self): ...
+
+        def advance(self, pixels):
+            self.told += 1
+            if self.told > 30:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_raster(
+            load(tiny_file),
+            tmp_path / "out.tif",
+            make_grid(**GRID),
+            blocksize=BLOCKSIZE,
+            progress=Interrupting(),
+        )
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("raster-")]
+
+
+def test_a_failing_survey_leaves_no_spool(tiny_file, tmp_path):
+    class Failing(Counting):
+        def evaluate(self, *arguments, **options):
+            raise RuntimeError("no survey")
+
+    with pytest.raises(RuntimeError, match="no survey"):
+        write_raster(Failing(load(tiny_file)), tmp_path / "out.tif", make_grid(**GRID))
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_are_copied_without_the_kernels_help_too(interrupted, tiny_file, whole, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", unsupported)
+    monkeypatch.setattr(cog, "_COPY", 1000)
+    resume(interrupted, tiny_file)
+    assert interrupted.read_bytes() == whole
+
+
+def test_a_spool_moved_with_its_output_goes_on_there(interrupted, tiny_file, tmp_path, whole):
+    target = tmp_path / "elsewhere" / "out.tif"
+    target.parent.mkdir()
+    shutil.move(spool_folder(interrupted), spool_folder(target))
+    report, _ = resume(target, tiny_file)
+    assert report.resumed_from > 0
+    assert target.read_bytes() == whole
