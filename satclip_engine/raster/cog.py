@@ -214,17 +214,22 @@ def directories(
 
 def _metadata(quantiser: Quantiser, names: list[str], tags: dict[str, str]) -> str:
     """GDAL_METADATA: the dataset's tags, and name, scale and offset of every band."""
-    items = [f"<Item name={quoteattr(key)}>{escape(value)}</Item>" for key, value in tags.items()]
+    items = [f"<Item name={quoteattr(key)}>{_escaped(value)}</Item>" for key, value in tags.items()]
     if len(names) > 1:
         items.append('<Item name="INTERLEAVE" domain="IMAGE_STRUCTURE">TILE</Item>')
     for band, name in enumerate(names):
-        values = {"DESCRIPTION": escape(name)}
+        values = {"DESCRIPTION": _escaped(name)}
         if quantiser.scale is not None and quantiser.offset is not None:
             values["OFFSET"] = f"{quantiser.offset[band]:.17g}"
             values["SCALE"] = f"{quantiser.scale[band]:.17g}"
         for key, value in values.items():
             items.append(f'<Item name="{key}" sample="{band}" role="{key.lower()}">{value}</Item>')
     return "<GDALMetadata>\n" + "".join(f"  {item}\n" for item in items) + "</GDALMetadata>\n"
+
+
+def _escaped(text: str) -> str:
+    """Escaped twice: GDAL has always written and read it so."""
+    return escape(escape(text))
 
 
 def geo_tags(grid: Any) -> list[Tag]:

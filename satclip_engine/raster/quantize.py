@@ -167,7 +167,9 @@ def sample_indices(shape: tuple[int, int], pixels: int, seed: int) -> list[tuple
     height, width = shape
     if height * width <= pixels:
         return [(rows, np.arange(width)) for rows in np.array_split(np.arange(height), -(-height // 16))]
-    down = min(height, max(1, round((pixels * height / width) ** 0.5), -(-pixels // width)))
+    # As square as pixels allow, but never fewer than 64 rows or columns where the raster has them.
+    square = round((pixels * height / width) ** 0.5)
+    down = max(min(height, 64), min(square, height, pixels // min(width, 64)))
     across = min(width, max(1, pixels // down))
     random = np.random.Generator(np.random.PCG64(seed))
 

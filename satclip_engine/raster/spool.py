@@ -244,7 +244,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError):
         return None
-    return state if isinstance(state, dict) else None
+    whole = isinstance(state, dict) and {"request", "quantiser", "span", "overwrite"} <= state.keys()
+    return state if whole else None
 
 
 @contextlib.contextmanager

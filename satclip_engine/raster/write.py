@@ -174,6 +174,8 @@ class _Run:
             plan = self.request.plan(span=state["span"])
             spool = Spool(self.folder, state)
             spool.recover()
+            for tier in plan.tiers:
+                _drop_spoiled(plan, tier, spool)
             return spool, plan, quantiser, self._check_disk(plan, quantiser, spool)
 
     def _left_state(self) -> dict[str, Any] | None:
@@ -231,8 +233,6 @@ class _Run:
     def _build(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> None:
         """All tiers, each from the one below."""
         request, job = self.request, Job(plan, quantiser, self.request.codec, spool)
-        for tier in plan.tiers:
-            _drop_spoiled(plan, tier, spool)
         for tier in plan.tiers:
             source: Source = EncoderSource(request.encoder, request.grid)
             if tier.number > 0:
