@@ -191,8 +191,8 @@ def polynomial(degree: int, order: int) -> tuple[float, tuple[tuple[int, float],
 def torchgeo(layers: Layers, block: int | None) -> Encode:
     """torchgeo's model with the same weights in the convention that it expects."""
     torch = _torch()
-    module = need("torchgeo.models.satclip", extra="torch", why="this peer")
-    model = module.SatCLIP(layers.degrees, layers.capacity, layers.embed_dim, len(layers.weights) - 1).eval()
+    models = need("torchgeo.models", extra="torch", why="this peer")
+    model = models.SatCLIP(layers.degrees, layers.capacity, layers.embed_dim, len(layers.weights) - 1).eval()
     scales = [30.0, *[1.0] * (len(layers.weights) - 1)]  # the sine frequencies that Layers have multiplied in
     first = layers.weights[0] / column_factors(layers.degrees, "analytic")
     targets = [*model.nnet.layers, model.nnet.last_layer]
@@ -232,7 +232,7 @@ def _torch() -> Any:
 PEERS: tuple[Peer, ...] = (
     # float32 recurrences and angles: a few 1e-4 of the rms at L = 40, more at higher degrees.
     Peer("torch", "PyTorch float32", plain, tolerance=1e-2, scaling=True),
-    Peer("torch64", "PyTorch, float64 harmonics", _plain_float64, tolerance=2e-5),
+    Peer("torch64", "PyTorch, float64 basis", _plain_float64, tolerance=2e-5),
     Peer(
         "torchgeo",
         "torchgeo",

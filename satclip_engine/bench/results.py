@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.bench.cases import Case, parameters
-from satclip_engine.bench.measure import OK, Timing, quartiles, ratio
+from satclip_engine.bench.measure import FAILED, Timing, quartiles, ratio
 from satclip_engine.errors import OutputError, UsageError
+
+_IDENTITY = ("cpu", "cores", "instruction_sets", "system")  # the memory differs a little from boot to boot
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _number(value: float) -> float | None:
 
 def failed(group: Sequence[Record]) -> list[Record]:
     """Those that gave no right answer, though they are installed."""
-    return [record for record in group if record.status not in (OK, "not installed")]
+    return [record for record in group if record.status == FAILED]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -132,8 +134,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def check(path: str | os.PathLike[str], machine: dict[str, Any]) -> None:
     """Raise, before anything is measured, what `save` would raise after it."""
     target = Path(path)
-    if target.exists() and read(target)["machine"] != machine:
-        raise UsageError(f"{target}: holds results of another machine")
+    if target.exists():
+        held = read(target)["machine"]
+        if any(held.get(key) != machine[key] for key in _IDENTITY):
+            raise UsageError(f"{target}: holds results of another machine ({held.get('cpu')})")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
 

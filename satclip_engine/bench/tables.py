@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from satclip_engine.bench.machine import label
+from satclip_engine.bench.measure import ABSENT
 from satclip_engine.errors import UsageError
 
 Row = Mapping[str, Any]  # a Record as a dictionary, as files have it
@@ -39,7 +40,7 @@ def _digits(value: float) -> str:
 
 def _rate(row: Row) -> str:
     if row["rate"] is None:
-        return row["status"]
+        return "absent" if row["status"] == ABSENT else row["status"]
     unit = {"bytes read": "B/s", "raw bytes": "B/s"}.get(row["unit"], "/s")
     return number(row["rate"]["median"], unit)
 
@@ -93,7 +94,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "grid": _COMPUTED,
     "write": (
         _NAME,
-        Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else row["status"]),
+        Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else _rate(row)),
         Column("CPU", _fact("cpu_seconds", lambda value: f"{value:.1f} s")),
         Column("cores busy", _fact("cores_busy", lambda value: f"{100 * value:.0f} %")),
         Column("raw data", lambda row: _rate(row) if row["rate"] else ""),
