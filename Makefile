@@ -33,20 +33,20 @@ bench: $(VENV)/developed
 	$(BIN)/satclip-bench grid
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
 
 # The package as a user gets it, without torch.
 $(VENV)/installed: $(BIN)/python constraints.txt $(SOURCES)
 	@echo "Installing satclip-engine into $(VENV) …"
-	test -f $(VENV)/developed || $(PIP) .
-	mkdir -p demo
+	@test -f $(VENV)/developed || $(PIP) .
+	@mkdir -p demo
 	@touch $@
 
 # Editable, with everything that the tests need.
 $(VENV)/developed: $(BIN)/python constraints.txt $(SOURCES)
 	@echo "Installing satclip-engine and its development tools into $(VENV) …"
-	$(PIP) --editable ".[dev]"
+	@$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/installed
 	@mkdir -p demo
 
