@@ -174,10 +174,10 @@ def directories(
     *,
     names: list[str],
     geo: list[Tag],
-    tags: dict[str, str],
+    metadata: dict[str, dict[str, str]],
     software: str,
 ) -> list[list[Tag]]:
-    """The tags of every level, tile indexes left out."""
+    """The tags of every level, tile indexes left out. `metadata` by GDAL's domains, "" the default one."""
     sample = quantiser.sample
     common = [
         Tag.of(258, SHORT, [8 * sample.bytes] * plan.bands),  # BitsPerSample
@@ -203,20 +203,21 @@ def directories(
             Tag.of(257, LONG, level.height),
         ]
         if number == 0:
-            own += [
-                Tag.of(305, ASCII, software),
-                Tag.of(42112, ASCII, _metadata(quantiser, names, tags)),
-                *geo,
-            ]
+            gdal = Tag.of(42112, ASCII, _metadata(quantiser, names, metadata))  # GDAL_METADATA
+            own += [Tag.of(305, ASCII, software), gdal, *geo]
         found.append([*own, *common])
     return found
 
 
-def _metadata(quantiser: Quantiser, names: list[str], tags: dict[str, str]) -> str:
-    """GDAL_METADATA: the dataset's tags, and name, scale and offset of every band."""
-    items = [f"<Item name={quoteattr(key)}>{_escaped(value)}</Item>" for key, value in tags.items()]
-    if len(names) > 1:
-        items.append('<Item name="INTERLEAVE" domain="IMAGE_STRUCTURE">TILE</Item>')
+def _metadata(quantiser: Quantiser, names: list[str], metadata: dict[str, dict[str, str]]) -> str:
+    """GDAL's XML: the dataset's tags, and name, scale and offset of every band."""
+    structure = {"INTERLEAVE": "TILE"} if len(names) > 1 else {}
+    items = []
+    for domain, tags in {**metadata, "IMAGE_STRUCTURE": structure}.items():
+        where = f" domain={quoteattr(domain)}" if domain else ""
+        items += [
+            f"<Item name={quoteattr(key)}{where}>{_escaped(value)}</Item>" for key, value in tags.items()
+        ]
     for band, name in enumerate(names):
         values = {"DESCRIPTION": _escaped(name)}
         if quantiser.scale is not None and quantiser.offset is not None:

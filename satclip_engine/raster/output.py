@@ -12,7 +12,9 @@ from typing import Any
 
 from satclip_engine.errors import OutputError
 
-STATE_TAG = "SATCLIP_STATE"  # a finished file's record of what it is, so that resuming can tell
+# GDAL's metadata domain and name of a finished file's record of what it is, by which resuming can tell.
+STATE_DOMAIN, STATE_NAME = "SATCLIP", "STATE"
+DIGEST = "sha256:"  # begins values that say nothing to people
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,7 +36,7 @@ def recorded_state(path: Path) -> dict[str, Any] | None:
 
     try:
         with rasterio.open(path) as dataset:
-            state = json.loads(dataset.tags().get(STATE_TAG, "null"))
+            state = json.loads(dataset.tags(ns=STATE_DOMAIN).get(STATE_NAME, "null"))
     except (rasterio.errors.RasterioError, ValueError):
         return None
     return state if isinstance(state, dict) else None
@@ -45,7 +47,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     found = []
     for key, value in now.items():
         if before.get(key) != value:
-            plain = isinstance(value, (str, int)) and len(str(value)) < 32
+            plain = isinstance(value, (str, int)) and not str(value).startswith(DIGEST)
             found.append(f"{key} was {before.get(key)}, is now {value}" if plain else f"another {key}")
     return "; ".join(found)
 

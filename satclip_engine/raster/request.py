@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +12,7 @@ from satclip_engine._version import __version__
 from satclip_engine.errors import UsageError
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
-from satclip_engine.raster.output import check_path
+from satclip_engine.raster.output import DIGEST, check_path
 from satclip_engine.raster.plan import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
 from satclip_engine.raster.quantize import SampleType, sample_type
 
@@ -81,11 +83,12 @@ class Request:
             "rows": grid.shape[0],
             "columns": grid.shape[1],
             "transform": [float(v) for v in grid.transform[:6]],
-            "crs": grid.crs.to_wkt(),
-            "weights": encoder.weights.sha256,
+            "crs": _digest(grid.crs.to_wkt()),
+            "weights": DIGEST + encoder.weights.sha256,
             "harmonics": encoder.weights.harmonics,
-            "function": encoder.sha256,
-            "bands": encoder.band_names,
+            "function": DIGEST + encoder.sha256,
+            "bands": encoder.embed_dim,
+            "band names": _digest(json.dumps(encoder.band_names)),
             "backend": encoder.backend,
             "instruction set": encoder.isa,
             "dtype": self.sample.name,
@@ -107,6 +110,10 @@ class Request:
             compressed=self.codec.leaves,
             span=span,
         )
+
+
+def _digest(text: str) -> str:
+    return DIGEST + hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> Request:

@@ -32,7 +32,8 @@ from satclip_engine.raster.build import (
     run_units,
 )
 from satclip_engine.raster.output import (
-    STATE_TAG,
+    STATE_DOMAIN,
+    STATE_NAME,
     check_path,
     differences,
     disk_errors,
@@ -268,7 +269,10 @@ class _Run:
             request.codec,
             names=request.encoder.band_names,
             geo=cog.geo_tags(request.grid),
-            tags={**_provenance(request), **request.options.tags, STATE_TAG: json.dumps(request.state)},
+            metadata={
+                "": {**_provenance(request), **request.options.tags},
+                STATE_DOMAIN: {STATE_NAME: json.dumps(request.state)},
+            },
             software=f"satclip-engine {__version__}",
         )
         places = cog.collect(spool.finished.values(), plan.levels, plan.bands)

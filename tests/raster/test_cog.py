@@ -117,7 +117,7 @@ def test_the_writers_own_check_notices_damage(world, tmp_path, damage):
 def test_a_file_beyond_four_gigabytes_is_a_bigtiff():
     plan = make_plan((3600, 7200), 256, 1, 64, threads=1, memory=1 << 30, mirrored=False)
     quantiser = Quantiser(SAMPLE_TYPES["int8"], np.ones(256), np.zeros(256))
-    tags = directories(plan, quantiser, CODECS["zstd"], names=["b"] * 256, geo=[], tags={}, software="s")
+    tags = directories(plan, quantiser, CODECS["zstd"], names=["b"] * 256, geo=[], metadata={}, software="s")
     small = [
         Places(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 100, np.uint32)) for v in plan.levels
     ]
