@@ -9,7 +9,10 @@ from satclip_engine.errors import MissingExtra
 
 
 def need(module: str, *, extra: str, why: str) -> ModuleType:
-    """Import `module` or raise MissingExtra with the command that installs it, e.g. need("torch", extra="torch", why="reading .ckpt files")."""
+    """Import `module`, or raise MissingExtra with the command that installs it.
+
+    `why` begins the sentence: need("torch", extra="torch", why="reading .ckpt files").
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

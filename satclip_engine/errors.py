@@ -1,7 +1,7 @@
 """What can go wrong, in words for the person who typed the command.
 
-Every message is one line that says what was given, what was expected and what to do. The command line prints the
-message alone (no traceback without `-v`) and exits with `exit_code`.
+Every message is one line that says what was given, what was expected and what to do. The command line prints
+the message alone (no traceback without `-v`) and exits with `exit_code`.
 """
 
 
@@ -18,7 +18,7 @@ class UsageError(SatclipError, ValueError):
 
 
 class WeightsError(SatclipError, ValueError):
-    """A checkpoint is missing, damaged, hostile or of an unknown layout; names the file, the key and the shapes."""
+    """A checkpoint is missing, damaged, hostile or of an unknown layout; file, key and shapes are named."""
 
 
 class OutputError(SatclipError, OSError):
