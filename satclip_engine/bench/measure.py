@@ -17,6 +17,8 @@ import numpy as np
 
 OK, FAILED, ABSENT = "ok", "failed", "not installed"
 
+_TOO_LONG = 3  # budgets
+
 
 def _nothing() -> None: ...
 
@@ -89,17 +91,18 @@ def compete(
     *,
     repeat: int,
     budget: float,
+    warm_up: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Timing]:
     """Check, then time. A contestant gets up to `repeat` rounds in about `budget` seconds of its own.
 
-    The first call is for warming up and for the check; where it alone exceeds the budget, it is the
-    measurement.
+    The first call is for warming up and for the check. It counts as a round when `warm_up` is false, as
+    processes of their own do not warm up, and is the only one where it takes longer than three budgets.
     """
     entries = [_Entry(contestant) for contestant in contestants]
     for entry in entries:
         progress(f"{entry.contestant.name}: checking")
-        entry.prepare(repeat, budget)
+        entry.prepare(repeat, budget, warm_up)
     for turn in range(repeat):
         start = turn % max(1, len(entries))
         for entry in entries[start:] + entries[:start]:
@@ -119,7 +122,7 @@ class _Entry:
         self.error, self.planned = math.nan, 0
         self.seconds: list[float] = []
 
-    def prepare(self, repeat: int, budget: float) -> None:
+    def prepare(self, repeat: int, budget: float, warm_up: bool) -> None:
         if self.contestant.missing is not None:
             self.status, self.note = ABSENT, self.contestant.missing
             return
@@ -133,10 +136,12 @@ class _Entry:
         if not self.error <= self.made.tolerance:
             self.status = FAILED
             self.note = f"wrong answer: error {self.error:.2g}, tolerance {self.made.tolerance:.2g}"
-        elif seconds > budget:
+            return
+        alone = seconds > _TOO_LONG * budget
+        if alone or not warm_up:
             self.seconds = [seconds]
-        else:
-            self.planned = min(repeat, max(3, math.ceil(budget / seconds)))
+        if not alone:
+            self.planned = min(repeat, max(1, math.ceil(budget / seconds))) - len(self.seconds)
 
     def call(self) -> tuple[float, Any]:
         assert self.made is not None

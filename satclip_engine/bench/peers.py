@@ -67,8 +67,10 @@ def choose_block(peer: Peer, layers: Layers, places: np.ndarray, settings: Mappi
         return peer.blocks[0]
     seconds: dict[int | None, float] = {}
     for block in peer.blocks:
+        if block is not None and block >= len(places) and None in peer.blocks:
+            continue
         encode = peer.build(layers, block)
-        some = places[: max(block or 0, 8192)]
+        some = places if block is None else places[: max(block, 8192)]
         encode(some)
         start = time.perf_counter()
         encode(some)

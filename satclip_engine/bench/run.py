@@ -38,7 +38,7 @@ CONTESTANTS: dict[type, Contestants] = {
 }
 
 # Seconds that a contestant gets for its rounds, and how many there are at most.
-BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 4.0, "write": 20.0}
+BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 2.5, "write": 20.0}
 ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "write": 3}
 
 
@@ -66,6 +66,7 @@ def run(
             contestants,
             repeat=repeat or ROUNDS[group],
             budget=BUDGETS[group] / (4 if quick else 1),
+            warm_up=group != "write",
             progress=_prefixed(progress, case.name),
         )
         used = [_memory(group, case, timing, quick, progress) if memory else None for timing in timings]

@@ -144,11 +144,16 @@ def test_contestants_take_turns_and_each_round_begins_with_another_one():
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
 
 
-def test_a_call_longer_than_the_budget_is_the_measurement():
-    calls: list[str] = []
-    (timing,) = compete([contestant(seconds=0.02, calls=calls)], repeat=5, budget=0.01)
-    assert len(calls) == len(timing.seconds) == 1
-    assert timing.seconds[0] >= 0.02
+@pytest.mark.parametrize(
+    ("budget", "warm_up", "calls", "rounds"),
+    [(0.01, True, 1, 1), (0.05, True, 2, 1), (0.05, False, 1, 1), (0.15, False, 2, 2), (9.0, True, 4, 3)],
+)
+def test_slow_contestants_get_few_rounds(budget, warm_up, calls, rounds):
+    called: list[str] = []
+    slow = contestant(seconds=0.1, calls=called)
+    (timing,) = compete([slow], repeat=3, budget=budget, warm_up=warm_up)
+    assert (len(called), len(timing.seconds)) == (calls, rounds)
+    assert min(timing.seconds) >= 0.1
 
 
 def test_a_ratio_is_the_median_of_rounds_that_both_took_part_in():
