@@ -104,6 +104,7 @@ def write_raster(
     request = check_request(enc, Path(path), grid, options)
     try:
         if resume and _is_finished(request):
+            _remove_leftovers(spool_folder(request.path))
             return _finished_report(request, started)
         with disk_errors(request.path), locked_folder(spool_folder(request.path)) as folder:
             return _Run(request, folder, started).run()
@@ -123,6 +124,13 @@ def _is_finished(request: Request) -> bool:
     if recorded is None:
         raise OutputError(f"{request.path} exists and is no raster of this kind: there is nothing to resume")
     raise OutputError(f"{request.path} is finished, but it differs: {differences(recorded, request.state)}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the spool of a run that was stopped after it had named its file."""
+    if folder.exists():
+        with contextlib.suppress(OSError), locked_folder(folder):
+            remove_folder(folder)
 
 
 def _replaces(folder: Path) -> bool:

