@@ -100,10 +100,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _command(group: str) -> None:
-    @main.command(group, cls=Command, help=HELP[group])
+    @click.command(f"satclip-bench {group}", cls=Command, help=HELP[group], short_help=HELP[group])
     @_options
     def command(**given: Any) -> None:
         _run(group, **given)
+
+    main.add_command(command, name=group)
 
 
 for _group in GROUPS:
@@ -158,7 +160,7 @@ def _run(
         )
 
 
-@main.command("report", cls=Command)
+@click.command("satclip-bench report", cls=Command, short_help="Kept results as Markdown tables.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--update",
@@ -180,6 +182,9 @@ def report(file: Path, update: tuple[Path, ...], verbose: bool) -> None:
             document.write_text(tables.fill(document.read_text(), content))
         except UsageError as error:
             raise UsageError(f"{document}: {error}") from error
+
+
+main.add_command(report, name="report")
 
 
 @contextmanager

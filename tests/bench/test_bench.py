@@ -308,7 +308,7 @@ def test_a_wrong_answer_makes_the_exit_status_1_and_shows_no_time(monkeypatch):
     monkeypatch.setitem(run.CONTESTANTS, cases.PointsCase, lambda *given: [wrong, contestant("peer")])
     done = invoke("points", "--threads", "1", "--no-memory")
     assert done.exit_code == 1
-    assert "1 of 2 failed; points L=3, N=10: satclip: wrong answer" in done.stderr
+    assert "satclip-bench points: 1 of 2 failed; points L=3, N=10: satclip: wrong answer" in done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("satclip ")]
     assert "failed" in line
     assert "/s" not in line
