@@ -512,7 +512,10 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(folder, weights):
     assert names(folder) == ["a.png", "a.tif"]
 
 
-@pytest.mark.skipif(shutil.which("satclip-grid") is None, reason="the command is not installed on PATH")
 def test_the_installed_command_is_this_one():
-    done = subprocess.run(["satclip-grid", "--version"], capture_output=True, text=True, check=True)
+    command = shutil.which("satclip-grid", path=str(Path(sys.executable).parent)) or shutil.which(
+        "satclip-grid"
+    )
+    assert command is not None, "the package is not installed"
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"satclip-grid {__version__}\n"
