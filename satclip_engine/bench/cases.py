@@ -188,7 +188,7 @@ class WriteCase:
     tolerance: float = 0.51
     tags: tuple[str, ...] = (FULL,)
     group: ClassVar[str] = "write"
-    unit: ClassVar[str] = "raw bytes"
+    unit: ClassVar[str] = "values"
     reference: ClassVar[str] = "float64 reference, in quantisation steps"
 
     @property

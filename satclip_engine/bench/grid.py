@@ -38,7 +38,7 @@ def grid(case: GridCase, threads: tuple[int, ...], compare: frozenset[str]) -> l
         *(
             rival(peer, case, layers, some, expected, every)
             for peer in PEERS
-            if peer.key in compare and peer.key in _COMPARED
+            if peer.key in compare and peer.key in _COMPARED and len(peer.blocks) > 1
         ),
     ]
 

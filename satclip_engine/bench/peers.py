@@ -67,10 +67,8 @@ def choose_block(peer: Peer, layers: Layers, places: np.ndarray, settings: Mappi
         return peer.blocks[0]
     seconds: dict[int | None, float] = {}
     for block in peer.blocks:
-        if block is not None and block >= len(places) and None in peer.blocks:
-            continue
         encode = peer.build(layers, block)
-        some = places if block is None else places[: max(block, 8192)]
+        some = places[: max(block or len(places), 8192)]
         encode(some)
         start = time.perf_counter()
         encode(some)
@@ -235,14 +233,17 @@ PEERS: tuple[Peer, ...] = (
     # float32 recurrences and angles: a few 1e-4 of the rms at L = 40, more at higher degrees.
     Peer("torch", "PyTorch float32", plain, tolerance=1e-2, scaling=True),
     Peer("torch64", "PyTorch, float64 basis", _plain_float64, tolerance=2e-5),
-    Peer(
-        "torchgeo",
-        "torchgeo",
-        torchgeo,
-        tolerance=1e-2,
-        within=89.9,  # it moves latitudes beyond 89.95°
-        blocks=(None, 1024, 4096, 16384),
-        needs="torchgeo",
+    *(
+        Peer(
+            "torchgeo",
+            name,
+            torchgeo,
+            tolerance=1e-2,
+            within=89.9,  # it moves latitudes beyond 89.95°
+            blocks=blocks,
+            needs="torchgeo",
+        )
+        for name, blocks in (("torchgeo, one call", (None,)), ("torchgeo, in blocks", BLOCKS))
     ),
     Peer(
         "published",

@@ -11,6 +11,8 @@ from satclip_engine.bench.machine import label
 from satclip_engine.bench.measure import ABSENT
 from satclip_engine.errors import UsageError
 
+_BYTES = {"int8": 1, "int16": 2, "float16": 2, "float32": 4}
+
 Row = Mapping[str, Any]  # a Record as a dictionary, as files have it
 
 
@@ -41,8 +43,12 @@ def _digits(value: float) -> str:
 def _rate(row: Row) -> str:
     if row["rate"] is None:
         return "absent" if row["status"] == ABSENT else row["status"]
-    unit = {"bytes read": "B/s", "raw bytes": "B/s"}.get(row["unit"], "/s")
-    return number(row["rate"]["median"], unit)
+    return number(row["rate"]["median"], "B/s" if row["unit"] == "bytes read" else "/s")
+
+
+def _raw(row: Row) -> str:
+    """Bytes of the values before compression, a second."""
+    return number(row["rate"]["median"] * _BYTES[row["dtype"]], "B/s") if row["rate"] else ""
 
 
 def _spread(row: Row) -> str:
@@ -97,7 +103,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else _rate(row)),
         Column("CPU", _fact("cpu_seconds", lambda value: f"{value:.1f} s")),
         Column("cores busy", _fact("cores_busy", lambda value: f"{100 * value:.0f} %")),
-        Column("raw data", lambda row: _rate(row) if row["rate"] else ""),
+        Column("raw data", _raw),
         Column("file", _fact("file_bytes", lambda value: number(value, "B"))),
         Column("peak memory", _memory),
         Column("error", _error),
@@ -186,12 +192,14 @@ def _machine(content: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     memory = content["machine"]["memory_bytes"]
     held = f", {number(memory, 'B')} of memory" if memory else ""
-    return f"{label(content['machine'])}{held}; {content['machine']['system']}; {listed}."
+    quick = any(run["options"].get("quick") for run in content["runs"].values())
+    small = " Quick cases: a first look, not the measurement." if quick else ""
+    return f"{label(content['machine'])}{held}; {content['machine']['system']}; {listed}.{small}"
 
 
 def summary(content: Mapping[str, Any]) -> str:
     """The numbers that matter most: what this package does with all cores, and how others compare."""
-    lines = ["| what | measured | beside, in the same run |", "| --- | --- | --- |"]
+    lines = ["| what | measured | times faster than, in the same run |", "| --- | --- | --- |"]
     for group in ("points", "grid", "write"):
         rows = content["runs"].get(group, {}).get("records", [])
         for _, found in groupby(rows, key=lambda row: row["case"]):
@@ -213,7 +221,7 @@ def _summary_line(group: str, rows: Sequence[Row]) -> list[str]:
         if first["peak_memory"]:
             measured += f", {_memory(first)} at most"
         else:
-            measured = f"{_rate(first)} of raw data"
+            measured = f"{_raw(first)} of raw data"
     else:
         measured = f"{number(first['rate']['median'])} {first['unit']}/s".replace("  ", " ")
     return [f"| {first['case']} | {measured} | {', '.join(beside)} |"]

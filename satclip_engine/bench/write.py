@@ -118,12 +118,11 @@ def _contestant(
 ) -> Contestant:
     dtype = dtype or case.dtype
     width, height = round(360 / case.resolution), round(180 / case.resolution)
-    raw = float(width * height * case.bands * np.dtype(dtype).itemsize)
     path = scratch() / f"{name.replace(' ', '_')}_{case.resolution:g}_{case.bands}.tif"
     return Contestant(
         name,
         threads,
-        raw,
+        float(width * height * case.bands),
         lambda settings: make(case, path, threads, dtype),
         ours=name.startswith("satclip"),
         dtype=dtype,
@@ -150,11 +149,11 @@ def _process(
     case: WriteCase, path: Path, threads: int, command: Sequence[str], dtype: str, *, shown: Sequence[str]
 ) -> Made:
     facts: dict[str, Any] = {"command": " ".join(shown)}
+    note = _noting(facts, threads)
 
     def run() -> Path:
         done = run_process(command)
-        facts["wall_seconds"], facts["cpu_seconds"] = done.wall, done.cpu
-        facts["cores_busy"] = done.cpu / done.wall / threads
+        note(done)
         facts["peak_memory"] = max(done.peak_memory, facts.get("peak_memory", 0))
         facts["file_bytes"] = path.stat().st_size
         return path
@@ -173,17 +172,28 @@ def _alone(case: WriteCase, path: Path, threads: int, dtype: str) -> Made:
     grid = make_grid(resolution=case.resolution)
     replay: Any = Replay(encoder, grid)
     facts: dict[str, Any] = {}
+    note = _noting(facts, threads)
 
     def run() -> Path:
         start, cpu = time.perf_counter(), time.process_time()
         write_raster(replay, path, grid, dtype=dtype, compress=case.compress, threads=threads)
-        facts["wall_seconds"] = time.perf_counter() - start
-        facts["cpu_seconds"] = time.process_time() - cpu
-        facts["cores_busy"] = facts["cpu_seconds"] / facts["wall_seconds"] / threads
+        note(Finished(time.perf_counter() - start, time.process_time() - cpu, 0))
         facts["file_bytes"] = path.stat().st_size
         return path
 
     return Made(run, lambda answer: read_back(case, path), case.tolerance, _remover(path), facts=facts)
+
+
+def _noting(facts: dict[str, Any], threads: int) -> Callable[[Finished], None]:
+    """Keeps in `facts` the medians over the runs so far: processor time, share of the cores used."""
+    runs: list[Finished] = []
+
+    def note(done: Finished) -> None:
+        runs.append(done)
+        facts["cpu_seconds"] = float(np.median([one.cpu for one in runs]))
+        facts["cores_busy"] = float(np.median([one.cpu / one.wall / threads for one in runs]))
+
+    return note
 
 
 class Replay:

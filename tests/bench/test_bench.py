@@ -186,7 +186,7 @@ def test_records_compare_contestants_of_as_many_threads():
 # Peers
 
 
-@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.key)
+@pytest.mark.parametrize("peer", peers.PEERS, ids=lambda peer: peer.name)
 @pytest.mark.parametrize("block", [None, 64])
 def test_a_peer_computes_the_reference_function(peer, block):
     if peer.missing:
@@ -424,6 +424,19 @@ def test_a_block_that_cannot_be_filled_is_named(document):
         tables.fill(document, CONTENT)
 
 
+def test_files_are_compared_by_time_though_their_types_differ_in_size():
+    case = cases.WriteCase(1.0, bands=2, peers=True)
+    found = write.write(case, (2,), EVERYTHING)
+    assert {one.work for one in found} == {360 * 180 * 2.0}
+    timings = [
+        Timing(one, OK, error=0.1, tolerance=0.51, seconds=(float(2**n),)) for n, one in enumerate(found)
+    ]
+    rows = [dataclasses.asdict(one) for one in results.records(case, timings, [None] * 3)]
+    assert [row["faster"] for row in rows] == [1.0, 2.0, 4.0]
+    raw = [line[4] for line in tables.cells("write", rows)]
+    assert raw == ["130 kB/s", "64.8 kB/s", "130 kB/s"]
+
+
 def test_report_updates_documents_in_place(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(CONTENT))
     document = tmp_path / "page.md"
@@ -444,8 +457,9 @@ def documents() -> list[Path]:
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_every_number_in_a_document_is_from_the_kept_results(document):
-    (kept,) = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    assert tables.fill(document.read_text(), results.read(kept)) == document.read_text()
+    text = document.read_text()
+    kept = (ROOT / "benchmarks" / "results").glob("*.json")
+    assert any(tables.fill(text, results.read(file)) == text for file in kept)
 
 
 def test_kept_results_hold_no_failure():
