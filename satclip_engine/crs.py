@@ -15,8 +15,11 @@ from satclip_engine.errors import UsageError
 
 if TYPE_CHECKING:
     import pyproj
+    from odc.geo.crs import CRS
 
 _FULL_TURN = 2.0 * np.pi
+_EARTH_RADIUS = 6.4e6  # metres
+_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
 
 
 def parse_crs(crs: Any) -> pyproj.CRS:
@@ -51,10 +54,48 @@ def transformers(wkt: str) -> tuple[pyproj.Transformer, pyproj.Transformer]:
     """The way from a CRS to EPSG:4326 and back. pyproj's transformers keep one PROJ context a thread."""
     import pyproj
 
-    crs = pyproj.CRS.from_wkt(wkt)
+    crs = horizontal(pyproj.CRS.from_wkt(wkt))
     there = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     back = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
     return there, back
+
+
+def to_lonlat(
+    wkt: str, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Longitude and latitude of (x, y), and where these come back to in the CRS: four arrays like `x`.
+
+    A place that does not come back lies outside the projection's domain. The way back is that of the
+    projection alone: changes of datum are good to millimetres, or at the edges of their areas to hundreds of
+    metres, and say nothing about the projection.
+    """
+    conversion, pole, is_wgs84 = _conversion(wkt)
+    own_lon, own_lat = conversion.transform(x, y)
+    back_x, back_y = conversion.transform(own_lon, own_lat, direction="INVERSE")
+    with np.errstate(invalid="ignore"):
+        back_y = np.where(np.abs(own_lat) <= pole * (1 + 1e-11), back_y, np.inf)
+    lon, lat = (own_lon, own_lat) if is_wgs84 else transformers(wkt)[0].transform(x, y)
+    return lon, lat, back_x, back_y
+
+
+@functools.lru_cache(maxsize=64)
+def _conversion(wkt: str) -> tuple[pyproj.Transformer, float, bool]:
+    """From a CRS to longitude and latitude on its own datum; the pole there; whether that is WGS 84."""
+    import pyproj
+
+    crs = horizontal(pyproj.CRS.from_wkt(wkt))
+    crs = crs.source_crs if crs.is_bound else crs
+    base = crs
+    while base.is_derived:
+        base = base.source_crs
+    base = horizontal(base)
+    return pyproj.Transformer.from_crs(crs, base, always_xy=True), full_turn(base) / 4, is_lonlat(base)
+
+
+def horizontal(crs: pyproj.CRS) -> pyproj.CRS:
+    """What a CRS says of east and north, heights left out."""
+    part = crs.sub_crs_list[0] if crs.is_compound else crs
+    return part.to_2d() if len(part.axis_info) > 2 else part
 
 
 def is_lonlat(crs: pyproj.CRS) -> bool:
@@ -64,10 +105,10 @@ def is_lonlat(crs: pyproj.CRS) -> bool:
     """
     import pyproj
 
-    horizontal = crs.sub_crs_list[0] if crs.is_compound else crs
-    if not horizontal.is_geographic or horizontal.is_bound:
+    part = horizontal(crs)
+    if not part.is_geographic or part.is_bound:
         return False
-    return bool(horizontal.to_2d().equals(pyproj.CRS.from_epsg(4326), ignore_axis_order=True))
+    return bool(part.equals(pyproj.CRS.from_epsg(4326), ignore_axis_order=True))
 
 
 def full_turn(crs: pyproj.CRS) -> float:
@@ -82,8 +123,27 @@ def full_turn(crs: pyproj.CRS) -> float:
 
 
 def unit_name(crs: pyproj.CRS) -> str:
-    """What a resolution in this CRS is counted in, for messages: "degree", "metre"."""
-    return crs.axis_info[0].unit_name if crs.axis_info else "unit"
+    """What a resolution in this CRS is counted in: "degree", "grad", "metre", or what it is called there."""
+    if not crs.axis_info:
+        return "unit"
+    axis = crs.axis_info[0]
+    for name in ("degree", "grad") if crs.is_geographic else ("metre",):
+        if abs(axis.unit_conversion_factor - _UNITS[name]) <= 1e-12:
+            return name
+    return axis.unit_name
+
+
+def unit_metres(crs: pyproj.CRS) -> float:
+    """Metres in a unit of the CRS; for a geographic one along a meridian, roughly."""
+    factor = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    return float(factor) * (_EARTH_RADIUS if crs.is_geographic else 1.0)
+
+
+def odc_crs(crs: pyproj.CRS) -> CRS:
+    """The same for a GeoBox. odc-geo cannot read the names of compound CRSs (EPSG:4326+5773)."""
+    from odc.geo.crs import CRS
+
+    return CRS(crs.to_wkt() if "+" in crs.srs and crs.is_compound else crs)
 
 
 def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
@@ -95,7 +155,7 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     """
     import pyproj
 
-    area = crs.area_of_use
+    area = crs.area_of_use or horizontal(crs).area_of_use
     if area is None:
         raise UsageError(f"CRS {_short(crs)} has no area of use: give bounds (west, south, east, north)")
     west, south, east, north = area.bounds

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.crs import parse_crs
+from satclip_engine.crs import odc_crs, parse_crs
 from satclip_engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def spatial_dims(obj: Object) -> tuple[str, str] | None:
     import rioxarray
 
     try:
-        return str(obj.rio.y_dim), str(obj.rio.x_dim)
+        return str(_rio(obj).y_dim), str(_rio(obj).x_dim)
     except rioxarray.exceptions.RioXarrayError:
         found = [pair for pair in _DIMS if set(pair) <= set(obj.dims)]
         return found[0] if found else None
@@ -49,7 +49,7 @@ def crs_of(obj: Object) -> pyproj.CRS | None:
     import rioxarray
 
     try:
-        crs = obj.rio.crs
+        crs = _rio(obj).crs
     except (rioxarray.exceptions.RioXarrayError, rasterio.errors.CRSError) as error:
         raise UsageError(f"the xarray object's CRS is not understood: {error}") from error
     return None if crs is None else parse_crs(crs.to_wkt())
@@ -60,7 +60,6 @@ def geobox_of(obj: Object) -> GeoBox | None:
 
     Raises UsageError for one that is located by ground control points.
     """
-    from odc.geo.crs import CRS
     from odc.geo.geobox import GeoBox
 
     dims, crs = spatial_dims(obj), crs_of(obj)
@@ -73,12 +72,12 @@ def geobox_of(obj: Object) -> GeoBox | None:
             "warp it first (rio.reproject)"
         )
     transform = _transform(obj, dims)
-    return None if transform is None else GeoBox(tuple(obj.sizes[d] for d in dims), transform, CRS(crs))
+    return None if transform is None else GeoBox(tuple(obj.sizes[d] for d in dims), transform, odc_crs(crs))
 
 
 def grid_mapping(obj: Object) -> str | None:
     """The name of the coordinate that holds the CRS, None without."""
-    name = obj.rio.grid_mapping
+    name = _rio(obj).grid_mapping
     return name if name in obj.coords else None
 
 
@@ -100,6 +99,25 @@ def lonlat_of(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
     return None if lon is None or lat is None else (lon, lat)
 
 
+def lonlat_variables(obj: Object) -> list[str]:
+    """Names of data variables that are longitude and latitude, as some swaths have them; empty without."""
+    if not hasattr(obj, "data_vars"):
+        return []
+    found = lonlat_of(obj.set_coords(list(obj.data_vars)))
+    return [] if found is None else [str(coord.name) for coord in found if coord.name in obj.data_vars]
+
+
+def _rio(obj: Object) -> Any:
+    """rioxarray's view of an object.
+
+    A Dataset's variable called "name" (of stations, say) is left out: rioxarray would take it for the name of
+    a DataArray and fail when it wants to tell it.
+    """
+    if hasattr(obj, "data_vars") and "name" in obj.variables:
+        obj = obj.drop_vars("name")
+    return obj.rio
+
+
 def _coordinate(obj: Object, standard: str, units: tuple[str, ...], names: tuple[str, ...]) -> Any:
     def attribute(name: Any, key: str) -> str:
         return str(obj.coords[name].attrs.get(key, "")).strip().lower()
@@ -119,7 +137,7 @@ def _coordinate(obj: Object, standard: str, units: tuple[str, ...], names: tuple
 
 def _transform(obj: Object, dims: tuple[str, str]) -> Affine | None:
     """From (column, row) to (x, y), as the labels have it; the stored one where both agree."""
-    stored = obj.rio._cached_transform()
+    stored = _rio(obj)._cached_transform()
     labels = xy_of(obj)
     if labels is None:
         # Without labels a transform is all there is; the identity stands for none.

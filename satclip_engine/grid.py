@@ -34,6 +34,7 @@ DEFAULT_RESOLUTION = 0.25  # degrees
 MAX_SIDE = 2**31 - 1  # pixels; GDAL counts rows and columns in 32-bit integers
 _FIT = 1e-6  # of a pixel: by how much bounds may miss a whole number of pixels
 _RETURN = 0.01  # of a pixel: how near a valid place comes back from longitude and latitude
+_SERIES = 5e-3  # metres, near enough whatever the pixel: PROJ's equal-area series come back to 1.7 mm
 _STEP = 2.0**40  # canonical coordinates are multiples of 2⁻⁴⁰ degree (1e-7 m): exact sums, exact mirrors
 _BLOCK = 1 << 18  # pixels sent through PROJ at once: 2 MB an array
 
@@ -147,9 +148,7 @@ class Grid:
             lat = self.lat(rows)
             return np.stack([np.where(np.isnan(lat), np.nan, self.lon(cols)), lat], axis=-1)
         x, y = self.xy(rows, cols)
-        there, back = _crs.transformers(self._wkt)
-        lon, lat = there.transform(x, y)
-        x2, y2 = back.transform(lon, lat)
+        lon, lat, x2, y2 = _crs.to_lonlat(self._wkt, x, y)
         with np.errstate(invalid="ignore"):
             dx, dy = x2 - x, y2 - y
             turn = _crs.full_turn(self._proj)
@@ -158,7 +157,9 @@ class Grid:
             inverse = ~self.transform
             off_col, off_row = inverse.a * dx + inverse.b * dy, inverse.d * dx + inverse.e * dy
             lat = _valid_latitude(lat)
-            valid = (np.abs(off_col) <= _RETURN) & (np.abs(off_row) <= _RETURN) & np.isfinite(lon + lat)
+            near = (np.abs(off_col) <= _RETURN) & (np.abs(off_row) <= _RETURN)
+            near |= np.hypot(dx, dy) * _crs.unit_metres(self._proj) <= _SERIES
+            valid = near & np.isfinite(lon + lat)
         return np.where(valid[:, None], np.stack([lon, lat], axis=-1), np.nan)
 
     def xy(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -241,15 +242,27 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
         raise UsageError(f"bounds {shown}: south must be less than north")
     turn = _crs.full_turn(crs)
     if west >= east:
-        across = math.isfinite(turn) and 0 < east + turn - west <= turn
-        hint = f"; to cross the antimeridian write {_show(west, south, east + turn, north)}"
-        raise UsageError(f"bounds {shown}: west must be less than east{hint if across else ''}")
+        raise UsageError(
+            f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}"
+        )
     if east - west > turn * (1 + 1e-12):
         raise UsageError(f"bounds {shown}: wider than the globe ({turn:g})")
     pole = turn / 4
     if max(-south, north) > pole + 1e-9:
         raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})")
     return west, max(south, -pole), east, min(north, pole)  # less the rounding of a sum of steps
+
+
+def _eastward(west: float, south: float, east: float, north: float, turn: float) -> str:
+    """What may have been meant by a west edge that is not west of the east one."""
+    if not math.isfinite(turn):
+        return ""
+    if (west - east) % turn == 0:
+        first = (west + turn / 2) % turn - turn / 2 if west > east else west  # 180 … −180 is −180 … 180
+        return f"; for all longitudes write {_show(first, south, first + turn, north)}"
+    if west - east > turn:
+        return ""
+    return f"; to cross the antimeridian write {_show(west, south, east + turn, north)}"
 
 
 def _default_bounds(crs: pyproj.CRS, res: tuple[float, float]) -> tuple[float, float, float, float]:
@@ -270,7 +283,6 @@ def _default_bounds(crs: pyproj.CRS, res: tuple[float, float]) -> tuple[float, f
 def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS) -> Grid:
     """The Grid with these west and north edges whose pixels fill the bounds exactly."""
     from affine import Affine
-    from odc.geo.crs import CRS
     from odc.geo.geobox import GeoBox
 
     west, south, east, north = edges
@@ -294,7 +306,7 @@ def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs
         for extent, step, size in zip(extents, res, (width, height), strict=True)
     )
     transform = Affine(x_step, 0.0, west, 0.0, -y_step, north)
-    return Grid(GeoBox((height, width), transform, CRS(crs)))
+    return Grid(GeoBox((height, width), transform, _crs.odc_crs(crs)))
 
 
 def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[float, float]:
@@ -320,7 +332,7 @@ def _show(*numbers: float) -> str:
 
 
 def _pair(res: tuple[float, float]) -> str:
-    return f"{res[0]:.15g}" if res[0] == res[1] else f"{res[0]:.15g} × {res[1]:.15g}"
+    return f"{res[0]:.15g}" if res[0] == res[1] else f"{res[0]:.15g},{res[1]:.15g}"
 
 
 def _grid_like(like: Any) -> Grid:
@@ -361,10 +373,14 @@ def _grid_of_file(path: str | os.PathLike[str]) -> Grid:
 def _grid_of_dataset(dataset: Any) -> Grid:
     """The Grid of an open rasterio dataset."""
     from affine import Affine
-    from odc.geo.crs import CRS
     from odc.geo.geobox import GeoBox
 
     name, transform = dataset.name, dataset.transform
+    if dataset.count == 0 and dataset.subdatasets:
+        raise UsageError(
+            f"{name}: holds {len(dataset.subdatasets)} rasters; name one of them, "
+            f"such as {dataset.subdatasets[0]}"
+        )
     if transform == Affine.identity():
         if dataset.gcps[0]:
             raise UsageError(
@@ -379,7 +395,8 @@ def _grid_of_dataset(dataset: Any) -> Grid:
         parsed = _crs.parse_crs(dataset.crs.to_wkt())
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
-    return Grid.from_geobox(GeoBox((dataset.height, dataset.width), transform, CRS(parsed)), name=name)
+    geobox = GeoBox((dataset.height, dataset.width), transform, _crs.odc_crs(parsed))
+    return Grid.from_geobox(geobox, name=name)
 
 
 def _centres(edge: float, step: float, size: int, index: np.ndarray) -> np.ndarray:

@@ -16,11 +16,13 @@ import rioxarray  # noqa: F401  (registers .rio, by which CRSs are found)
 import xarray
 
 from satclip_engine import georeference, lazy
-from satclip_engine.crs import is_lonlat, parse_crs, transformers
+from satclip_engine.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import Grid
 from satclip_engine.places import Axes, Places, Points
+
+_RETURN = 1.0  # metres: how near a valid place comes back from longitude and latitude
 
 
 @xarray.register_dataarray_accessor("satclip")
@@ -103,6 +105,10 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         return _located_lonlat(*found)
     if (labels := georeference.xy_of(obj)) is not None and georeference.crs_of(obj) is not None:
         return _located_labels(obj, *labels)
+    if hidden := georeference.lonlat_variables(obj):
+        raise UsageError(
+            f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
+        )
     raise UsageError(
         "the xarray object does not say where it is: it needs longitude and latitude coordinates, "
         'or x and y with a CRS (obj.rio.write_crs("EPSG:4326") for degrees)'
@@ -135,10 +141,12 @@ def _located_labels(
     if is_lonlat(crs):
         return _located_lonlat(x, y)
     x_all, y_all = _broadcast(x, y)
-    there, _ = transformers(parse_crs(crs).to_wkt())
-    lon, lat = there.transform(x_all.values.astype(np.float64), y_all.values.astype(np.float64))
-    nowhere = ~np.isfinite(lon) | ~np.isfinite(lat)
-    places = Points(np.where(nowhere, np.nan, lon), np.where(nowhere, np.nan, lat))
+    x_values, y_values = x_all.values.astype(np.float64), y_all.values.astype(np.float64)
+    lon, lat, back_x, back_y = to_lonlat(parse_crs(crs).to_wkt(), x_values, y_values)
+    with np.errstate(invalid="ignore"):  # as in Grid.places; labels without pixels have no size to measure by
+        off = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
+        somewhere = (off <= _RETURN) & np.isfinite(lon + lat)
+    places = Points(np.where(somewhere, lon, np.nan), np.where(somewhere, lat, np.nan))
     return Located(places, x_all.dims, x_all.shape)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.control import GroundControlPoint
 
-from satclip_engine.crs import is_lonlat
+from satclip_engine.crs import area_of_use, is_lonlat, unit_name
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import Grid, make_grid
 
@@ -197,6 +197,56 @@ def test_places_that_do_not_come_back_are_left_out():
     assert not valid[0].all()
 
 
+FINE = {
+    "two changes of datum meet": ("EPSG:23030", 30),  # ED50 in Spain: 107 m from one to the other
+    "a continent of datums": ("ESRI:102033", 30),
+    "aerial pictures of 10 cm": ("EPSG:2056", 0.1),  # the change of datum loses the height: 1 mm
+    "a drone's pictures of 1 cm": ("EPSG:3035", 0.01),  # PROJ's series: 1.5 mm
+}
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_a_projection_has_no_holes_where_datums_change_or_pixels_are_small(case):
+    crs, resolution = FINE[case]
+    west, south, east, north = area_of_use(pyproj.CRS(crs))
+    shape = int((north - south) / resolution), int((east - west) / resolution)
+    grid = Grid.from_geobox(GeoBox(shape, Affine(resolution, 0, west, 0, -resolution, north), crs))
+    rows, cols = (np.linspace(0, size - 1, 60).astype(int) for size in shape)
+    lonlat = grid.lonlat(rows, cols)
+    assert np.isfinite(lonlat).all()
+    expected = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(
+        *np.broadcast_arrays(*grid.xy(rows[:, None], cols))
+    )
+    assert np.abs(lonlat - np.moveaxis(expected, 0, -1)).max() <= 1e-11
+
+
+def test_rows_beyond_the_pole_of_another_datum_are_no_places():
+    """A change of datum turns 95° north into a place on the other side of the pole."""
+    lonlat = Grid.from_geobox(GeoBox((38, 36), Affine(10, 0, -180, 0, -5, 95), "EPSG:4230")).lonlat()
+    assert np.isnan(lonlat[[0, -1]]).all()
+    assert np.isfinite(lonlat[1:-1]).all()
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326+5773", "EPSG:9707", "EPSG:32633+5773", "EPSG:4979"])
+def test_heights_in_a_crs_do_not_matter(crs, tmp_path):
+    projected = "32633" in crs
+    where = {"resolution": 100_000 if projected else 10}
+    plain = make_grid(crs="EPSG:32633" if projected else None, **where)
+    grid = make_grid(crs=crs, **where)
+    assert np.array_equal(grid.lonlat(), plain.lonlat(), equal_nan=True)
+    path = write_raster(tmp_path / "a.tif", crs=crs, transform=grid.transform)
+    assert np.isfinite(make_grid(like=path).lonlat()).all()
+
+
+def test_degrees_are_degrees_whatever_they_are_called():
+    crs = pyproj.CRS(4326).to_wkt("WKT1_ESRI")
+    assert '"Degree"' in crs
+    assert make_grid(crs=crs).shape == (720, 1440)
+    assert unit_name(pyproj.CRS(pyproj.CRS(32633).to_wkt("WKT1_ESRI"))) == "metre"
+    assert unit_name(pyproj.CRS(4807)) == "grad"
+    assert unit_name(pyproj.CRS(2263)) == "US survey foot"
+
+
 def test_an_area_of_use_across_the_antimeridian_stays_in_one_piece():
     grid = make_grid(crs="EPSG:3460", resolution=10_000)  # Fiji: 176.81 to −178.15
     lon = np.remainder(grid.lonlat()[..., 0], 360)
@@ -216,6 +266,11 @@ ERRORS = {
     "a third, rounded": ({"resolution": 0.333333}, "nearest resolution that fits is 0.333333333333333"),
     "bounds below a pixel": ({"resolution": 50, "bounds": (0, 0, 1, 1)}, "0.02 × 0.02 pixels"),
     "west beyond east": ({"bounds": (170, 0, -170, 5)}, "write 170 0 190 5"),
+    "no width": ({"bounds": (10, 0, 10, 5)}, "for all longitudes write 10 0 370 5"),
+    "180 to -180": ({"bounds": (180, 0, -180, 5)}, "for all longitudes write -180 0 180 5"),
+    "from 190 to 180": ({"bounds": (190, 0, 180, 5)}, "write 190 0 540 5"),
+    "west a turn beyond east": ({"bounds": (300, 0, -170, 5)}, "west must be less than east"),
+    "in grads": ({"crs": "EPSG:4807", "resolution": 1, "bounds": (199, 0, -199, 5)}, "write 199 0 201 5"),
     "wider than the globe": ({"bounds": (0, 0, 361, 5)}, "wider than the globe"),
     "south beyond north": ({"bounds": (0, 5, 1, 4)}, "south must be less than north"),
     "beyond the north pole": ({"bounds": (0, 0, 1, 90.5)}, "beyond a pole"),
@@ -258,7 +313,7 @@ def test_the_resolution_that_an_error_names_fits(resolution, width, height):
         make_grid(resolution=resolution, bounds=bounds)
     except UsageError as error:
         named = str(error).rpartition(" fits is ")[2]
-        make_grid(resolution=[float(part) for part in named.split(" × ")], bounds=bounds)
+        make_grid(resolution=[float(part) for part in named.split(",")], bounds=bounds)
 
 
 def test_two_resolutions_are_x_and_y():
@@ -314,6 +369,19 @@ def test_like_a_file_without_georeference_is_refused_by_name(tmp_path):
     (tmp_path / "text.tif").write_text("not a raster")
     with pytest.raises(UsageError, match=r"text\.tif"):
         make_grid(like=tmp_path / "text.tif")
+
+
+def test_a_file_of_several_rasters_says_how_to_name_one(tmp_path):
+    path = tmp_path / "two.gpkg"
+    for name in ("first", "second"):
+        with rasterio.open(
+            path, "w", driver="GPKG", width=6, height=4, count=1, dtype="uint8", crs="EPSG:4326",
+            transform=Affine(1, 0, 5, 0, -1, 50), RASTER_TABLE=name, APPEND_SUBDATASET=name == "second",
+        ) as dataset:  # fmt: skip
+            dataset.write(np.ones((1, 4, 6), np.uint8))
+    with pytest.raises(UsageError, match=r"holds 2 rasters; name one of them, such as GPKG:.*:first"):
+        make_grid(like=path)
+    assert make_grid(like=f"GPKG:{path}:second").shape == (4, 6)
 
 
 def test_a_grid_node_raster_has_its_poles_and_nothing_beyond():

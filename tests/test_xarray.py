@@ -196,6 +196,17 @@ def test_stations_along_one_dimension_are_points(tiny):
     assert_close(stations.isel(station=2).satclip.embed(tiny), by_points(tiny, lon[2], lat[2]))
 
 
+def test_stations_may_have_names(tiny):
+    """rioxarray takes a Dataset's variable `name` for the name of a DataArray."""
+    stations = xr.Dataset(
+        {"t": ("station", [1.0, 2])},
+        coords={"lon": ("station", [1.0, 2]), "lat": ("station", [3.0, 4]), "name": ("station", ["a", "b"])},
+    )
+    array = stations.satclip.embed(tiny)
+    assert_close(array, by_points(tiny, [1, 2], [3, 4]))
+    assert array["name"].values.tolist() == ["a", "b"]
+
+
 def test_a_swath_that_moves_with_time_keeps_all_its_dimensions(tiny):
     lon, lat = np.random.default_rng(1).uniform(-80, 80, (2, 2, 3, 4))
     coords = {"lon": (("time", "y", "x"), lon), "lat": (("time", "y", "x"), lat)}
@@ -284,6 +295,22 @@ NOWHERE = {
 def test_an_object_that_does_not_say_where_it_is_is_refused(tiny, case):
     with pytest.raises(UsageError, match="does not say where it is"):
         NOWHERE[case].satclip.embed(tiny)
+
+
+def test_longitudes_among_the_data_variables_are_pointed_out(tiny):
+    lon, lat = np.random.default_rng(2).uniform(-80, 80, (2, 3, 4))
+    swath = xr.Dataset({"Longitude": (("j", "i"), lon), "Latitude": (("j", "i"), lat)})
+    with pytest.raises(UsageError, match=r"use obj\.set_coords\(\['Longitude', 'Latitude'\]\) first"):
+        swath.satclip.embed(tiny)
+    assert_close(swath.set_coords(["Longitude", "Latitude"]).satclip.embed(tiny), by_points(tiny, lon, lat))
+
+
+def test_labels_outside_a_projection_are_no_places(tiny):
+    """PROJ gives beside the outline of an Equal Earth map longitudes beyond 180°."""
+    x, y = [-17e6, 0, 16e6, 17e6], [8e6, 0.0, 3e6]
+    obj = xr.DataArray(np.zeros((3, 4)), dims=("y", "x"), coords={"x": x, "y": y}).rio.write_crs(8857)
+    missing = np.isnan(obj.satclip.embed(tiny).isel(band=0).values)
+    assert missing.tolist() == [[True, False, True, True], [False] * 4, [True, False, False, True]]
 
 
 def test_a_latitude_beyond_a_pole_is_refused(tiny):

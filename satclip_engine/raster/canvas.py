@@ -134,12 +134,12 @@ def _in_degrees(grid: Grid) -> bool:
     """True when the axes are longitude and latitude in degrees from Greenwich and the grid is not rotated."""
     if grid.separable:
         return True
-    from pyproj import CRS
+    from satclip_engine.crs import unit_name
 
-    crs = CRS.from_user_input(str(grid.crs))
+    crs = grid.crs.proj
     if not (grid.unrotated and crs.is_geographic and crs.prime_meridian is not None):
         return False
-    return crs.prime_meridian.longitude == 0 and all(axis.unit_name == "degree" for axis in crs.axis_info)
+    return bool(crs.prime_meridian.longitude == 0 and unit_name(crs) == "degree")
 
 
 def _crs_name(grid: Grid) -> str:
