@@ -43,7 +43,8 @@ def command_line(options: Options) -> str:
     if options.harmonics:
         words += ["--harmonics", options.harmonics]
     if options.resolution is not None:
-        words += ["--resolution", f"{options.resolution:.15g}"]
+        sizes = options.resolution if isinstance(options.resolution, tuple) else (options.resolution,)
+        words += ["--resolution", ",".join(f"{size:.15g}" for size in sizes)]
     if options.bounds is not None:
         words += ["--bounds", *(f"{edge:.15g}" for edge in options.bounds)]
     if options.crs is not None:

@@ -47,6 +47,23 @@ class BandsType(click.ParamType):
         self.fail(f"{value!r} is none of all, 1-64, 1,5,9-12 or pca:3", param, ctx)
 
 
+class ResolutionType(click.ParamType):
+    """A pixel's size: one number, or two (x,y) where pixels are not square."""
+
+    name = "resolution"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            sizes = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            sizes = ()
+        if len(sizes) not in (1, 2):
+            self.fail(f"{value!r} is not a pixel's size such as 0.25, or 0.5,0.25 for x and y", param, ctx)
+        return sizes[0] if len(sizes) == 1 else sizes
+
+
 class MemoryType(click.ParamType):
     """A number of bytes with a unit: 500MB, 1GB, 2GiB."""
 

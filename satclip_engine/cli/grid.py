@@ -13,7 +13,7 @@ import click
 
 from satclip_engine import __version__
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType
+from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType, ResolutionType
 from satclip_engine.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Options:
     output: Path
     weights: str
     harmonics: Literal["exact", "published"] | None
-    resolution: float | None
+    resolution: float | tuple[float, float] | None
     bounds: tuple[float, float, float, float] | None
     crs: str | None
     like: str | None
@@ -113,9 +113,10 @@ class Options:
 )
 @click.option(
     "--resolution",
-    type=float,
+    type=ResolutionType(),
     metavar="SIZE",
-    help="Pixel size in units of the CRS.  [default: 0.25 for degrees; required for a projected CRS]",
+    help="Pixel size in units of the CRS, one number or X,Y.  "
+    "[default: 0.25 for degrees; required for a projected CRS]",
 )
 @click.option(
     "--bounds",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType
+from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType, ResolutionType
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,15 @@ from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType
 )
 def test_sizes_have_units(text, size):
     assert MemoryType().convert(text, None, None) == size
+
+
+def test_a_resolution_is_one_number_or_two():
+    kind = ResolutionType()
+    assert kind.convert("0.25", None, None) == 0.25
+    assert kind.convert("0.5,0.25", None, None) == (0.5, 0.25)
+    for text in ("fine", "1,2,3", "1;2", ""):
+        with pytest.raises(click.BadParameter, match="not a pixel's size"):
+            kind.convert(text, None, None)
 
 
 @pytest.mark.parametrize(
