@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Encode = Callable[[np.ndarray], np.ndarray]  # (N, 2) float64 → (N, E)
 
 BLOCKS = (512, 1024, 2048, 4096, 16384)  # places at once, from which the fastest is chosen
+_CHOICE = 3.0  # seconds for choosing, all block sizes in turns
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,18 @@ def choose_block(peer: Peer, layers: Layers, places: np.ndarray, settings: Mappi
         return settings["block"]
     if len(peer.blocks) == 1:
         return peer.blocks[0]
-    seconds: dict[int | None, float] = {}
-    for block in peer.blocks:
-        encode = peer.build(layers, block)
-        some = places[: max(block or len(places), 8192)]
-        encode(some)
-        start = time.perf_counter()
-        encode(some)
-        seconds[block] = (time.perf_counter() - start) / len(some)
-    return min(seconds, key=lambda block: seconds[block])
+
+    tries = [(peer.build(layers, block), places[: max(block or len(places), 8192)]) for block in peer.blocks]
+    best = [math.inf] * len(tries)
+    for encode, some in tries:
+        encode(some)  # warm
+    end = time.perf_counter() + _CHOICE
+    while math.inf in best or time.perf_counter() < end:
+        for index, (encode, some) in enumerate(tries):
+            start = time.perf_counter()
+            encode(some)
+            best[index] = min(best[index], (time.perf_counter() - start) / len(some))
+    return peer.blocks[best.index(min(best))]
 
 
 def plain(layers: Layers, block: int | None, *, recurrence: str = "float32") -> Encode:

@@ -224,7 +224,7 @@ def _summary_line(group: str, rows: Sequence[Row]) -> list[str]:
             measured = f"{_raw(first)} of raw data"
     else:
         measured = f"{number(first['rate']['median'])} {first['unit']}/s".replace("  ", " ")
-    return [f"| {first['case']} | {measured} | {', '.join(beside)} |"]
+    return [f"| {first['case']} | {measured} | {'; '.join(beside)} |"]
 
 
 def fill(document: str, content: Mapping[str, Any]) -> str:
