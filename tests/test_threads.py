@@ -106,6 +106,54 @@ def test_ctrl_c_stops_a_long_call_within_a_second(call, threads):
     assert float(when) - sent < 5.0
 
 
+def test_signals_that_follow_the_one_that_stopped_a_call_wait_for_it_to_return():
+    # Threads finish at different times: while the last is waited for, no handler may run over a raised
+    # exception.
+    done = run_python(
+        """
+        import signal, time
+        import numpy as np
+        from satclip_engine import _C
+        weights = [np.zeros((1024, 40000), np.float32), np.zeros((4, 1024), np.float32)]
+        net = _C.Network(200, weights, [np.zeros(1024), np.zeros(4)], "baseline")
+        times = []
+        def on_alarm(*_):
+            times.append(time.time())
+            if len(times) == 1:
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        try:
+            net.encode(np.zeros((768, 2)), np.empty((768, 4), np.float32), 16)
+        except BaseException as error:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            print(repr(error))
+        """
+    )
+    assert done.stdout.strip() == "KeyboardInterrupt()", done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space as Linux does")
+def test_without_room_for_more_threads_those_there_are_do_the_work():
+    done = run_python(
+        """
+        import resource
+        import numpy as np
+        import satclip_engine as se
+        enc = se.load(threads=60)
+        places = np.stack([np.linspace(-180, 180, 9000), np.linspace(-90, 90, 9000)], 1)
+        expected = enc(places)
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        limit = used + (120 << 20)  # for the result and 60 threads' buffers, not for 60 stacks
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        assert np.array_equal(enc(places), expected)
+        print("same")
+        """
+    )
+    assert done.stdout.strip() == "same", done.stderr
+
+
 def test_no_thread_is_left_running_after_a_call():
     done = run_python(
         """

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <condition_variable>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -28,6 +27,8 @@ class Pulse {
     Pulse(std::atomic<bool>& stop, const Control* control)
         : stop_(stop), control_(control), asked_(Clock::now()) {}
     bool operator()() {
+        // Once stopped it must not ask again: what stopped it is an exception that waits to be raised.
+        if (stop_.load(std::memory_order_relaxed)) return false;
         if (control_ && control_->interrupted && Clock::now() - asked_ >= kPollEvery) {
             if (control_->interrupted(control_->context)) stop_ = true;
             asked_ = Clock::now();
@@ -74,8 +75,8 @@ static bool run(size_t items, size_t scratch, const Control& control, Body&& bod
                 ended.notify_one();
             });
         }
-    } catch (const std::system_error&) {
-        // No more threads to be had: the ones there are do all the work.
+    } catch (...) {
+        // No more threads (system_error) or memory for them (bad_alloc): the ones there are do all the work.
         const std::lock_guard<std::mutex> lock(mutex);
         --running;
     }
