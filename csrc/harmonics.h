@@ -42,9 +42,14 @@ SATCLIP_HD static inline double legendre_diagonal(int m) { return std::sqrt((2.0
 constexpr double kLegendre00 = 0.28209479177387814347;
 constexpr double kSqrt2 = 1.41421356237309504880;
 
-// Below this a sectoral function and all that grows from it (L ≤ 200) is less than 1e-90: zero, and never
-// subnormal.
+// Below this a sectoral function counts as zero, so that the recurrence never meets a subnormal. What would
+// have grown from it stays below 1e-159 up to L = 200 and below 1e-19 up to L = 1000.
 constexpr double kLegendreTiny = 1e-200;
+// Harmonics below this are zero when they are rounded to float32: they change no sum, and the subnormals
+// among them (L = 40 above 83° of latitude, L = 200 above 50°) go through microcode, very slowly, on some
+// processors.
+constexpr double kHarmonicTiny = 1e-30;
+constexpr int kMostDegrees = 1000;
 
 // Position of harmonic (l, ±m) among the inputs of the first layer: orders one after another, in each order
 // the cosines (even l−m, then odd l−m), then the sines likewise. Whole orders make chunks, and each quarter
@@ -65,7 +70,8 @@ struct SineCosine {
 
 // Of an angle in degrees: the reduction is exact, and multiples of 90° give exact zeros and ones.
 SATCLIP_HD static inline SineCosine sincos_degrees(double degrees) {
-    double reduced = std::remainder(degrees, 360.0);  // exact, [−180, 180]
+    double reduced = std::remainder(degrees, 360.0);      // exact, [−180, 180]
+    if (!(reduced >= -180.0)) return {reduced, reduced};  // NaN: has no quarter
     const double quarter = std::rint(reduced / 90.0);
     reduced = (reduced - 90.0 * quarter) * 0.017453292519943295769;
     const double s = std::sin(reduced), c = std::cos(reduced);

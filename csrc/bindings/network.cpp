@@ -4,11 +4,15 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "harmonics.h"
 #include "satclip.h"
 
 namespace py = pybind11;
@@ -20,6 +24,9 @@ using InDoubles = py::array_t<double, py::array::c_style | py::array::forcecast>
 using InFloats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 namespace {
+
+constexpr py::ssize_t kMostOutputs = 1 << 24;  // of a layer: the kernels count units in int
+constexpr py::ssize_t kMostColumns = std::numeric_limits<std::int32_t>::max();
 
 std::string plain(double value) {
     char text[32];
@@ -51,6 +58,12 @@ void without_gil(int threads, Body&& body) {
     if (!finished) throw py::error_already_set();
 }
 
+void check_degrees(int degrees) {
+    if (degrees < 1 || degrees > satclip::kMostDegrees)
+        throw py::value_error("degrees must be between 1 and " + std::to_string(satclip::kMostDegrees) +
+                              ", not " + std::to_string(degrees));
+}
+
 void check_latitudes(const double* lat, ptrdiff_t count, ptrdiff_t step) {
     for (ptrdiff_t i = 0; i < count; ++i) {
         const double value = lat[i * step];
@@ -69,7 +82,7 @@ std::string shape_text(const py::array& a) {
 // A writable float32 array of that shape whose last axis is contiguous; strides in floats.
 float* output(const py::array& out, const std::vector<py::ssize_t>& shape, std::vector<ptrdiff_t>& strides) {
     bool right = out.ndim() == static_cast<py::ssize_t>(shape.size()) &&
-                 out.dtype().is(py::dtype::of<float>()) && out.writeable();
+                 py::isinstance<py::array_t<float>>(out) && out.writeable();
     for (size_t i = 0; right && i < shape.size(); ++i) right = out.shape(i) == shape[i];
     strides.assign(shape.size(), 0);
     const bool empty = out.size() == 0;  // NumPy's strides of empty arrays mean nothing
@@ -88,8 +101,7 @@ float* output(const py::array& out, const std::vector<py::ssize_t>& shape, std::
 }
 
 InDoubles places(const py::object& lonlat) {
-    InDoubles a = InDoubles::ensure(lonlat);
-    if (!a) throw py::error_already_set();
+    const InDoubles a(lonlat);  // NumPy's own exception for what is not numbers
     if (a.ndim() != 2 || a.shape(1) != 2)
         throw py::value_error("lonlat must have shape (N, 2), longitude first, not " + shape_text(a));
     check_latitudes(a.data() + 1, a.shape(0), 2);
@@ -97,8 +109,7 @@ InDoubles places(const py::object& lonlat) {
 }
 
 InDoubles axis(const py::object& values, const char* name) {
-    InDoubles a = InDoubles::ensure(values);
-    if (!a) throw py::error_already_set();
+    const InDoubles a(values);
     if (a.ndim() != 1)
         throw py::value_error(std::string(name) + " must be one-dimensional, not " + shape_text(a));
     return a;
@@ -108,15 +119,15 @@ class PyNetwork {
   public:
     PyNetwork(int degrees, const std::vector<InFloats>& weights, const std::vector<InFloats>& biases,
               const std::optional<std::string>& isa) {
-        if (degrees < 1) throw py::value_error("degrees must be at least 1, not " + std::to_string(degrees));
+        check_degrees(degrees);
         if (weights.size() < 2 || weights.size() != biases.size())
             throw py::value_error("a network has at least two layers, each with a weight and a bias");
         std::vector<satclip::DenseLayer> layers;
         py::ssize_t inputs = static_cast<py::ssize_t>(degrees) * degrees;
         for (size_t i = 0; i < weights.size(); ++i) {
             const InFloats &w = weights[i], &b = biases[i];
-            if (w.ndim() != 2 || w.shape(1) != inputs || w.shape(0) < 1 || b.ndim() != 1 ||
-                b.shape(0) != w.shape(0))
+            if (w.ndim() != 2 || w.shape(1) != inputs || w.shape(0) < 1 || w.shape(0) > kMostOutputs ||
+                b.ndim() != 1 || b.shape(0) != w.shape(0))
                 throw py::value_error("layer " + std::to_string(i) + ": expected weight (n, " +
                                       std::to_string(inputs) + ") and bias (n), found " + shape_text(w) +
                                       " and " + shape_text(b));
@@ -140,6 +151,9 @@ class PyNetwork {
     void encode_grid(const py::object& lat, const py::object& lon, const py::array& out, int threads) const {
         const InDoubles rows = axis(lat, "lat"), columns = axis(lon, "lon");
         check_latitudes(rows.data(), rows.shape(0), 1);
+        if (columns.shape(0) > kMostColumns)
+            throw py::value_error("lon has " + std::to_string(columns.shape(0)) + " columns: at most " +
+                                  std::to_string(kMostColumns) + " in one call");
         std::vector<ptrdiff_t> strides;
         float* to = output(out, {rows.shape(0), columns.shape(0), data_->outputs()}, strides);
         without_gil(threads, [&](const Control& control) {
@@ -154,7 +168,7 @@ class PyNetwork {
 
 py::array_t<double> harmonics(const py::object& lonlat, int degrees, int threads,
                               const std::optional<std::string>& isa) {
-    if (degrees < 1) throw py::value_error("degrees must be at least 1, not " + std::to_string(degrees));
+    check_degrees(degrees);
     const Kernels& kernels = kernels_named(isa);
     const InDoubles a = places(lonlat);
     py::array_t<double> out({a.shape(0), static_cast<py::ssize_t>(degrees) * degrees});

@@ -59,9 +59,12 @@ static void legendre_columns(const LegendreTable& table, const RowGroup& rows, f
             if (m) sectoral = flushed(sectoral * (vs * all(legendre_diagonal(m))));
             float* to = p + legendre_offset(table.degrees, m) * kLanes + at;
             const int odd = even_count(table.degrees, m);
-            legendre_order(table, m, vx, sectoral * all(m ? kSqrt2 : 1.0), [&](int l, Doubles value) {
+            const Doubles first = sectoral * all(m ? kSqrt2 : 1.0);
+            const TinyHarmonics tiny = TinyHarmonics::of(first);
+            legendre_order(table, m, vx, first, [&](int l, Doubles value) {
                 const int step = l - m;
-                store_narrowed(to + static_cast<size_t>((step & 1 ? odd : 0) + step / 2) * kLanes, value);
+                store_narrowed(to + static_cast<size_t>((step & 1 ? odd : 0) + step / 2) * kLanes,
+                               tiny.cleared(value));
             });
         }
     }

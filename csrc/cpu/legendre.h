@@ -23,6 +23,22 @@ SATCLIP_INLINE void legendre_order(const LegendreTable& table, int m, Doubles x,
 
 SATCLIP_INLINE Doubles flushed(Doubles v) { return v < all(kLegendreTiny) ? (v != v ? v : all(0.0)) : v; }
 
+// Makes zeros of the harmonics of an order that are too small to count. Only lanes whose P(m,m) is that small
+// have any; where none is, nothing is done.
+struct TinyHarmonics {
+    Longs faint;  // lanes
+    bool occur;
+    SATCLIP_INLINE TinyHarmonics of(Doubles sectoral) {
+        const Longs faint = sectoral < all(kHarmonicTiny);
+        return {faint, any((Ints)faint)};
+    }
+    SATCLIP_MEMBER Doubles cleared(Doubles p) const {
+        if (!occur) return p;
+        const Longs tiny = faint & (p < all(kHarmonicTiny)) & (p > all(-kHarmonicTiny));
+        return (Doubles)((Longs)p & ~tiny);
+    }
+};
+
 // What the orders of a block of places share, lane by lane: advanced from m to m + 1 in place.
 struct OrderState {
     double *x, *s;            // cos θ = −sin(lat), sin θ = cos(lat)

@@ -103,9 +103,8 @@ void NetworkData::pack_first(const DenseLayer& from, int padded, float* weight) 
 }
 
 std::shared_ptr<float> aligned_floats(size_t count) {
-    const size_t bytes = std::max<size_t>(64, (count * sizeof(float) + 63) / 64 * 64);
-    void* p = std::aligned_alloc(64, bytes);
-    if (p == nullptr) throw std::bad_alloc();
+    void* p = nullptr;  // posix_memalign, because macOS has aligned_alloc from 10.15 only
+    if (posix_memalign(&p, 64, std::max<size_t>(64, count * sizeof(float))) != 0) throw std::bad_alloc();
     return {static_cast<float*>(p), std::free};
 }
 

@@ -28,7 +28,9 @@ SATCLIP_INLINE void write_order(const LegendreTable& table, const OrderState& st
     const Doubles cosine = load(state.cosine + at), sine = load(state.sine + at);
     const Doubles first = load(state.sectoral + at) * all(m ? kSqrt2 : 1.0);
     const int sines = table.degrees - m, odd = even_count(table.degrees, m);
+    const TinyHarmonics tiny = TinyHarmonics::of(first);
     legendre_order(table, m, load(state.x + at), first, [&](int l, Doubles p) {
+        p = tiny.cleared(p);
         const int step = l - m;
         float* to = x + static_cast<size_t>((step & 1 ? odd : 0) + step / 2) * width;
         store_narrowed(to, p * cosine);

@@ -10,11 +10,12 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
-#define SATCLIP_INLINE static inline __attribute__((always_inline))
+#define SATCLIP_MEMBER inline __attribute__((always_inline))
+#define SATCLIP_INLINE static SATCLIP_MEMBER
 
 namespace satclip::SATCLIP_ISA {
 
@@ -22,13 +23,13 @@ namespace satclip::SATCLIP_ISA {
 constexpr int kLanes = 16, kUnits = 8;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8, kUnits = 4;
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 constexpr int kLanes = 4, kUnits = 8;
 #else
 constexpr int kLanes = 4, kUnits = 4;
 #endif
 constexpr int kHalf = kLanes / 2;  // doubles in a vector
-#if defined(__AVX2__) || defined(__ARM_NEON)
+#if defined(__AVX2__) || defined(__aarch64__)
 constexpr bool kFused = true;
 #else
 constexpr bool kFused = false;
@@ -37,6 +38,7 @@ constexpr bool kFused = false;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef double Doubles __attribute__((vector_size(4 * kLanes)));
+typedef int64_t Longs __attribute__((vector_size(4 * kLanes)));
 typedef float HalfFloats __attribute__((vector_size(4 * kHalf)));
 
 SATCLIP_INLINE Floats load(const float* p) {
@@ -74,7 +76,7 @@ SATCLIP_INLINE Doubles fused(Doubles a, Doubles b, Doubles c) {
     return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
 SATCLIP_INLINE bool any(Ints mask) { return _mm256_movemask_epi8((__m256i)mask) != 0; }
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 SATCLIP_INLINE Floats fused(Floats a, Floats b, Floats c) {
     return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }

@@ -1,4 +1,5 @@
-// sin(x) of float32 vectors, absolute error ≤ 9e-8 (half an ulp at 1 is 6e-8).
+// sin(x) of float32 vectors, absolute error ≤ 1.4e-7: 1.34e-7 at worst over every float32 within the limit
+// (the last digit near 1 is worth 6e-8).
 //
 // x is reduced by the nearest multiple of π (its parity is the sign), in two fused steps whose products are
 // exact, or four with short constants where there is no fused multiply-add; on [−π/2, π/2] an odd polynomial
