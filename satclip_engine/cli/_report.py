@@ -102,8 +102,11 @@ def resolution_text(grid: Grid) -> str:
 
 
 def crs_name(grid: Grid) -> str:
-    """EPSG:4326, or the CRS's own name where it has no code."""
-    return f"EPSG:{grid.crs.epsg}" if grid.crs.epsg else str(grid.crs.proj.name)
+    """EPSG:4326, or the CRS's own name where it has no code; a PROJ string where it has neither."""
+    if grid.crs.epsg:
+        return f"EPSG:{grid.crs.epsg}"
+    name, given = str(grid.crs.proj.name), str(grid.crs)
+    return given.removesuffix(" +type=crs") if name == "unknown" and given.startswith("+") else name
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def as_json(result: Result) -> str:
     encoder, fit, weights = result.encoder, result.fit, result.encoder.weights
     content: dict[str, Any] = {
         **result.report.as_dict(),
-        "crs": crs_name(result.grid),
+        "crs": f"EPSG:{result.grid.crs.epsg}" if result.grid.crs.epsg else result.grid.crs.to_wkt(),
         "transform": [float(value) for value in result.grid.transform[:6]],
         "weights": {
             "source": weights.provenance.source,
@@ -153,6 +156,7 @@ def as_text(result: Result) -> str:
     ]
     if not complete:
         lines += [
+            ("nodata", _nodata_text(report)),
             ("rounding", _rounding_text(report)),
             ("time", _time_text(report)),
             ("memory", f"{bytes_text(report.peak_memory)} at most"),
@@ -181,6 +185,15 @@ def _details(report: Report) -> list[tuple[str, str]]:
         ("work", work),
         ("threads", f"{report.threads}, {100 * report.busy:.0f} % busy" if work else ""),
     ]
+
+
+def _nodata_text(report: Report) -> str:
+    """How much of the raster is no place on Earth; nothing when all of it is one."""
+    pixels = report.shape[0] * report.shape[1]
+    missing = pixels - (pixels if report.valid_pixels is None else report.valid_pixels)
+    return (
+        f"{100 * missing / pixels:.2g} % of the pixels lie outside the domain of the CRS" if missing else ""
+    )
 
 
 def _rounding_text(report: Report) -> str:

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from click.testing import CliRunner, Result
@@ -130,6 +131,18 @@ def test_a_projected_window_and_a_raster_like_it_have_the_same_pixels(folder, we
         assert a.transform == b.transform
         assert a.crs == b.crs
         np.testing.assert_array_equal(a.read(), b.read())
+
+
+def test_the_summary_says_how_much_of_a_raster_is_no_place_and_names_a_custom_crs(folder, weights):
+    window = ["--crs", "EPSG:3857", "--bounds", 19_000_000, -2e6, 21_000_000, 0, "--resolution", 200_000]
+    result = run("a.tif", "--weights", weights, *window, "-q")
+    assert "nodata   50 % of the pixels" in result.stdout
+    window = ["--crs", "+proj=moll +lon_0=150", "--bounds", -2e6, -2e6, 2e6, 2e6, "--resolution", 200_000]
+    result = run("b.tif", "--weights", weights, *window, "-q")
+    assert "pixels of 200000 m, +proj=moll +lon_0=150" in result.stdout
+    assert "nodata" not in result.stdout
+    result = run("c.tif", "--weights", weights, *window, "-q", "--json")
+    assert pyproj.CRS(json.loads(result.stdout)["crs"]).equals(pyproj.CRS(window[1]))
 
 
 def test_bounds_may_cross_the_antimeridian(folder, weights):
