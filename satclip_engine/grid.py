@@ -328,7 +328,7 @@ def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[fl
 
 
 def _show(*numbers: float) -> str:
-    return " ".join(f"{number:.10g}" for number in numbers)
+    return " ".join(f"{number:.12g}" for number in numbers)
 
 
 def _pair(res: tuple[float, float]) -> str:

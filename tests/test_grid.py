@@ -272,6 +272,7 @@ ERRORS = {
     "west a turn beyond east": ({"bounds": (300, 0, -170, 5)}, "west must be less than east"),
     "in grads": ({"crs": "EPSG:4807", "resolution": 1, "bounds": (199, 0, -199, 5)}, "write 199 0 201 5"),
     "wider than the globe": ({"bounds": (0, 0, 361, 5)}, "wider than the globe"),
+    "wider by a millimetre": ({"bounds": (-180.00000001, 0, 180, 5)}, "-180.00000001 0 180 5: wider"),
     "south beyond north": ({"bounds": (0, 5, 1, 4)}, "south must be less than north"),
     "beyond the north pole": ({"bounds": (0, 0, 1, 90.5)}, "beyond a pole"),
     "beyond the south pole": ({"bounds": (0, -91, 1, 0)}, "beyond a pole"),

@@ -235,6 +235,9 @@ def _check_paths(options: Options) -> None:
         raise OutputError(f"cannot write {output}: there is no folder {output.parent}")
     if output.is_dir():
         raise OutputError(f"cannot write {output}: it is a folder")
+    like = None if options.like is None else Path(options.like)
+    if like is not None and output.exists() and like.exists() and output.samefile(like):
+        raise UsageError(f"--like: {like} is OUTPUT itself, which would replace it: give another name")
     if output.exists() and not (options.overwrite or options.resume):
         raise OutputError(f"{output} exists already: remove it, choose another name, or use --overwrite")
     if preview is not None:

@@ -145,6 +145,14 @@ def test_the_summary_says_how_much_of_a_raster_is_no_place_and_names_a_custom_cr
     assert pyproj.CRS(json.loads(result.stdout)["crs"]).equals(pyproj.CRS(window[1]))
 
 
+def test_the_raster_that_gives_the_pixels_is_never_replaced(folder, weights):
+    run("a.tif", "--weights", weights, *SMALL, "--no-preview", "-q")
+    before = Path("a.tif").read_bytes()
+    result = run("./a.tif", "--weights", weights, "--like", "a.tif", "--overwrite", "-q")
+    assert_one_line(result, 2, "--like: a.tif is OUTPUT itself")
+    assert Path("a.tif").read_bytes() == before
+
+
 def test_bounds_may_cross_the_antimeridian(folder, weights):
     result = run("a.tif", "--weights", weights, "--bounds", 170, -20, 190, -10, "--resolution", 1, "-q")
     assert result.exit_code == 0, result.output
