@@ -140,6 +140,18 @@ def test_a_pixel_has_the_same_bits_in_every_window(data):
     assert np.array_equal(window[row, column], alone[0, 0])
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_wide_grid_has_the_same_bits_however_many_threads_share_it(rows):
+    layers = network(8, (16, 8, 5))
+    lat = np.linspace(-80.3, 71.9, rows)
+    lon = np.random.default_rng(4).uniform(-180, 180, 5000)
+    for isa in _C.instruction_sets():
+        cpu = prepared(("cpu", isa), layers)
+        alone = cpu.encode_grid(lat, lon, threads=1)
+        for threads in (2, 3, 7):
+            assert np.array_equal(cpu.encode_grid(lat, lon, threads=threads), alone)
+
+
 def test_longitude_is_periodic_and_without_effect_at_the_poles(implementation):
     layers = network(40, (32, 32, 8), 5)
     run = prepared(implementation, layers)

@@ -260,13 +260,14 @@ bool encode_grid(const NetworkData& network, const double* lat, size_t rows, con
 
     // An item is a group of rows (a vector of them shares one contraction over l) and a run of column blocks.
     // Wide calls with few rows are cut along the columns too, so that every thread has some.
-    const size_t wanted = 4 * static_cast<size_t>(std::max(1, control.threads));
+    const size_t threads = static_cast<size_t>(std::max(1, control.threads));
+    const size_t wanted = 4 * threads;
     const size_t in_group = std::clamp<size_t>(latitudes.size() / wanted, 1, kernels.lanes);
     const size_t groups = (latitudes.size() + in_group - 1) / in_group;
     const size_t blocks = columns.block_begin.size() - 1;
-    const size_t runs = groups >= wanted || control.threads == 1
-                            ? 1
-                            : std::clamp<size_t>(wanted / groups, 1, (blocks + 7) / 8);
+    // Each run contracts its rows anew, which costs a fifth of a block.
+    size_t runs = threads == 1 ? 1 : std::clamp<size_t>(wanted / groups, 1, std::max<size_t>(1, blocks / 4));
+    if (runs > threads) runs -= runs % threads;
     const size_t panel = static_cast<size_t>(net.layers[0].padded) * (2 * net.legendre.degrees - 1);
     const size_t transient = std::max(kernels.grid_rows_scratch(net), kernels.grid_columns_scratch(net));
 
