@@ -1,6 +1,6 @@
 """Compiled kernels. Arrays are NumPy; `out` is written in place; the GIL is released while kernels run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,8 +19,17 @@ class Network:
     ) -> None: ...
     @property
     def isa(self) -> str: ...
-    def encode(self, lonlat: np.ndarray, out: np.ndarray, threads: int) -> None: ...
-    def encode_grid(self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, threads: int) -> None: ...
+    def encode(
+        self, lonlat: np.ndarray, out: np.ndarray, threads: int, check: Callable[[], object] | None = None
+    ) -> None: ...
+    def encode_grid(
+        self,
+        lat: np.ndarray,
+        lon: np.ndarray,
+        out: np.ndarray,
+        threads: int,
+        check: Callable[[], object] | None = None,
+    ) -> None: ...
 
 def pack_tiles(
     pixels: np.ndarray,

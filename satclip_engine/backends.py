@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol
@@ -25,6 +26,9 @@ except ImportError as error:  # an installation without the compiled core still 
     _C_MISSING = f"the compiled kernels cannot be loaded ({error}); reinstall satclip-engine"
 
 
+Check = Callable[[], object]
+
+
 class Prepared(Protocol):
     """A network in its backend's own layout. Immutable; safe to use from several threads at once."""
 
@@ -36,10 +40,15 @@ class Prepared(Protocol):
     def layers(self) -> Layers: ...
 
     def encode(
-        self, lonlat: np.ndarray, out: np.ndarray | None = None, threads: int | None = None
+        self,
+        lonlat: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
     ) -> np.ndarray:
         """(N, 2) float64 degrees, longitude first → (N, E). `out`: float32, contiguous in its last axis.
 
+        `check`: called in the calling thread every 50 ms or so; what it raises ends the call.
         Not-finite places give NaN. Raises ValueError naming the first row with |latitude| > 90.
         """
 
@@ -49,6 +58,7 @@ class Prepared(Protocol):
         lon: np.ndarray,
         out: np.ndarray | None = None,
         threads: int | None = None,
+        check: Check | None = None,
     ) -> np.ndarray:
         """(H,) latitudes × (W,) longitudes, float64 degrees → (H, W, E); otherwise as `encode`."""
 
@@ -106,11 +116,15 @@ class PreparedCpu:
         return self.network.isa
 
     def encode(
-        self, lonlat: np.ndarray, out: np.ndarray | None = None, threads: int | None = None
+        self,
+        lonlat: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
     ) -> np.ndarray:
         if out is None:
             out = np.empty((len(lonlat), self.layers.embed_dim), np.float32)
-        self.network.encode(lonlat, out, threads or self.threads)
+        self.network.encode(lonlat, out, self.threads if threads is None else threads, check)
         return out
 
     def encode_grid(
@@ -119,10 +133,11 @@ class PreparedCpu:
         lon: np.ndarray,
         out: np.ndarray | None = None,
         threads: int | None = None,
+        check: Check | None = None,
     ) -> np.ndarray:
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
-        self.network.encode_grid(lat, lon, out, threads or self.threads)
+        self.network.encode_grid(lat, lon, out, self.threads if threads is None else threads, check)
         return out
 
 
@@ -145,14 +160,18 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class PreparedReference:
-    """The network as it is; PyTorch decides about threads."""
+    """The network as it is; PyTorch decides about threads, and a call is not checked before it ends."""
 
     layers: Layers
     name: str = Reference.name
     isa: str = "float64"
 
     def encode(
-        self, lonlat: np.ndarray, out: np.ndarray | None = None, threads: int | None = None
+        self,
+        lonlat: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
     ) -> np.ndarray:
         return _into(out, reference.encode(lonlat, self.layers))
 
@@ -162,6 +181,7 @@ class PreparedReference:
         lon: np.ndarray,
         out: np.ndarray | None = None,
         threads: int | None = None,
+        check: Check | None = None,
     ) -> np.ndarray:
         return _into(out, reference.encode_grid(lat, lon, self.layers))
 

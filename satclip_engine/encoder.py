@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -175,25 +175,28 @@ class Encoder:
         cols: Index = None,
         out: np.ndarray | None = None,
         threads: int | None = None,
+        check: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Embed the pixels in `rows` × `cols` of a grid: (h, w, E) float32, NaN where there is no place.
 
         rows, cols: slices, arrays of indices, or None for all. out: (h, w, E) float32 to fill, of any
             strides.
+        check: called every 50 ms or so while kernels run; what it raises ends the call.
         A pixel's value has the same bits in every window. Safe to call from several threads at once.
         """
         if grid.separable:
             lat, lon = grid.lat(rows), grid.lon(cols)
 
             def fill(block: slice, target: np.ndarray) -> None:
-                self._prepared.encode_grid(lat[block], lon, out=target, threads=threads)
+                self._prepared.encode_grid(lat[block], lon, out=target, threads=threads, check=check)
 
             return fill_rows((lat.size, lon.size, self.embed_dim), out, fill, rows_apart=True)
         row, col = indices(rows, grid.shape[0]), indices(cols, grid.shape[1])
 
         def fill_points(block: slice, target: np.ndarray) -> None:
             points = grid.lonlat(row[block], col).reshape(-1, 2)
-            self._prepared.encode(points, out=target.reshape(-1, self.embed_dim), threads=threads)
+            flat = target.reshape(-1, self.embed_dim)
+            self._prepared.encode(points, out=flat, threads=threads, check=check)
 
         return fill_rows((row.size, col.size, self.embed_dim), out, fill_points)
 

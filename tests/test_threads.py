@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,6 +105,34 @@ def test_ctrl_c_stops_a_long_call_within_a_second(call, threads):
     assert word == "interrupted"
     # A second, with room for a busy machine: the work itself would take many minutes.
     assert float(when) - sent < 5.0
+
+
+@pytest.mark.parametrize("call", ["encode", "encode_grid"])
+def test_what_a_check_raises_ends_a_call_in_any_thread(call):
+    class Enough(Exception):
+        pass
+
+    calls = []
+
+    def check():
+        calls.append(threading.current_thread())
+        if len(calls) == 3:
+            raise Enough
+
+    prepared = load(threads=2)._prepared
+    axes = np.linspace(-80, 80, 100_000), np.linspace(0, 300, 100)
+    places = np.tile([[1.0, 2.0]], (10_000_000, 1))
+    arguments = (places,) if call == "encode" else axes
+
+    def work():
+        shape = (len(places), 256) if call == "encode" else (*map(len, axes), 256)
+        out = np.empty(shape, np.float32)  # untouched pages cost nothing
+        getattr(prepared, call)(*arguments, out=out, check=check)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Enough):
+        pool.submit(work).result()
+    assert len(calls) == 3
+    assert threading.main_thread() not in calls
 
 
 def test_signals_that_follow_the_one_that_stopped_a_call_wait_for_it_to_return():

@@ -40,20 +40,25 @@ const Kernels& kernels_named(const std::optional<std::string>& isa) {
     return *kernels;
 }
 
-// Runs signal handlers when this is Python's main thread; true when one raised (KeyboardInterrupt).
-bool signals_raised(void*) {
+// Runs signal handlers when this is Python's main thread, then the caller's own check; true when one of them
+// raised (KeyboardInterrupt). The exception stays set.
+bool raised(void* check) {
     const py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
+    if (PyErr_CheckSignals() != 0) return true;
+    if (check == nullptr) return false;
+    PyObject* result = PyObject_CallNoArgs(static_cast<PyObject*>(check));
+    Py_XDECREF(result);
+    return result == nullptr;
 }
 
 // body(control) without the GIL; what interrupted it is raised.
 template <class Body>
-void without_gil(int threads, Body&& body) {
+void without_gil(int threads, const py::object& check, Body&& body) {
     if (threads < 1) throw py::value_error("threads must be at least 1, not " + std::to_string(threads));
     bool finished;
     {
         const py::gil_scoped_release release;
-        finished = body(Control{threads, signals_raised, nullptr});
+        finished = body(Control{threads, raised, check.is_none() ? nullptr : check.ptr()});
     }
     if (!finished) throw py::error_already_set();
 }
@@ -139,16 +144,17 @@ class PyNetwork {
 
     const char* isa() const { return data_->kernels().name; }
 
-    void encode(const py::object& lonlat, const py::array& out, int threads) const {
+    void encode(const py::object& lonlat, const py::array& out, int threads, const py::object& check) const {
         const InDoubles a = places(lonlat);
         std::vector<ptrdiff_t> strides;
         float* to = output(out, {a.shape(0), data_->outputs()}, strides);
-        without_gil(threads, [&](const Control& control) {
+        without_gil(threads, check, [&](const Control& control) {
             return satclip::encode(*data_, a.data(), a.shape(0), to, strides[0], control);
         });
     }
 
-    void encode_grid(const py::object& lat, const py::object& lon, const py::array& out, int threads) const {
+    void encode_grid(const py::object& lat, const py::object& lon, const py::array& out, int threads,
+                     const py::object& check) const {
         const InDoubles rows = axis(lat, "lat"), columns = axis(lon, "lon");
         check_latitudes(rows.data(), rows.shape(0), 1);
         if (columns.shape(0) > kMostColumns)
@@ -156,7 +162,7 @@ class PyNetwork {
                                   std::to_string(kMostColumns) + " in one call");
         std::vector<ptrdiff_t> strides;
         float* to = output(out, {rows.shape(0), columns.shape(0), data_->outputs()}, strides);
-        without_gil(threads, [&](const Control& control) {
+        without_gil(threads, check, [&](const Control& control) {
             return satclip::encode_grid(*data_, rows.data(), rows.shape(0), columns.data(), columns.shape(0),
                                         to, strides[0], strides[1], control);
         });
@@ -173,7 +179,7 @@ py::array_t<double> harmonics(const py::object& lonlat, int degrees, int threads
     const InDoubles a = places(lonlat);
     py::array_t<double> out({a.shape(0), static_cast<py::ssize_t>(degrees) * degrees});
     double* to = out.mutable_data();
-    without_gil(threads, [&](const Control& control) {
+    without_gil(threads, py::none(), [&](const Control& control) {
         return satclip::harmonics(kernels, degrees, a.data(), a.shape(0), to, control);
     });
     return out;
@@ -188,9 +194,10 @@ void bind_network(py::module_& m) {
                       const std::optional<std::string>&>(),
              py::arg("degrees"), py::arg("weights"), py::arg("biases"), py::arg("isa") = py::none())
         .def_property_readonly("isa", &PyNetwork::isa)
-        .def("encode", &PyNetwork::encode, py::arg("lonlat"), py::arg("out"), py::arg("threads"))
+        .def("encode", &PyNetwork::encode, py::arg("lonlat"), py::arg("out"), py::arg("threads"),
+             py::arg("check") = py::none())
         .def("encode_grid", &PyNetwork::encode_grid, py::arg("lat"), py::arg("lon"), py::arg("out"),
-             py::arg("threads"));
+             py::arg("threads"), py::arg("check") = py::none());
     m.def("harmonics", &harmonics, py::arg("lonlat"), py::arg("degrees"), py::arg("threads") = 1,
           py::arg("isa") = py::none());
 }

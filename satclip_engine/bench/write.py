@@ -213,10 +213,11 @@ class Replay:
         cols: Any = None,
         out: np.ndarray | None = None,
         threads: Any = None,
+        check: Any = None,
     ) -> np.ndarray:
         """As Encoder.evaluate, for any window of that grid."""
         if grid.shape != self._grid.shape or grid.transform != self._grid.transform:
-            return self._encoder.evaluate(grid, rows, cols, out=out, threads=threads)
+            return self._encoder.evaluate(grid, rows, cols, out=out, threads=threads, check=check)
         pixels = self._pixels[slice(None) if rows is None else rows][:, slice(None) if cols is None else cols]
         if out is None:
             return pixels.copy()

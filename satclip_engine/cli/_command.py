@@ -54,7 +54,7 @@ class Command(click.Command):
             status = fail(name, error.format_message(), error.exit_code)
         except click.Abort as error:
             status = _interrupted(name, error.__cause__)
-        sys.exit(status if isinstance(status, int) else 0)
+        _exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command body; turn what it raises into one line and a status."""
@@ -82,6 +82,15 @@ class Command(click.Command):
         finally:
             if main_thread:
                 signal.signal(signal.SIGTERM, handler)
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process. Python aborts (134) when it shuts down while one of our threads is in a kernel."""
+    if any(thread.name.startswith("satclip-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def fail(name: str, message: str, status: int) -> int:

@@ -28,8 +28,13 @@ from satclip_engine.raster.spool import PLACE, Record, Spool, level_file, remain
 class Source(Protocol):
     """Where a tier's pixels come from. Safe to call from several threads."""
 
-    def __call__(self, rows: slice, columns: list[slice], out: np.ndarray) -> None:
-        """Fill (h, w, E) float32 `out` with the pixels of `rows` and of all `columns` side by side."""
+    def __call__(
+        self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
+    ) -> None:
+        """Fill (h, w, E) float32 `out` with the pixels of `rows` and of all `columns` side by side.
+
+        `check` is called now and then; what it raises ends the call.
+        """
 
 
 @dataclass
@@ -75,11 +80,13 @@ class EncoderSource:
     def __init__(self, encoder: Any, grid: Any) -> None:
         self.encoder, self.grid = encoder, grid
 
-    def __call__(self, rows: slice, columns: list[slice], out: np.ndarray) -> None:
+    def __call__(
+        self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
+    ) -> None:
         index = (
             columns[0] if len(columns) == 1 else np.concatenate([np.arange(c.start, c.stop) for c in columns])
         )
-        self.encoder.evaluate(self.grid, rows, index, out=out, threads=1)
+        self.encoder.evaluate(self.grid, rows, index, out=out, threads=1, check=check)
 
 
 class RemainderSource:
@@ -90,7 +97,9 @@ class RemainderSource:
         self.below, self.level = tier.number - 1, plan.levels[tier.first]
         self.side = plan.blocksize // 2  # a superblock's remainder in pixels
 
-    def __call__(self, rows: slice, columns: list[slice], out: np.ndarray) -> None:
+    def __call__(
+        self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
+    ) -> None:
         left = 0
         for part in columns:
             for column in range(part.start // self.side, -(-part.stop // self.side)):
@@ -165,11 +174,10 @@ class Worker:
         top, bottom = unit.row * plan.side, min(level.height, (unit.row + 1) * plan.side)
         memory = self._strip((min(plan.strip_rows, bottom - top), width, plan.bands))
         for rows in _strips(top, bottom, plan):
-            if self.stop.is_set():
-                raise Stopped
+            self._check()
             strip = memory[: rows.stop - rows.start]
             started = time.thread_time()
-            self.source(rows, parts, strip)
+            self.source(rows, parts, strip, self._check)
             self.clock.compute += time.thread_time() - started
             left = 0
             for block, part in zip(blocks, parts, strict=True):
@@ -180,6 +188,11 @@ class Worker:
                 self.advance(strip.shape[0] * width)
         for block in blocks:
             self.job.spool.commit(self._record(block))
+
+    def _check(self) -> None:
+        """Raise Stopped when the run is to end."""
+        if self.stop.is_set():
+            raise Stopped
 
     def _strip(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Memory for pixels, kept from unit to unit: fresh pages cost as much as packing what they hold."""
@@ -262,6 +275,7 @@ class Worker:
         canvas.tiles[:, :, canvas.filled :] = 0  # below the raster
         name = level_file(canvas.level)
         for number, tile in enumerate(canvas.tiles):
+            self._check()
             started = time.thread_time()
             data, sizes = self._place(tile, empty=canvas.valid[number] == 0)
             compressed = time.thread_time()
@@ -308,7 +322,8 @@ def run_units(
 ) -> Clock:
     """Have worker threads build all units; `advance` is called in this thread with pixels computed.
 
-    The first exception of a worker, or KeyboardInterrupt here, stops the others within a strip and is raised.
+    The first exception of a worker, or KeyboardInterrupt here, stops the others and is raised when they have
+    ended or after a second: one may hang in a write to a disk that is gone.
     """
     stop = threading.Event()
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -330,7 +345,7 @@ def run_units(
         except BaseException as error:
             events.put(error)
 
-    workers = [threading.Thread(target=work, name=f"raster-{k}", daemon=True) for k in range(threads)]
+    workers = [threading.Thread(target=work, name=f"satclip-raster-{k}", daemon=True) for k in range(threads)]
     for worker in workers:
         worker.start()
     clock = Clock()

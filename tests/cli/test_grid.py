@@ -481,6 +481,48 @@ def test_an_interrupted_run_says_so_in_one_line_and_can_go_on(folder, weights, n
     assert not Path("a.tif").exists()
 
 
+COMMAND = "from satclip_engine.cli.grid import main; main()"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose a core")
+def test_workers_deep_in_kernels_do_not_abort_an_interrupted_run(folder):
+    # Twenty threads on one core: each block of work takes seconds, longer than anyone waits for them.
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from satclip_engine.cli.grid import main; main()",
+            "a.tif",
+            "--resolution",
+            "0.05",
+            "--threads",
+            "20",
+            "--memory",
+            "16GB",
+            "-q",
+        ],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    )
+    deadline = time.monotonic() + 120
+    while _threads(process.pid) <= 20:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert said.count("\n") == 1
+
+
+def _threads(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("Threads:")))
+
+
 def test_a_killed_run_leaves_nothing_under_the_name_and_resume_ends_with_the_same_bytes(folder, weights):
     process = _stopped(folder, weights, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

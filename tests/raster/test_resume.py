@@ -80,8 +80,8 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self._encoder, name)
 
-    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None):
-        given, out = out, self._encoder.evaluate(grid, rows, cols, out=out, threads=threads)
+    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
+        given, out = out, self._encoder.evaluate(grid, rows, cols, out=out, threads=threads, check=check)
         if given is not None:  # the survey gives no memory
             self.pixels += out.shape[0] * out.shape[1]
             if self.fail_after is not None and self.pixels > self.fail_after:
@@ -409,7 +409,7 @@ def test_an_interrupt_inside_the_calling_thread_stops_the_workers(tiny_file, tmp
             blocksize=BLOCKSIZE,
             progress=Interrupting(),
         )
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("raster-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("satclip-raster-")]
 
 
 def test_a_failing_survey_leaves_no_spool(tiny_file, tmp_path):

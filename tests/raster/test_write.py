@@ -210,7 +210,7 @@ class Spiky:
     def __getattr__(self, name):
         return getattr(self._encoder, name)
 
-    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None):
+    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
         out = self._encoder.evaluate(grid, rows, cols, out=out, threads=threads)
         if isinstance(rows, slice) and rows.start == 384:
             out[:2, ::4, 3] = 1e4
@@ -237,7 +237,7 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
             embed_dim, threads, backend, isa, sha256 = 64, 2, "fake", "none", "f"
             band_names = [f"b{k}" for k in range(64)]
             class weights: sha256, harmonics = "w", "exact"
-            def evaluate(self, grid, rows=None, cols=None, out=None, threads=None):
+            def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
                 r, c = np.arange(grid.shape[0])[rows], np.arange(grid.shape[1])[cols]
                 if out is None: out = np.empty((r.size, c.size, 64), np.float32)
                 out[:] = np.sin(r / 97)[:, None, None] + np.sin(c / 83)[:, None] + np.arange(64)
