@@ -66,7 +66,9 @@ def _refuse_many(count: int, wanted: tuple[Any, ...], shape: tuple[int, int, int
     while -(-shape[1] // side) * -(-shape[2] // side) * bands > MAX_CHUNKS:
         side = side + max(1, side // 64)
     side = -(-side // 64) * 64
+    size = 4 * -(-shape[0] // bands) * min(side, shape[1]) * min(side, shape[2])
     raise UsageError(
-        f"chunks: {count:,} chunks are more than dask handles well ({MAX_CHUNKS:,}); "
-        f"use chunks={side} or larger, or no chunks: the array is lazy without them"
+        f"chunks: {count:,} chunks are more than dask handles well ({MAX_CHUNKS:,}); use no chunks (the "
+        f"array is lazy without them: select a window, then .chunk() it), or chunks={side} or larger "
+        f"({size / 1e9:.2g} GB a chunk)"
     )

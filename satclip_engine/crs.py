@@ -146,6 +146,14 @@ def odc_crs(crs: pyproj.CRS) -> CRS:
     return CRS(crs.to_wkt() if "+" in crs.srs and crs.is_compound else crs)
 
 
+def crs_name(crs: CRS) -> str:
+    """EPSG:4326, or the CRS's own name where it has no code; a PROJ string where it has neither."""
+    if crs.epsg:
+        return f"EPSG:{crs.epsg}"
+    name, given = str(crs.proj.name), str(crs)
+    return given.removesuffix(" +type=crs") if name == "unknown" and given.startswith("+") else name
+
+
 def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     """West, south, east, north edge of a projected CRS's area of use in its own units.
 

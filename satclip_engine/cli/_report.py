@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from satclip_engine import __version__
 from satclip_engine.cli._progress import bytes_text, duration_text, rate_text
+from satclip_engine.crs import crs_name
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
@@ -84,7 +85,7 @@ def preview_source(encoder: Encoder, grid: Grid) -> str:
             f"weights {weights_name(encoder)} {weights.sha256[:8]}",
             f"{weights.harmonics} harmonics, L = {weights.degrees}",
             f"{width} x {height} pixels of {resolution_text(grid)}",
-            crs_name(grid),
+            crs_name(grid.crs),
             f"satclip-engine {__version__}",
         )
     )
@@ -99,14 +100,6 @@ def resolution_text(grid: Grid) -> str:
     numbers = list(dict.fromkeys(f"{side:.6g}" for side in sides))
     unit = unit_name(grid.crs.proj)
     return " x ".join(numbers) + {"degree": "°", "metre": " m"}.get(unit, f" {unit}")
-
-
-def crs_name(grid: Grid) -> str:
-    """EPSG:4326, or the CRS's own name where it has no code; a PROJ string where it has neither."""
-    if grid.crs.epsg:
-        return f"EPSG:{grid.crs.epsg}"
-    name, given = str(grid.crs.proj.name), str(grid.crs)
-    return given.removesuffix(" +type=crs") if name == "unknown" and given.startswith("+") else name
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ def as_text(result: Result) -> str:
     complete = was_complete(report)
     lines = [
         ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.compress}"),
-        ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid)}"),
+        ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid.crs)}"),
         ("bands", _bands_text(result.encoder, result.fit)),
         ("weights", f"{weights_name(result.encoder)} {weights.sha256[:8]}, {weights.harmonics} harmonics"),
     ]

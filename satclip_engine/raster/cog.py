@@ -19,14 +19,13 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.errors import OutputError
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.plan import Level, Plan
 from satclip_engine.raster.quantize import Quantiser
 from satclip_engine.raster.spool import Record, Spool, level_file
 from satclip_engine.raster.tiff import (
     ASCII,
-    GEO_TAGS,
     LONG,
     SHORT,
     TILE_BYTE_COUNTS,
@@ -185,7 +184,6 @@ def directories(
         Tag.of(262, SHORT, 1),  # PhotometricInterpretation: black is zero
         Tag.of(277, SHORT, plan.bands),  # SamplesPerPixel
         Tag.of(284, SHORT, 2 if plan.bands > 1 else 1),  # PlanarConfiguration
-        Tag.of(317, SHORT, codec.predictor(sample)),  # Predictor
         Tag.of(322, SHORT, plan.blocksize),  # TileWidth
         Tag.of(323, SHORT, plan.blocksize),  # TileLength
         Tag.of(339, SHORT, [sample.sample_format] * plan.bands),  # SampleFormat
@@ -193,6 +191,8 @@ def directories(
     ]
     if plan.bands > 1:
         common.append(Tag.of(338, SHORT, [0] * (plan.bands - 1)))  # ExtraSamples: unspecified
+    if codec.predictor(sample) > 1:
+        common.append(Tag.of(317, SHORT, codec.predictor(sample)))  # Predictor
     if codec.name == "lerc":
         common.append(Tag.of(50674, LONG, [4, 0]))  # LercParameters: version 2.4, nothing on top
     found = []
@@ -231,35 +231,6 @@ def _metadata(quantiser: Quantiser, names: list[str], metadata: dict[str, dict[s
 def _escaped(text: str) -> str:
     """Escaped twice: GDAL has always written and read it so."""
     return escape(escape(text))
-
-
-def geo_tags(grid: Any) -> list[Tag]:
-    """The tags that GDAL itself writes for this grid's CRS and transform.
-
-    Raises UsageError for a CRS it cannot write.
-    """
-    import warnings
-
-    import rasterio
-    from rasterio.io import MemoryFile
-
-    wkt = grid.crs.to_wkt()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", rasterio.errors.NotGeoreferencedWarning
-        )  # the identity is a transform, too
-        with MemoryFile() as memory:
-            with memory.open(
-                driver="GTiff", width=1, height=1, count=1, dtype="uint8", crs=wkt, transform=grid.transform
-            ):
-                pass
-            content = memory.read()
-        with MemoryFile(content) as memory, memory.open() as written:
-            stored = written.crs
-    if stored is None:
-        raise UsageError(f"GeoTIFF cannot hold the CRS {grid.crs}: choose one with an EPSG code")
-    directory = read_directories(lambda offset, size: content[offset : offset + size])[0]
-    return [tag for code, tag in directory.tags.items() if code in GEO_TAGS]
 
 
 def assemble(layout: Layout, places: list[Places], spool: Spool) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from satclip_engine.errors import UsageError
+from satclip_engine.raster.output import size_text
 
 BLOCKSIZES = (64, 128, 256, 512)  # what the default chooses from
 MAX_BLOCKSIZE = 1024
@@ -176,8 +177,8 @@ def make_plan(
     )
     if smallest.memory > memory:
         raise UsageError(
-            f"memory {memory / 1e6:.0f} MB is too small: blocks of {blocksize} pixels and {bands} bands "
-            f"need at least {smallest.memory / 1e6:.0f} MB"
+            f"memory {size_text(memory)} is too small: blocks of {blocksize} pixels and {bands} "
+            f"{'band' if bands == 1 else 'bands'} need at least {size_text(smallest.memory)}"
         )
     for count in range(threads, 0, -1):
         for tiles, pair in _CUTS if span is None else ((span, True), (span, False)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from satclip_engine._version import __version__
 from satclip_engine.errors import UsageError
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
+from satclip_engine.raster.georeference import geo_tags
 from satclip_engine.raster.output import DIGEST, check_path
 from satclip_engine.raster.plan import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
 from satclip_engine.raster.quantize import SampleType, sample_type
+from satclip_engine.raster.tiff import Tag
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -70,6 +73,7 @@ class Request:
     options: Options
     sample: SampleType
     codec: Codec
+    geo: list[Tag]
     blocksize: int
     threads: int
     notes: tuple[str, ...]
@@ -137,9 +141,9 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
                 f"tiles are {blocksize} pixels wide, not {BLOCKSIZES[0]}, to keep the file's index small"
             )
     check_blocksize(blocksize, chosen.shape, bands)
-    threads = options.threads or encoder.threads
-    request = Request(encoder, chosen, path, options, sample, codec, blocksize, threads, ())
+    threads, geo = options.threads or encoder.threads, geo_tags(chosen)
+    request = Request(encoder, chosen, path, options, sample, codec, geo, blocksize, threads, ())
     working = request.plan().threads
     if working < threads:
         notes.append(f"{working} of {threads} threads work: more would take more memory than allowed")
-    return Request(encoder, chosen, path, options, sample, codec, blocksize, threads, tuple(notes))
+    return dataclasses.replace(request, notes=tuple(notes))

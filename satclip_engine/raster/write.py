@@ -276,7 +276,7 @@ class _Run:
             quantiser,
             request.codec,
             names=request.encoder.band_names,
-            geo=cog.geo_tags(request.grid),
+            geo=request.geo,
             metadata={
                 "": {**_provenance(request), **request.options.tags},
                 STATE_DOMAIN: {STATE_NAME: json.dumps(request.state)},

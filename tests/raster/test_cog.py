@@ -185,17 +185,28 @@ def test_rotated_and_south_up_transforms_are_kept(tiny, tmp_path):
             assert dataset.transform.almost_equals(transform)
 
 
-def test_a_crs_that_geotiff_cannot_hold_is_a_usage_error(monkeypatch):
-    class Local:
-        transform = make_grid(resolution=1.0).transform
-
-        class crs:
-            @staticmethod
-            def to_wkt():
-                return None
-
-    with pytest.raises(UsageError, match="cannot hold the CRS"):
-        cog.geo_tags(Local())
+@pytest.mark.parametrize(
+    ("crs", "west", "south", "step", "why"),
+    [
+        # What GDAL reads back is another CRS: its prime meridian, its axes or all of it are gone.
+        ("+proj=tmerc +lon_0=3 +ellps=GRS80 +pm=paris", 0, 0, 1000, r"would lie 2[56]. km away"),
+        ("+proj=krovak", -760_000, -1_060_000, 1000, "nowhere on Earth"),
+        (
+            "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180 +to_meter=0.01745329",
+            0,
+            0,
+            0.1,
+            "",
+        ),
+    ],
+)
+def test_a_crs_that_geotiff_cannot_hold_is_refused_before_anything_is_computed(
+    tiny, tmp_path, crs, west, south, step, why
+):
+    grid = make_grid(resolution=step, bounds=(west, south, west + 20 * step, south + 10 * step), crs=crs)
+    with pytest.raises(UsageError, match=f"cannot hold the CRS .*{why}.*EPSG code"):
+        write_raster(tiny, tmp_path / "out.tif", grid)
+    assert not list(tmp_path.iterdir())
 
 
 class _RangeHandler(SimpleHTTPRequestHandler):
