@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.weights import LocationWeights
+
+# A shell's background jobs ignore Ctrl-C, and their children inherit that: tests that press it need it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
