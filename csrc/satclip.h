@@ -32,11 +32,16 @@ struct PackedLayer {
     const float* bias;  // [padded]
 };
 
-struct Network {
+// The harmonics of degree 0..L−1 and how they are cut into chunks of whole orders.
+struct Basis {
     LegendreTable legendre;
-    int chunks;                 // of the first layer
-    const int* chunk_order;     // [chunks + 1] first order m of each chunk
-    const int* chunk_input;     // [chunks + 1] first input of each chunk
+    int chunks;
+    const int* chunk_order;  // [chunks + 1] first order m of each chunk
+    const int* chunk_input;  // [chunks + 1] first input of each chunk
+};
+
+struct Network {
+    Basis basis;
     int hidden;                 // sine layers, the first included
     const PackedLayer* layers;  // [hidden + 1]
     int widest;                 // most padded outputs of a sine layer
@@ -108,6 +113,17 @@ struct DenseLayer {
     int outputs;
 };
 
+class BasisData {
+  public:
+    explicit BasisData(int degrees);
+    Basis view() const;
+
+  private:
+    int degrees_;
+    std::vector<double> legendre_;
+    std::vector<int> chunk_order_, chunk_input_;
+};
+
 // Owns the packed copy of a network for one instruction set. The first layer's inputs are orthonormal real
 // harmonics in the order l² + l + m; every layer but the last is followed by a sine.
 class NetworkData {
@@ -124,8 +140,7 @@ class NetworkData {
     const Kernels& kernels_;
     Network view_;
     std::vector<std::shared_ptr<float>> memory_;
-    std::vector<double> legendre_;
-    std::vector<int> chunk_order_, chunk_input_;
+    BasisData basis_;
     std::vector<PackedLayer> layers_;
 };
 

@@ -72,7 +72,8 @@ struct Activations {
     float* data[kBlockTiles];  // [widest][vectors·lanes]
 };
 
-SATCLIP_INLINE void hidden_layer(const PackedLayer& layer, const Activations& in, const Activations& out) {
+SATCLIP_INLINE void hidden_layer(const PackedLayer& layer, const Activations& in, const Activations& out,
+                                 bool sine = true) {
     for (int begin = 0; begin < layer.inputs; begin += kChunkInputs) {
         const int inputs = layer.inputs - begin < kChunkInputs ? layer.inputs - begin : kChunkInputs;
         const bool last = begin + inputs == layer.inputs;
@@ -82,7 +83,7 @@ SATCLIP_INLINE void hidden_layer(const PackedLayer& layer, const Activations& in
             for (int t = 0; t < in.tiles; ++t) {
                 const int width = in.vectors[t] * kLanes;
                 kDensePanel[in.vectors[t]](in.data[t] + static_cast<size_t>(begin) * width, w,
-                                           begin == 0 ? layer.bias + unit : nullptr, inputs, last,
+                                           begin == 0 ? layer.bias + unit : nullptr, inputs, last && sine,
                                            out.data[t] + static_cast<size_t>(unit) * width);
             }
         }

@@ -43,7 +43,7 @@ void grid_trig(int degrees, const double* cosine_sine, int vectors, float* trig)
     }
 }
 
-size_t grid_rows_scratch(const Network& net) { return legendre_size(net.legendre.degrees) * kLanes; }
+size_t grid_rows_scratch(const Network& net) { return legendre_size(net.basis.legendre.degrees) * kLanes; }
 
 // P(l,m)(|x|) of every lane, in the packed order of the cosine inputs.
 static void legendre_columns(const LegendreTable& table, const RowGroup& rows, float* p) {
@@ -72,22 +72,23 @@ static void legendre_columns(const LegendreTable& table, const RowGroup& rows, f
 
 // The Fourier panels of the group's rows: [panel of units][2L−1][unit within the panel].
 void grid_rows(const Network& net, const RowGroup& rows, float* scratch) {
-    const int degrees = net.legendre.degrees, terms = 2 * degrees - 1;
+    const int degrees = net.basis.legendre.degrees, terms = 2 * degrees - 1;
     const PackedLayer& layer = net.layers[0];
     const Quarters quarters = Quarters::of(degrees);
-    legendre_columns(net.legendre, rows, scratch);
-    for (int c = 0; c < net.chunks; ++c) {
-        const int inputs = net.chunk_input[c + 1] - net.chunk_input[c];
+    legendre_columns(net.basis.legendre, rows, scratch);
+    for (int c = 0; c < net.basis.chunks; ++c) {
+        const int inputs = net.basis.chunk_input[c + 1] - net.basis.chunk_input[c];
         for (int unit = 0; unit < layer.padded; unit += kUnits) {
-            const float* panel = layer.weight + static_cast<size_t>(net.chunk_input[c]) * layer.padded +
+            const float* panel = layer.weight + static_cast<size_t>(net.basis.chunk_input[c]) * layer.padded +
                                  static_cast<size_t>(inputs) * unit;
-            for (int m = net.chunk_order[c]; m < net.chunk_order[c + 1]; ++m) {
+            for (int m = net.basis.chunk_order[c]; m < net.basis.chunk_order[c + 1]; ++m) {
                 const int all_l = degrees - m, even_l = even_count(degrees, m);
                 const float* p = scratch + legendre_offset(degrees, m) * kLanes;
                 for (int sine = 0; sine <= (m ? 1 : 0); ++sine) {
-                    const float* w = panel + static_cast<size_t>(input_of_order(degrees, m) -
-                                                                 net.chunk_input[c] + (sine ? all_l : 0)) *
-                                                 kUnits;
+                    const float* w =
+                        panel + static_cast<size_t>(input_of_order(degrees, m) - net.basis.chunk_input[c] +
+                                                    (sine ? all_l : 0)) *
+                                    kUnits;
                     Floats even[kUnits] = {}, odd[kUnits] = {};
                     accumulate<1>(p, w, even_l, even);
                     accumulate<1>(p + even_l * kLanes, w + even_l * kUnits, all_l - even_l, odd);
@@ -152,8 +153,8 @@ size_t grid_columns_scratch(const Network& net) {
 // `tiles` have at most kBlockTiles members in all.
 void grid_columns(const Network& net, const float* panels, const ColumnTile* tiles, int count, float* out,
                   ptrdiff_t stride, float* scratch) {
-    const int terms = 2 * net.legendre.degrees - 1;
-    const Quarters quarters = Quarters::of(net.legendre.degrees);
+    const int terms = 2 * net.basis.legendre.degrees - 1;
+    const Quarters quarters = Quarters::of(net.basis.legendre.degrees);
     const PackedLayer& layer = net.layers[0];
     Activations first{}, spare{};
     Target targets[kBlockTiles];

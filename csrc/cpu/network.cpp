@@ -28,10 +28,7 @@ static void cut_chunks(int degrees, std::vector<int>& order, std::vector<int>& i
     input.push_back(degrees * degrees);
 }
 
-static int round_up(int n, int to) { return (n + to - 1) / to * to; }
-
-NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers)
-    : kernels_(kernels) {
+BasisData::BasisData(int degrees) : degrees_(degrees) {
     const size_t n = legendre_size(degrees);
     legendre_.resize(2 * n);
     for (int m = 0; m < degrees; ++m)
@@ -40,7 +37,19 @@ NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<
             legendre_[n + legendre_offset(degrees, m) + l - m] = legendre_c(l, m);
         }
     cut_chunks(degrees, chunk_order_, chunk_input_);
+}
 
+Basis BasisData::view() const {
+    return {{degrees_, legendre_.data(), legendre_.data() + legendre_.size() / 2},
+            static_cast<int>(chunk_order_.size()) - 1,
+            chunk_order_.data(),
+            chunk_input_.data()};
+}
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers)
+    : kernels_(kernels), basis_(degrees) {
     auto hold = [this](size_t floats) {
         memory_.push_back(aligned_floats(floats));
         return memory_.back().get();
@@ -70,26 +79,19 @@ NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<
         if (!last) widest = std::max(widest, padded);
         layers_.push_back({from.inputs, from.outputs, padded, weight, bias});
     }
-    view_ = {{degrees, legendre_.data(), legendre_.data() + n},
-             static_cast<int>(chunk_order_.size()) - 1,
-             chunk_order_.data(),
-             chunk_input_.data(),
-             static_cast<int>(layers.size()) - 1,
-             layers_.data(),
-             widest};
+    view_ = {basis_.view(), static_cast<int>(layers.size()) - 1, layers_.data(), widest};
 }
 
 // Chunk after chunk of orders; (−1)^m turns the kernels' cos(m·lon) into cos(m·φ), φ = lon + 180°.
 void NetworkData::pack_first(const DenseLayer& from, int padded, float* weight) const {
-    const int units = kernels_.units;
-    int degrees = 1;
-    while (degrees * degrees < from.inputs) ++degrees;
-    for (size_t c = 0; c + 1 < chunk_order_.size(); ++c) {
-        const int inputs = chunk_input_[c + 1] - chunk_input_[c];
-        float* chunk = weight + static_cast<size_t>(chunk_input_[c]) * padded;
-        for (int m = chunk_order_[c]; m < chunk_order_[c + 1]; ++m) {
+    const Basis basis = basis_.view();
+    const int units = kernels_.units, degrees = basis.legendre.degrees;
+    for (int c = 0; c < basis.chunks; ++c) {
+        const int inputs = basis.chunk_input[c + 1] - basis.chunk_input[c];
+        float* chunk = weight + static_cast<size_t>(basis.chunk_input[c]) * padded;
+        for (int m = basis.chunk_order[c]; m < basis.chunk_order[c + 1]; ++m) {
             const float sign = m % 2 ? -1.0f : 1.0f;
-            const int start = input_of_order(degrees, m) - chunk_input_[c];
+            const int start = input_of_order(degrees, m) - basis.chunk_input[c];
             for (int l = m; l < degrees; ++l)
                 for (int sine = 0; sine <= (m ? 1 : 0); ++sine) {
                     const size_t k = start + input_within_order(degrees, m, l, sine != 0);

@@ -12,14 +12,8 @@ namespace satclip {
 
 bool harmonics(const Kernels& kernels, int degrees, const double* lonlat, size_t count, double* out,
                const Control& control) {
-    const size_t n = legendre_size(degrees);
-    std::vector<double> table(2 * n);
-    for (int m = 0; m < degrees; ++m)
-        for (int l = m + 1; l < degrees; ++l) {
-            table[legendre_offset(degrees, m) + l - m] = legendre_a(l, m);
-            table[n + legendre_offset(degrees, m) + l - m] = legendre_c(l, m);
-        }
-    const LegendreTable view = {degrees, table.data(), table.data() + n};
+    const BasisData basis(degrees);
+    const LegendreTable view = basis.view().legendre;
     const size_t block = kernels.block_places, features = static_cast<size_t>(degrees) * degrees;
     return run((count + block - 1) / block, 2 * kernels.harmonics_scratch(view), control,
                [&](size_t item, float* scratch, Pulse&) {
@@ -170,7 +164,7 @@ bool encode_grid(const NetworkData& network, const double* lat, size_t rows, con
     if (rows == 0 || count == 0) return true;
     const Kernels& kernels = network.kernels();
     const Network& net = network.view();
-    const Columns columns(kernels, net.legendre.degrees, lon, count);
+    const Columns columns(kernels, net.basis.legendre.degrees, lon, count);
     const std::vector<Latitude> latitudes = pair_rows(lat, rows);
 
     // An item is a group of rows (a vector of them shares one contraction over l) and a run of column blocks.
@@ -183,7 +177,7 @@ bool encode_grid(const NetworkData& network, const double* lat, size_t rows, con
     // Each run contracts its rows anew, which costs a fifth of a block.
     size_t runs = threads == 1 ? 1 : std::clamp<size_t>(wanted / groups, 1, std::max<size_t>(1, blocks / 4));
     if (runs > threads) runs -= runs % threads;
-    const size_t panel = static_cast<size_t>(net.layers[0].padded) * (2 * net.legendre.degrees - 1);
+    const size_t panel = static_cast<size_t>(net.layers[0].padded) * (2 * net.basis.legendre.degrees - 1);
     const size_t transient = std::max(kernels.grid_rows_scratch(net), kernels.grid_columns_scratch(net));
 
     return run(
