@@ -47,6 +47,25 @@ struct Network {
     int widest;                 // most padded outputs of a sine layer
 };
 
+// Later layers turned round, for gradients: layer i takes the outputs of layer i + 1 to its inputs.
+struct BackNetwork {
+    int hidden;
+    const PackedLayer* layers;  // [hidden]
+};
+
+// Pre-activations whose random word is below `threshold` are dropped, the others multiplied by `scale`.
+struct Dropout {
+    uint32_t threshold;
+    float scale;
+    uint64_t seed;
+};
+
+// Where the gradients of a layer are added: (outputs, inputs) row-major and (outputs).
+struct LayerGradient {
+    float* weight;
+    float* bias;
+};
+
 // Where the results of one tile of lanes go: out + index[lane] * stride, nowhere for index < 0.
 struct Target {
     float* out;
@@ -77,6 +96,24 @@ struct RasterKernels {
     void (*halve)(const raster::Block&, float* out, std::ptrdiff_t out_row_stride);
 };
 
+// Tiles of places as training keeps them: [tile][unit][tile_places], the batch rounded up to whole tiles.
+struct TrainKernels {
+    int tile_places;
+    int block_tiles;  // that forward and inner take at most
+
+    void (*forward)(const Network&, const double* lonlat, int count, uint64_t row, const Dropout&,
+                    float* const* saved, float* out, ptrdiff_t stride, float* scratch);
+    size_t (*forward_scratch)(const Network&);
+    void (*inner)(const BackNetwork&, const float* gradient, ptrdiff_t stride, int count,
+                  const float* const* saved, float scale, float* embedding, float* const* dz,
+                  float* const* sine);
+    void (*first)(const Basis&, int chunk, const double* lonlat, int count, const float* dz, int padded,
+                  int begin, int end, const LayerGradient&, float* scratch);
+    size_t (*first_scratch)(const Basis&);
+    void (*later)(const float* dz, int outputs_padded, const float* h, int inputs_padded, int inputs,
+                  int count, int begin, int end, const LayerGradient&);
+};
+
 struct Kernels {
     const char* name;
     int lanes;         // floats in a vector
@@ -97,6 +134,7 @@ struct Kernels {
                          ptrdiff_t stride, float* scratch);
     size_t (*grid_columns_scratch)(const Network&);
     const RasterKernels* raster;
+    const TrainKernels* train;
 };
 
 // The instruction sets that this processor runs, best first.
@@ -157,6 +195,17 @@ struct Control {
 bool harmonics(const Kernels&, int degrees, const double* lonlat, size_t count, double* out, const Control&);
 bool encode(const NetworkData&, const double* lonlat, size_t count, float* out, ptrdiff_t stride,
             const Control&);
+
+// Floats that training keeps of a batch: pre-activations of all hidden layers.
+size_t train_saved(const Kernels&, const std::vector<DenseLayer>&, size_t count);
+bool train_forward(const NetworkData&, const double* lonlat, size_t count, const Dropout&, float* out,
+                   ptrdiff_t stride, float* saved, const Control&);
+// Gradients of all layers, written; of the first layer's pre-activations (count, outputs) unless `first` is
+// null. `scale` as in the forward call.
+bool train_backward(const Kernels&, int degrees, const std::vector<DenseLayer>&, const double* lonlat,
+                    size_t count, const float* saved, float scale, const float* gradient, ptrdiff_t stride,
+                    const std::vector<LayerGradient>&, float* first, const Control&);
+
 bool encode_grid(const NetworkData&, const double* lat, size_t rows, const double* lon, size_t columns,
                  float* out, ptrdiff_t row_stride, ptrdiff_t column_stride, const Control&);
 
