@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 demo: $(VENV)/installed
 	$(BIN)/satclip-grid demo/world.tif --overwrite
-	@echo "Look at demo/world.png; open demo/world.tif in QGIS."
+	@echo "Look at demo/world.png; open demo/world.tif in QGIS (GDAL 3.7 or newer, for signed bytes)."
 
 test: lint unit
 
@@ -38,14 +38,14 @@ $(BIN)/python:
 
 # The package as a user gets it, without torch.
 $(VENV)/installed: $(BIN)/python constraints.txt $(SOURCES)
-	@echo "Installing satclip-engine into $(VENV) …"
+	@echo "Installing satclip-engine into $(VENV), a minute or so …"
 	@test -f $(VENV)/developed || $(PIP) .
 	@mkdir -p demo
 	@touch $@
 
 # Editable, with everything that the tests need.
 $(VENV)/developed: $(BIN)/python constraints.txt $(SOURCES)
-	@echo "Installing satclip-engine and its development tools into $(VENV) …"
+	@echo "Installing satclip-engine and its development tools (1.7 GB, PyTorch among them) into $(VENV), minutes …"
 	@$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/installed
 	@mkdir -p demo

@@ -174,6 +174,7 @@ inline void difference(const T* __restrict row, int count, T* __restrict out) {
 template <class T>
 void write_row(const T* row, int side, Predictor predictor, std::uint8_t* out) {
     alignas(64) T buffer[kLargestSide];
+    buffer[0] = 0;  // for compilers that cannot see that a row has pixels
     if (predictor == Predictor::horizontal) {
         difference(row, side, buffer);
         std::memcpy(out, buffer, sizeof(T) * side);
