@@ -140,9 +140,7 @@ class LocationEncoder(nn.Module):
         dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
         weights = [layer.weight.to(dtype) for layer in layers]
         biases = [layer.bias.to(dtype) for layer in layers]
-        # Autocast would do the product of `published` in bfloat16.
-        with torch.autocast(weights[0].device.type, enabled=False):
-            weights[0] = self._orthonormal(weights[0])
+        weights[0] = self._orthonormal(weights[0])
         frequencies = [self.w0[0], *[self.w0[1]] * (len(layers) - 2), 1.0]
         for index, frequency in enumerate(frequencies):
             if frequency != 1:
@@ -200,8 +198,9 @@ class LocationEncoder(nn.Module):
             return weight
         columns = torch.nn.functional.pad(weight.T, (0, 0, 0, 1))  # a last row of zeros where there is none
         by_order = columns.index_select(0, self._column.flatten()).unflatten(0, self._column.shape)
-        folded = self._table.to(weight.dtype).transpose(1, 2) @ by_order  # [2L − 1, L, H]
-        return folded.flatten(0, 1).index_select(0, self._place).T
+        # In float64, which autocast leaves alone.
+        folded = self._table.transpose(1, 2) @ by_order.double()  # [2L − 1, L, H]
+        return folded.flatten(0, 1).index_select(0, self._place).T.to(weight.dtype)
 
     def _register_fold(self) -> None:
         """The constants of the fold where the parameters are and, exactly, as precise as they are."""
@@ -217,7 +216,7 @@ class LocationEncoder(nn.Module):
         if folds_published(self.degrees, self.convention, self.harmonics):
             column, table = published_by_order(self.degrees)
             place = np.argsort(column.ravel(), kind="stable")[: self.degrees**2]
-        constant("_table", table, dtype)
+        constant("_table", table, torch.float64)
         constant("_column", column, torch.int64)
         constant("_place", place, torch.int64)
 

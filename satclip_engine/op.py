@@ -58,7 +58,7 @@ def encode(
     weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
     lonlat = lonlat.to(torch.float64)
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (lonlat, *weights, *biases))
-    if trained or dropout > 0:
+    if trained or dropout != 0:
         out, _ = _encode(lonlat, weights, biases, float(dropout), seed, backend)
     else:
         out = _embed(lonlat, weights, biases, backend)

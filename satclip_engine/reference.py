@@ -99,7 +99,9 @@ def _features(places: np.ndarray, degrees: int) -> torch.Tensor:  # (n, 2) -> [L
 def _columns(degrees: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Degree l and order m of every column l² + l + m."""
     column = _torch().arange(degrees**2, device=device)
-    degree = _torch().repeat_interleave(2 * _torch().arange(degrees, device=device) + 1)
+    degree = _torch().repeat_interleave(
+        2 * _torch().arange(degrees, device=device) + 1, output_size=degrees**2
+    )
     return degree, column - degree**2 - degree
 
 
