@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from satclip_engine.stored import Convention
+from satclip_engine.stored import Convention, Harmonics
 
 # Below this degree the published polynomials equal exact harmonics to 1e-9; above, rounded coefficients show.
 EXACT_DEGREES: Final = 20
@@ -31,6 +31,11 @@ def column_factors(degrees: int, convention: Convention) -> np.ndarray:  # (L²,
     return np.ones(len(order))
 
 
+def folds_published(degrees: int, convention: Convention, harmonics: Harmonics) -> bool:
+    """Whether such weights sit on polynomials that differ from exact harmonics."""
+    return harmonics == "published" and convention == "analytic" and degrees > EXACT_DEGREES
+
+
 def fold_published(weight: np.ndarray) -> np.ndarray:  # (H, L²) float64 -> same
     """Columns on the published polynomials (π at m = 0 divided out) → columns on exact harmonics; L ≤ 40.
 
@@ -46,6 +51,16 @@ def fold_published(weight: np.ndarray) -> np.ndarray:  # (H, L²) float64 -> sam
             at = degree**2 + degree + order
             folded[:, at] = weight[:, at] @ table[m, m:degrees, m:degrees]
     return folded
+
+
+def published_by_order(degrees: int) -> tuple[np.ndarray, np.ndarray]:  # (2L−1, L), (2L−1, L, L)
+    """The table of `fold_published` as one batch of products, an order m = −(L−1)..L−1 each; L ≤ 40.
+
+    First the column (l, m) by order and degree, L² where there is none; then T[|m|, l, l'].
+    """
+    order, degree = np.arange(1 - degrees, degrees)[:, None], np.arange(degrees)
+    column = np.where(degree >= abs(order), degree**2 + degree + order, degrees**2)
+    return column, _published_table()[abs(order[:, 0]), :degrees, :degrees]
 
 
 @cache

@@ -95,6 +95,13 @@ def read_ckpt(path: Path, where: str) -> Stored:
     )
 
 
+def read_state(path: Path, where: str) -> Mapping[str, Any]:
+    """All tensors of a checkpoint by their own names, the image encoder's among them. Executes nothing."""
+    torch = need("torch", extra="torch", why="reading .ckpt files")
+    content = _dictionary(_load_safely(torch, path, where), where)
+    return _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+
+
 def encode_ckpt(stored: Stored) -> bytes:
     """The bytes of a `.ckpt` for the published code, loadable with torch.load(weights_only=True)."""
     torch = need("torch", extra="torch", why="writing .ckpt files")

@@ -22,14 +22,14 @@ from satclip_engine.weights import Layers
 if TYPE_CHECKING:
     import torch
 
-_BLOCK_BYTES = 64 << 20  # harmonics of this many bytes are in memory at once
+_BLOCK_BYTES = 16 << 20  # harmonics of this many bytes are in memory at once
 
 
 def harmonics(lonlat: np.ndarray, degrees: int) -> np.ndarray:  # (N, 2) float64 -> (N, L²) float64
     """Orthonormal real spherical harmonics of degree 0..L−1, column l² + l + m, at (lon, lat) in degrees."""
     places = _checked(lonlat)
     values = np.empty((len(places), degrees**2))
-    for rows in _blocks(len(places), degrees**2):
+    for rows in blocks(len(places), degrees**2):
         values[rows] = _features(places[rows], degrees).T.numpy()
     return values
 
@@ -41,7 +41,7 @@ def encode(lonlat: np.ndarray, layers: Layers) -> np.ndarray:  # (N, 2) float64 
     weights = [torch.tensor(weight) for weight in layers.weights]
     biases = [torch.tensor(bias)[:, None] for bias in layers.biases]
     values = np.empty((len(places), layers.embed_dim))
-    for rows in _blocks(len(places), layers.degrees**2):
+    for rows in blocks(len(places), layers.degrees**2):
         hidden = _features(places[rows], layers.degrees)  # [L², n], then [H, n]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             hidden = torch.sin(weight @ hidden + bias)
@@ -56,46 +56,90 @@ def encode_grid(
     lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
     _check_latitudes(lat)
     values = np.empty((len(lat), len(lon), layers.embed_dim))
-    for rows in _blocks(len(lat), max(1, len(lon)) * layers.degrees**2):
+    for rows in blocks(len(lat), max(1, len(lon)) * layers.degrees**2):
         places = np.stack(np.meshgrid(lon, lat[rows]), axis=-1)  # [h, W, 2]
         values[rows] = encode(places.reshape(-1, 2), layers).reshape(*places.shape[:2], -1)
     return values
 
 
-def _features(places: np.ndarray, degrees: int) -> torch.Tensor:  # (n, 2) -> [L², n]
+def features(lonlat: torch.Tensor, degrees: int) -> torch.Tensor:  # (n, 2) float64 -> [L², n]
+    """Harmonics at places that are in [−90, 90] or not finite."""
+    degree, order = _columns(degrees, lonlat.device)
+    legendre, waves = _legendre(lonlat[:, 1], degrees), _waves(lonlat[:, 0], degrees)
+    return legendre[degree, order.abs()] * waves[order + degrees - 1]
+
+
+def slopes(lonlat: torch.Tensor, degrees: int) -> tuple[torch.Tensor, torch.Tensor]:  # each [L², n]
+    """∂Y/∂lon and ∂Y/∂lat per degree of angle; at a pole ∂Y/∂lat is that along the place's own meridian.
+
+    ∂P̄_lm/∂θ = ½ √((l+m)(l−m+1)) P̄_l(m−1) − ½ √((l−m)(l+m+1)) P̄_l(m+1) for harmonics of equal norm, without
+    a division by sin θ, hence right at the poles; ours have √2 more for m > 0. θ grows with lat.
+    """
     torch = _torch()
-    lon, lat = torch.from_numpy(places.copy()).unbind(-1)
-    nowhere = ~torch.isfinite(lon + lat)
+    degree, order = _columns(degrees, lonlat.device)
+    legendre, waves = _legendre(lonlat[:, 1], degrees), _waves(lonlat[:, 0], degrees)
+    l = torch.arange(degrees, dtype=torch.float64, device=lonlat.device)[:, None, None]  # noqa: E741
+    m = torch.arange(degrees, dtype=torch.float64, device=lonlat.device)[:, None]
+    lower = torch.sqrt(((l + m) * (l - m + 1)).clamp(min=0)) / 2
+    upper = torch.sqrt(((l - m) * (l + m + 1)).clamp(min=0)) / 2
+    lower[:, 1:2] *= math.sqrt(2)
+    upper[:, :1] *= math.sqrt(2)
+    slope = torch.zeros_like(legendre)
+    slope[:, 1:] += lower[:, 1:] * legendre[:, :-1]
+    slope[:, :-1] -= upper[:, :-1] * legendre[:, 1:]
+    along_lon = -order[:, None] * legendre[degree, order.abs()] * waves[degrees - 1 - order]
+    along_lat = slope[degree, order.abs()] * waves[order + degrees - 1]
+    return torch.deg2rad(along_lon), torch.deg2rad(along_lat)
+
+
+def _features(places: np.ndarray, degrees: int) -> torch.Tensor:  # (n, 2) -> [L², n]
+    return features(_torch().from_numpy(places.copy()), degrees)
+
+
+def _columns(degrees: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Degree l and order m of every column l² + l + m."""
+    column = _torch().arange(degrees**2, device=device)
+    degree = _torch().repeat_interleave(
+        2 * _torch().arange(degrees, device=device) + 1, output_size=degrees**2
+    )
+    return degree, column - degree**2 - degree
+
+
+def _legendre(lat: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [L, L, n]
+    """P̄_lm(−sin lat) with the √2 of real harmonics in m ≥ 1; zero for m > l."""
+    torch = _torch()
     x, s = _colatitude(lat)
-    turn = torch.deg2rad(_reduced(lon))
-    values = torch.empty(degrees**2, len(lat), dtype=torch.float64)
-    values[0] = math.sqrt(1 / (4 * math.pi))
-    top = torch.full_like(x, math.sqrt(1 / (4 * math.pi)))  # P̄_mm
-    for m in range(degrees):
-        if m > 0:
-            top = (
-                top * s * math.sqrt(3 if m == 1 else 1 + 1 / (2 * m))
-            )  # √2 of the real harmonics enters at m = 1
-        # φ is lon + 180°, so cos mφ = (−1)^m cos(m lon); the sign costs no rounding.
-        cosine, sine = (-1) ** m * torch.cos(m * turn), (-1) ** m * torch.sin(m * turn)
-        before, legendre = torch.zeros_like(x), top
-        for degree in range(m, degrees):
-            if degree > m:
-                before, legendre = legendre, _next_degree(degree, m, x, legendre, before)
-            values[degree * (degree + 1) + m] = legendre * cosine
-            if m > 0:
-                values[degree * (degree + 1) - m] = legendre * sine
-    values[:, nowhere] = math.nan
+    values = torch.zeros(degrees, degrees, len(lat), dtype=torch.float64, device=lat.device)
+    values[0, 0] = torch.full_like(x, math.sqrt(1 / (4 * math.pi))).masked_fill(x.isnan(), math.nan)
+    for degree in range(1, degrees):
+        # √2 enters at m = 1.
+        top = math.sqrt(3 if degree == 1 else 1 + 1 / (2 * degree))
+        values[degree, degree] = values[degree - 1, degree - 1] * s * top
+        values[degree, :degree] = _next_degree(degree, x, values[degree - 1], values[max(degree - 2, 0)])
     return values
 
 
-def _next_degree(
-    degree: int, m: int, x: torch.Tensor, last: torch.Tensor, before: torch.Tensor
-) -> torch.Tensor:
-    """P̄_lm from P̄_(l−1)m and P̄_(l−2)m: upwards in l the fully normalised recurrence is stable at every x."""
-    a = math.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
-    b = math.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))
-    return a * (x * last - b * before)
+def _next_degree(degree: int, x: torch.Tensor, last: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """P̄_lm for m < l from P̄_(l−1)m and P̄_(l−2)m.
+
+    Upwards in l the fully normalised recurrence is stable at every x. Where m = l − 1 the second term is 0.
+    """
+    torch = _torch()
+    m = torch.arange(degree, dtype=torch.float64, device=x.device)[:, None]
+    a = torch.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
+    b = torch.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))
+    return a * (x * last[:degree] - b * before[:degree])
+
+
+def _waves(lon: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [2L − 1, n]
+    """sin |m|φ for m = −(L−1)..−1, then cos mφ for m = 0..L−1, φ = lon + 180°."""
+    torch = _torch()
+    turn = torch.deg2rad(_reduced(lon))
+    m = torch.arange(degrees, device=lon.device)
+    # cos mφ = (−1)^m cos(m lon); the sign costs no rounding.
+    sign = 1 - 2 * (m % 2)
+    cosine, sine = sign[:, None] * torch.cos(m[:, None] * turn), sign[:, None] * torch.sin(m[:, None] * turn)
+    return torch.cat([sine[1:].flip(0), cosine])
 
 
 def _colatitude(lat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +178,7 @@ def _check_latitudes(lat: np.ndarray) -> None:
         raise ValueError(f"row {row}: latitude {lat[row]} is outside [-90, 90]")
 
 
-def _blocks(count: int, features: int) -> list[slice]:
+def blocks(count: int, features: int) -> list[slice]:
     """Slices of 0..count−1 with at most _BLOCK_BYTES of float64 `features` each, and at least one item."""
     size = max(1, _BLOCK_BYTES // (8 * features))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -25,7 +25,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.basis import EXACT_DEGREES, PUBLISHED_DEGREES, column_factors, fold_published
+from satclip_engine.basis import (
+    EXACT_DEGREES,
+    PUBLISHED_DEGREES,
+    column_factors,
+    fold_published,
+    folds_published,
+)
 from satclip_engine.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.layers import Layers, frozen
@@ -200,8 +206,7 @@ class LocationWeights:
     @property
     def _fold_published(self) -> bool:
         """Whether these weights sit on polynomials that differ from exact harmonics."""
-        published = self.harmonics == "published" and self.convention == "analytic"
-        return published and self.degrees > EXACT_DEGREES
+        return folds_published(self.degrees, self.convention, self.harmonics)
 
     def _orthonormal_first_weight(self) -> np.ndarray:  # [H, L²] float64
         weight = self.tensors["layers.0.weight"].astype(np.float64)

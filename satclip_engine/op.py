@@ -1,0 +1,382 @@
+"""The fused ops for PyTorch: embeddings with gradients, under torch.compile, torch.export and autocast.
+
+    encode(lonlat, weights, biases, dropout=0.5, seed=7)     # (N, 2) -> (N, E), differentiable in all tensors
+
+Weights are folded, as in Layers: on exact orthonormal harmonics, sine frequencies multiplied in. Longitude
+and latitude are float64 degrees, longitude first. gradients.py defines what is computed; the rows of TABLE
+compute it, best first. This is the only file that registers anything with torch.library.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from satclip_engine import backends, gradients
+from satclip_engine._optional import need
+from satclip_engine.errors import MissingExtra, UsageError
+from satclip_engine.lonlat import as_lonlat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = need("torch", extra="torch", why="satclip_engine.op")
+
+_PADDED_UNITS = 8  # the cpu kernel keeps pre-activations in whole groups of so many units
+
+
+def encode(
+    lonlat: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Embeddings of places, differentiable in places, weights and biases. (N, 2) -> (N, E).
+
+    lonlat: degrees, longitude first; widened to float64. weights: (H, L²), (H, H)..., (E, H), folded; biases:
+        (H,)..., (E,). The result has the widest dtype of the weights, float32 at least.
+    dropout: share of the hidden pre-activations that are dropped, those of `seed`; the same by every backend.
+    backend: "cpu" computes in float32, "reference" in the weights' dtype, "auto" takes the first of them that
+        runs on the weights as they are.
+
+    Places that are not finite give NaN. Raises UsageError (a ValueError) naming the layer for shapes that do
+    not fit and the row where |latitude| > 90, TypeError for dtypes, MissingExtra for a backend that cannot
+    run here.
+    """
+    if not weights or len(weights) != len(biases):
+        raise UsageError(f"expected as many weights as biases, got {len(weights)} and {len(biases)}")
+    if lonlat.is_complex() or lonlat.dtype == torch.bool:
+        raise TypeError(f"lonlat must be real numbers, not {lonlat.dtype}")
+    wide = functools.reduce(torch.promote_types, [t.dtype for t in (*weights, *biases)], torch.float32)
+    dtype = _DTYPES.get(backend) or wide
+    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    lonlat = lonlat.to(torch.float64)
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (lonlat, *weights, *biases))
+    if trained or dropout != 0:
+        out, _ = _encode(lonlat, weights, biases, float(dropout), seed, backend)
+    else:
+        out = _embed(lonlat, weights, biases, backend)
+    return out.to(wide)
+
+
+class Row(Protocol):
+    """An implementation of the ops. Arguments are checked; lists are by layer; `saved` is the row's own."""
+
+    name: str
+    dtype: torch.dtype | None  # the one it computes in, None for that of the weights
+
+    def missing(self, weight: Tensor, *, training: bool) -> str | None:
+        """Why it cannot run on such weights here, or None."""
+
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        """(N, E) without anything kept for gradients."""
+
+    def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
+        """Shape of what `forward` keeps. widths: of the hidden layers; `count` may be a symbol."""
+
+    def forward(
+        self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """(N, E) and what is saved."""
+
+    def backward(
+        self,
+        grad: Tensor,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: Tensor,
+        dropout: float,
+        seed: int,
+        places: bool,
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Gradients of the places (when asked for), of the weights and of the biases."""
+
+
+class Cpu:
+    """The compiled kernels, in float32, with as many threads as torch has."""
+
+    name = "cpu"
+    dtype = torch.float32
+
+    def missing(self, weight: Tensor, *, training: bool) -> str | None:
+        reason = backends.Cpu().missing()
+        if reason is not None:
+            return reason
+        if weight.device.type != "cpu":
+            return f"the weights are on {weight.device}"
+        if weight.dtype != torch.float32:
+            return f"it computes in float32, the weights are {weight.dtype}"
+        if training and not hasattr(_kernels(), "train_forward"):
+            return "these compiled kernels have no gradients; reinstall satclip-engine"
+        return None
+
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        degrees = math.isqrt(weights[0].shape[1])
+        network = _kernels().Network(degrees, _arrays(weights), _arrays(biases), None)
+        out = weights[0].new_empty(len(lonlat), len(weights[-1]))
+        network.encode(_array(lonlat), out.numpy(), torch.get_num_threads())
+        return out
+
+    def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
+        tile = _kernels().train_tile
+        padded = sum((width + _PADDED_UNITS - 1) // _PADDED_UNITS * _PADDED_UNITS for width in widths)
+        return ((count + tile - 1) // tile * (tile * padded),)
+
+    def forward(
+        self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        out = weights[0].new_empty(len(lonlat), len(weights[-1]))
+        saved = weights[0].new_empty(self.saved_shape(len(lonlat), _widths(weights)))
+        _kernels().train_forward(
+            _array(lonlat),
+            _arrays(weights),
+            _arrays(biases),
+            out.numpy(),
+            saved.numpy(),
+            dropout,
+            seed,
+            torch.get_num_threads(),
+        )
+        return out, saved
+
+    def backward(
+        self,
+        grad: Tensor,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: Tensor,
+        dropout: float,
+        seed: int,
+        places: bool,
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
+        d_biases = [torch.empty_like(b, memory_format=torch.contiguous_format) for b in biases]
+        d_first = weights[0].new_empty(len(lonlat), len(weights[0])) if places else None
+        _kernels().train_backward(
+            _array(grad),
+            _array(lonlat),
+            _arrays(weights),
+            _arrays(biases),
+            _array(saved),
+            _arrays(d_weights),
+            _arrays(d_biases),
+            None if d_first is None else d_first.numpy(),
+            torch.get_num_threads(),
+        )
+        if d_first is None:
+            return None, d_weights, d_biases
+        return gradients.places_backward(d_first, lonlat, weights[0]), d_weights, d_biases
+
+
+class Reference:
+    """gradients.py, in the dtype and on the device of the weights."""
+
+    name = "reference"
+    dtype = None
+
+    def missing(self, weight: Tensor, *, training: bool) -> str | None:
+        return None
+
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        return gradients.encode_forward(lonlat, weights, biases)[0]
+
+    def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
+        return count, sum(widths)
+
+    forward = staticmethod(gradients.encode_forward)
+    backward = staticmethod(gradients.encode_backward)
+
+
+TABLE: tuple[Row, ...] = (Cpu(), Reference())
+_DTYPES = {row.name: row.dtype for row in TABLE}
+
+
+def resolve(name: str, weight: Tensor, *, training: bool = True) -> Row:
+    """The row of that name, or the first that runs on such weights for "auto".
+
+    Raises UsageError for an unknown name, MissingExtra when that row cannot run here.
+    """
+    if name != "auto" and name not in _DTYPES:
+        raise UsageError(f"unknown backend {name!r}: choose from {', '.join(('auto', *_DTYPES))}")
+    reasons = []
+    for row in TABLE:
+        if name in ("auto", row.name):
+            reason = row.missing(weight, training=training)
+            if reason is None:
+                return row
+            reasons.append(f"backend {row.name!r} cannot run here: {reason}")
+    raise MissingExtra("; ".join(reasons))
+
+
+@torch.library.custom_op(
+    "satclip_engine::embed",
+    mutates_args=(),
+    schema="(Tensor lonlat, Tensor[] weights, Tensor[] biases, str backend) -> Tensor",
+)
+def _embed(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str) -> Tensor:
+    _check(lonlat, weights, biases)
+    _check_values(lonlat, 0.0)
+    return resolve(backend, weights[0], training=False).embed(lonlat, weights, biases)
+
+
+@_embed.register_fake
+def _(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str) -> Tensor:
+    _check(lonlat, weights, biases)
+    return weights[0].new_empty(lonlat.shape[0], len(weights[-1]))
+
+
+# `seed` is an int that may be a symbol, so that another one is no reason to compile anew.
+@torch.library.custom_op(
+    "satclip_engine::encode",
+    mutates_args=(),
+    schema="(Tensor lonlat, Tensor[] weights, Tensor[] biases, float dropout, SymInt seed, str backend)"
+    " -> (Tensor, Tensor)",
+)
+def _encode(
+    lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    _check(lonlat, weights, biases)
+    _check_values(lonlat, dropout)
+    return resolve(backend, weights[0]).forward(lonlat, weights, biases, dropout, seed)
+
+
+@_encode.register_fake
+def _(
+    lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    _check(lonlat, weights, biases)
+    saved = resolve(backend, weights[0]).saved_shape(lonlat.shape[0], _widths(weights))
+    return weights[0].new_empty(lonlat.shape[0], len(weights[-1])), weights[0].new_empty(saved)
+
+
+@torch.library.custom_op(
+    "satclip_engine::encode_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor lonlat, Tensor[] weights, Tensor[] biases, Tensor saved, float dropout,"
+    " SymInt seed, str backend, bool places) -> Tensor[]",
+)
+def _encode_backward(
+    grad: Tensor,
+    lonlat: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    saved: Tensor,
+    dropout: float,
+    seed: int,
+    backend: str,
+    places: bool,
+) -> list[Tensor]:
+    row = resolve(backend, weights[0])
+    d_lonlat, d_weights, d_biases = row.backward(grad, lonlat, weights, biases, saved, dropout, seed, places)
+    pairs = zip(d_weights, d_biases, strict=True)
+    return [lonlat.new_empty(0) if d_lonlat is None else d_lonlat, *(t for pair in pairs for t in pair)]
+
+
+@_encode_backward.register_fake
+def _(
+    grad: Tensor,
+    lonlat: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    saved: Tensor,
+    dropout: float,
+    seed: int,
+    backend: str,
+    places: bool,
+) -> list[Tensor]:
+    pairs = zip(weights, biases, strict=True)
+    like = [t.new_empty(t.shape) for pair in pairs for t in pair]
+    return [lonlat.new_empty(lonlat.shape if places else 0), *like]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    lonlat, weights, biases, *ctx.rest = inputs
+    saved = output[1]
+    ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(lonlat, saved, *weights, *biases)
+
+
+def _pull_back(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    lonlat, saved, *parameters = ctx.saved_tensors
+    layers = len(parameters) // 2
+    if grad is None:
+        return None, [None] * layers, [None] * layers, None, None, None
+    weights, biases = parameters[:layers], parameters[layers:]
+    places = ctx.needs_input_grad[0]
+    d_lonlat, *rest = _encode_backward(grad, lonlat, weights, biases, saved, *ctx.rest, places)
+    return d_lonlat if places else None, rest[0::2], rest[1::2], None, None, None
+
+
+_encode.register_autograd(_pull_back, setup_context=_keep)
+
+# Autocast widens what is narrower than float32 and leaves float64 as it is: nothing is computed in less.
+for _device in ("cpu", "cuda"):
+    _embed.register_autocast(_device, torch.float32)
+    _encode.register_autocast(_device, torch.float32)
+
+
+def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Raise for shapes, dtypes and devices that do not form one network on these places."""
+    if lonlat.ndim != 2 or lonlat.shape[1] != 2:
+        raise UsageError(f"lonlat must have shape (N, 2), longitude first, not {tuple(lonlat.shape)}")
+    if lonlat.dtype != torch.float64:
+        raise TypeError(f"lonlat must be float64, not {lonlat.dtype}")
+    if len(weights) < 2 or len(weights) != len(biases):
+        raise UsageError(
+            "expected weights and biases of at least one hidden layer and the last one, "
+            f"got {len(weights)} and {len(biases)}"
+        )
+    columns = weights[0].shape[-1] if weights[0].ndim else 0
+    if math.isqrt(columns) ** 2 != columns or columns == 0:
+        raise UsageError(f"layer 0: expected weight (rows, L²), got {tuple(weights[0].shape)}")
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if weight.ndim != 2 or weight.shape[1] != columns or bias.shape != weight.shape[:1]:
+            raise UsageError(
+                f"layer {index}: expected weight (rows, {columns}) and bias (rows,), "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        for tensor in (weight, bias):
+            if tensor.dtype != weights[0].dtype or tensor.dtype not in (torch.float32, torch.float64):
+                raise TypeError(
+                    f"layer {index}: expected weights and biases all float32 or all float64, "
+                    f"got {tensor.dtype} beside {weights[0].dtype}"
+                )
+            if tensor.device != lonlat.device:
+                raise UsageError(
+                    f"layer {index}: expected all tensors on one device, "
+                    f"got {tensor.device} and lonlat on {lonlat.device}"
+                )
+        columns = weight.shape[0]
+
+
+def _check_values(lonlat: Tensor, dropout: float) -> None:
+    as_lonlat(lonlat.detach())  # names the row of an impossible latitude
+    if not 0 <= dropout < 1:
+        raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")
+
+
+def _kernels() -> Any:
+    from satclip_engine import _C
+
+    return _C
+
+
+def _widths(weights: Sequence[Tensor]) -> list[int]:
+    return [len(weight) for weight in weights[:-1]]
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
+
+
+def _arrays(tensors: Sequence[Tensor]) -> list[Any]:
+    return [_array(tensor) for tensor in tensors]

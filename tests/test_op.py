@@ -1,0 +1,458 @@
+"""The training ops: gradients by name against numerical ones and between backends; torch's own machinery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch._dynamo import testing  # noqa: E402
+
+from satclip_engine import backends, gradients, op, reference  # noqa: E402
+from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
+from satclip_engine.layers import Layers  # noqa: E402
+
+KERNELS = getattr(backends, "_C", None)
+COMPILED = pytest.param(
+    "cpu",
+    marks=pytest.mark.skipif(
+        not hasattr(KERNELS, "train_forward"), reason="the compiled kernels have no gradients yet"
+    ),
+)
+BACKENDS = ["reference", COMPILED]
+DTYPES = {"reference": torch.float64, "cpu": torch.float32}
+EPSILON = 2.0**-24  # of float32 rounding
+
+
+def network(
+    degrees: int, widths: Sequence[int], dtype: Any = torch.float64, seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """Weights and biases, numbers of float32, whose sines see arguments of order one."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, weights, biases = degrees**2, [], []
+    for index, width in enumerate(widths):
+        scale = 2 / degrees if index == 0 else 1 / math.sqrt(inputs)
+        weights.append((torch.randn(width, inputs, generator=generator) * scale).to(dtype))
+        biases.append((torch.randn(width, generator=generator) * 0.5).to(dtype))
+        inputs = width
+    return weights, biases
+
+
+def places(count: int, seed: int = 0) -> Any:
+    """Places everywhere but at the poles, where one-sided gradients have tests of their own."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.uniform([-400, -89], [400, 89], (count, 2)))
+
+
+def trained(*tensors: Any) -> list[Any]:
+    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+def all_gradients(
+    backend: str, lonlat: Any, weights: list[Any], biases: list[Any], cotangent: Any, **options: Any
+) -> dict[str, Any]:
+    """Every gradient under its own name, in float64; and the embeddings."""
+    dtype = DTYPES[backend]
+    (at,) = trained(lonlat)
+    ours = trained(*(t.to(dtype) for t in (*weights, *biases)))
+    layers = len(weights)
+    out = op.encode(at, ours[:layers], ours[layers:], backend=backend, **options)
+    out.backward(cotangent.to(dtype))
+    found = {"embedding": out.detach(), "lonlat": at.grad}
+    found.update({f"weight {index}": ours[index].grad for index in range(layers)})
+    found.update({f"bias {index}": ours[layers + index].grad for index in range(layers)})
+    return {name: value.double() for name, value in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (0x00000000, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (0xFFFFFFFF, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ],
+)
+def test_philox_gives_the_words_of_its_authors(word: int, expected: tuple[int, ...]) -> None:
+    assert tuple(gradients.philox(torch.full((4,), word), (word, word)).tolist()) == expected
+
+
+def test_a_mask_is_philox_at_its_row_unit_layer_and_seed() -> None:
+    row, unit, layer, seed, p = (3 << 32) + 5, 6, 2, (9 << 32) + 4, 0.3
+    words = gradients.philox(torch.tensor([5, 3, unit // 4, layer]), (4, 9))
+    found = gradients.dropout_factors(torch.tensor([row]), 7, layer, p, seed)[0, unit]
+    assert found == (0 if words[unit % 4] < math.floor(p * 2**32) else 1 / (1 - p))
+
+
+def test_a_mask_does_not_depend_on_the_batch_or_the_width() -> None:
+    whole = gradients.dropout_factors(torch.arange(50), 30, 1, 0.4, 11)
+    part = gradients.dropout_factors(torch.arange(17, 23), 13, 1, 0.4, 11)
+    assert torch.equal(part, whole[17:23, :13])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_the_dropped_share_is_p_in_every_row_and_unit_and_masks_are_independent(p: float) -> None:
+    rows = torch.arange(1000)
+    masks = [gradients.dropout_factors(rows, 400, *of) > 0 for of in ((0, p, 1), (1, p, 1), (0, p, 2))]
+    deviation = math.sqrt(p * (1 - p))
+    for mask in masks:
+        dropped = 1 - mask.double()
+        assert abs(dropped.mean() - p) < 5 * deviation / math.sqrt(dropped.numel())
+        assert (dropped.mean(0) - p).abs().max() < 6 * deviation / math.sqrt(1000)
+        assert (dropped.mean(1) - p).abs().max() < 6 * deviation / math.sqrt(400)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        both = (masks[one] & masks[other]).double().mean()
+        assert abs(both - (1 - p) ** 2) < 5 * (1 - p) * math.sqrt(1 - (1 - p) ** 2) / math.sqrt(400_000)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 7, 39])
+@pytest.mark.parametrize("place", [(12.3, 45.6), (-179.99, -88.8), (77.7, 89.999), (540.0, 0.0)])
+def test_slopes_of_harmonics_equal_mpmath(degree: int, place: tuple[float, float]) -> None:
+    along_lon, along_lat = reference.slopes(torch.tensor([place], dtype=torch.float64), degree + 1)
+
+    def harmonic(m: int, lon: Any, lat: Any) -> Any:
+        phi, theta = mpmath.radians(lon + 180), mpmath.radians(lat + 90)
+        value = mpmath.spherharm(degree, abs(m), theta, phi) * (-1) ** abs(m)
+        return (value.real if m >= 0 else value.imag) * (mpmath.sqrt(2) if m else 1)
+
+    # A slope per degree is at most l·π/180 times as large as a harmonic; x = cos θ is rounded once.
+    tolerance = 1e-15 * (degree + 1) ** 3.5
+    with mpmath.workdps(40):
+        lon, lat = map(mpmath.mpf, place)
+        for m in sorted({-degree, -1, 0, 1, degree // 2, degree}):
+            column = degree * (degree + 1) + m
+            of_lon = mpmath.diff(lambda at, m=m: harmonic(m, at, lat), lon)
+            of_lat = mpmath.diff(lambda at, m=m: harmonic(m, lon, at), lat)
+            assert abs(along_lon[column, 0].item() - float(of_lon)) <= tolerance, m
+            assert abs(along_lat[column, 0].item() - float(of_lat)) <= tolerance, m
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("widths", [(5, 3), (5, 4, 3), (5, 4, 6, 2)], ids=["1", "2", "3"])
+def test_every_gradient_of_the_reference_is_the_numerical_one(widths: Sequence[int], dropout: float) -> None:
+    weights, biases = network(4, widths)
+    layers = len(weights)
+
+    def encode(lonlat: Any, *parameters: Any) -> Any:
+        return op.encode(
+            lonlat, parameters[:layers], parameters[layers:], dropout=dropout, seed=3, backend="reference"
+        )
+
+    assert torch.autograd.gradcheck(encode, trained(places(5), *weights, *biases))
+
+
+def test_embeddings_of_the_reference_are_the_definition() -> None:
+    weights, biases = network(12, (9, 8, 7))
+    layers = Layers(12, tuple(w.numpy() for w in weights), tuple(b.numpy() for b in biases))
+    lonlat = places(30)
+    out, _ = gradients.encode_forward(lonlat, weights, biases)
+    np.testing.assert_allclose(out.numpy(), reference.encode(lonlat.numpy(), layers), atol=1e-13)
+
+
+def test_dropout_multiplies_pre_activations_by_its_factors_in_hidden_layers_only() -> None:
+    weights, biases = network(3, (6, 5, 4))
+    lonlat, rows = places(8), torch.arange(8)
+    first, second = (gradients.dropout_factors(rows, n, i, 0.5, 77) for i, n in enumerate((6, 5)))
+    hidden = torch.sin(first * (reference.features(lonlat, 3).T @ weights[0].T + biases[0]))
+    hidden = torch.sin(second * (hidden @ weights[1].T + biases[1]))
+    found = op.encode(lonlat, weights, biases, dropout=0.5, seed=77)
+    torch.testing.assert_close(found, hidden @ weights[2].T + biases[2], rtol=0, atol=1e-13)
+
+
+def test_blocks_bound_memory_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, biases = network(10, (9, 8, 7))
+    lonlat, cotangent = places(23), torch.randn(23, 7, dtype=torch.float64)
+    whole = all_gradients("reference", lonlat, weights, biases, cotangent, dropout=0.5, seed=1)
+    monkeypatch.setattr(reference, "_BLOCK_BYTES", 7 * 100 * 8)
+    blocks: list[int] = []
+    features = reference.features
+    monkeypatch.setattr(reference, "features", lambda at, L: blocks.append(len(at)) or features(at, L))
+    parts = all_gradients("reference", lonlat, weights, biases, cotangent, dropout=0.5, seed=1)
+    assert max(blocks) == 7
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-12, msg=name)
+
+
+def tolerance(value: Any, weights: list[Any], count: int) -> float:
+    """Of a float32 result: a rounding per term of its longest sum, at random, in every product on the way.
+
+    Forward and backward are two products a layer.
+    """
+    terms = max(*(weight.shape[1] for weight in weights), count)
+    return 2 * len(weights) * math.sqrt(terms) * EPSILON * value.abs().max().item()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("count", [1, 47, 48, 49, 500])
+@pytest.mark.parametrize("degrees", [1, 2, 10, 40])
+def test_embeddings_and_gradients_of_a_backend_are_those_of_the_reference(
+    degrees: int, count: int, dropout: float, backend: str
+) -> None:
+    widths = {1: (5, 3), 2: (13, 7, 9), 10: (64, 64, 32), 40: (37, 37, 37, 21)}[degrees]
+    weights, biases = network(degrees, widths)
+    lonlat, cotangent = places(count), torch.randn(count, widths[-1], dtype=torch.float64)
+    options = {"dropout": dropout, "seed": (5 << 32) + 6}
+    expected = all_gradients("reference", lonlat, weights, biases, cotangent, **options)
+    found = all_gradients(backend, lonlat, weights, biases, cotangent, **options)
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        difference = (found[name] - value).abs().max().item()
+        assert difference <= tolerance(value, weights, count), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_strided_tensors_are_those_of_contiguous_ones(backend: str) -> None:
+    weights, biases = network(5, (11, 11, 6))
+    lonlat, cotangent = places(30), torch.ones(1, 6, dtype=torch.float64).expand(30, 6)
+    expected = all_gradients(backend, lonlat, weights, biases, cotangent.contiguous())
+    strided = [w.T.contiguous().T for w in weights]
+    apart = torch.stack([lonlat, lonlat], dim=-1)[..., 0]
+    found = all_gradients(backend, apart, strided, biases, cotangent)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(backend: str) -> None:
+    weights, biases = network(6, (40, 40, 8))
+    lonlat, cotangent = places(60), torch.ones(60, 8, dtype=torch.float64)
+    first, again, other = (
+        all_gradients(backend, lonlat, weights, biases, cotangent, dropout=0.5, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    for name, value in first.items():
+        assert torch.equal(again[name], value), name
+        assert not torch.equal(other[name], value) or name == "bias 2", name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_at_the_poles_the_gradient_is_finite_and_follows_the_meridian(backend: str) -> None:
+    weights, biases = network(8, (9, 9, 4))
+    lonlat = torch.tensor([[10.0, 90.0], [200.0, 90.0], [10.0, -90.0]], dtype=torch.float64)
+    inward = lonlat.clone()
+    inward[:, 1] *= 1 - 1e-6 / 90
+    cotangent = torch.randn(3, 4, dtype=torch.float64)
+    found = all_gradients(backend, lonlat, weights, biases, cotangent)["lonlat"]
+    assert (found[:, 0] == 0).all()
+    here, there = (gradients.encode_forward(at, weights, biases)[0] for at in (lonlat, inward))
+    expected = ((there - here) * cotangent).sum(1) / (inward - lonlat)[:, 1]
+    torch.testing.assert_close(found[:, 1], expected, rtol=1e-4, atol=1e-5)
+    assert found[0, 1] != found[1, 1]
+
+
+@pytest.mark.parametrize("row", [(math.nan, 0.0), (0.0, math.nan), (math.inf, 3.0), (2.0, -math.inf)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_place_that_is_not_finite_gives_nan_there_and_nowhere_else(
+    backend: str, row: tuple[float, float]
+) -> None:
+    weights, biases = network(4, (6, 5))
+    lonlat = places(5)
+    cotangent = torch.ones(5, 5, dtype=torch.float64)
+    expected = all_gradients(backend, lonlat, weights, biases, cotangent)
+    lonlat[2] = torch.tensor(row)
+    found = all_gradients(backend, lonlat, weights, biases, cotangent)
+    for name in ("embedding", "lonlat"):
+        assert found[name][2].isnan().all(), name
+        others = [0, 1, 3, 4]
+        torch.testing.assert_close(found[name][others], expected[name][others], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_places_give_no_embeddings_and_gradients_of_zero(backend: str) -> None:
+    weights, biases = network(3, (6, 5, 4))
+    empty = torch.empty(0, 4, dtype=torch.float64)
+    found = all_gradients(backend, places(0), weights, biases, empty, dropout=0.5)
+    assert found["embedding"].shape == (0, 4)
+    assert found["lonlat"].shape == (0, 2)
+    assert all((found[name] == 0).all() for name in found if name.startswith(("weight", "bias")))
+
+
+def test_without_gradients_the_cpu_computes_what_an_encoder_computes_to_the_bit() -> None:
+    weights, biases = network(10, (24, 24, 8), torch.float32)
+    layers = Layers(10, tuple(w.numpy() for w in weights), tuple(b.numpy() for b in biases))
+    lonlat = places(100)
+    expected = backends.resolve("cpu").prepare(layers).encode(lonlat.numpy())
+    assert np.array_equal(op.encode(lonlat, weights, biases, backend="cpu").numpy(), expected)
+    assert np.array_equal(op.encode(lonlat, weights, biases).numpy(), expected)
+    with torch.no_grad():
+        assert np.array_equal(op.encode(lonlat, trained(*weights), biases).numpy(), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_gradients_asked_for_are_given(backend: str) -> None:
+    weights, biases = network(3, (6, 5), DTYPES[backend])
+    (weight,) = trained(weights[1])
+    lonlat = places(4)
+    op.encode(lonlat, [weights[0], weight], biases, backend=backend).sum().backward()
+    assert weight.grad is not None
+    assert lonlat.grad is None
+    assert weights[0].grad is None
+
+
+def test_float32_places_are_widened_and_get_float32_gradients() -> None:
+    weights, biases = network(3, (6, 5))
+    (narrow,) = trained(places(4).float())
+    (wide,) = trained(narrow.double())
+    for at in (narrow, wide):
+        op.encode(at, weights, biases).sum().backward()
+    assert narrow.grad.dtype == torch.float32
+    assert torch.equal(narrow.grad, wide.grad.float())
+
+
+def op_arguments(backend: str) -> tuple[Any, ...]:
+    weights, biases = network(3, (6, 5, 4), DTYPES[backend])
+    lonlat, *parameters = trained(places(5), *weights, *biases)
+    return lonlat, parameters[:3], parameters[3:]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_finds_nothing_wrong_with_encode(backend: str, dropout: float) -> None:
+    arguments = (*op_arguments(backend), dropout, 7, backend)
+    torch.library.opcheck(torch.ops.satclip_engine.encode.default, arguments)
+
+
+@pytest.mark.parametrize("places", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_finds_nothing_wrong_with_the_backward_op(backend: str, places: bool) -> None:
+    arguments = [
+        arg.detach() if hasattr(arg, "detach") else [t.detach() for t in arg] for arg in op_arguments(backend)
+    ]
+    out, saved = torch.ops.satclip_engine.encode(*arguments, 0.5, 7, backend)
+    torch.library.opcheck(
+        torch.ops.satclip_engine.encode_backward.default,
+        (torch.ones_like(out), *arguments, saved, 0.5, 7, backend, places),
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_opcheck_finds_nothing_wrong_with_embed(backend: str) -> None:
+    weights, biases = network(3, (6, 5, 4), DTYPES[backend])
+    torch.library.opcheck(torch.ops.satclip_engine.embed.default, (places(5), weights, biases, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_step_is_whole_and_serves_any_batch_and_seed(backend: str) -> None:
+    weights, biases = network(4, (6, 5, 4), DTYPES[backend])
+    parameters = trained(*weights, *biases)
+
+    def step(lonlat: Any, seed: int) -> Any:
+        out = op.encode(lonlat, parameters[:3], parameters[3:], dropout=0.5, seed=seed, backend=backend)
+        return out.square().sum()
+
+    torch._dynamo.reset()
+    compilations = testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=compilations)
+    for count, seed in ((9, 3), (7, 4), (8, 5), (23, 6)):
+        found, expected = (
+            torch.autograd.grad(run(places(count), seed), parameters) for run in (compiled, step)
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    assert compilations.frame_count <= 2  # with the sizes as they are, then with symbols
+
+
+class Encoding(torch.nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        weights, biases = network(4, (6, 5, 4), DTYPES[backend])
+        self.weights, self.biases = torch.nn.ParameterList(weights), torch.nn.ParameterList(biases)
+        self.backend = backend
+
+    def forward(self, lonlat: Any) -> Any:
+        return op.encode(lonlat, list(self.weights), list(self.biases), backend=self.backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_exported_program_serves_any_batch(backend: str) -> None:
+    model = Encoding(backend)
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (places(5),), dynamic_shapes={"lonlat": {0: batch}})
+    assert "satclip_engine.encode" in str(program.graph)
+    for count in (2, 50):
+        torch.testing.assert_close(program.module()(places(count)), model(places(count)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_narrows_neither_parameters_nor_places(backend: str) -> None:
+    weights, biases = network(4, (6, 5, 4), DTYPES[backend])
+    parameters = trained(*weights, *biases)
+    lonlat = places(20)
+    expected = op.encode(lonlat, parameters[:3], parameters[3:], backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = op.encode(lonlat, parameters[:3], parameters[3:], backend=backend)
+    assert torch.equal(found, expected)
+    assert found.dtype == expected.dtype
+
+
+def test_autocast_widens_what_arrives_narrow() -> None:
+    weights, biases = network(4, (6, 5, 4), torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = torch.ops.satclip_engine.encode(places(3), weights, biases, 0.0, 0, "reference")
+    assert out.dtype == torch.float32
+    wide = op.encode(
+        places(3), [w.float() for w in weights], [b.float() for b in biases], backend="reference"
+    )
+    torch.testing.assert_close(out, wide)
+
+
+def test_cpu_by_name_computes_float64_parameters_in_float32_and_auto_leaves_them_to_the_reference() -> None:
+    weights, biases = network(4, (6, 5, 4))
+    lonlat = places(10)
+    by_name = op.encode(lonlat, weights, biases, backend="cpu")
+    narrow = op.encode(lonlat, [w.float() for w in weights], [b.float() for b in biases], backend="cpu")
+    assert by_name.dtype == torch.float64
+    assert torch.equal(by_name, narrow.double())
+    automatic = op.encode(lonlat, weights, biases)
+    assert torch.equal(automatic, gradients.encode_forward(lonlat, weights, biases)[0])
+
+
+@pytest.mark.skipif(not hasattr(KERNELS, "train_saved"), reason="the compiled kernels have no gradients yet")
+def test_the_size_of_what_is_saved_is_the_kernels_own() -> None:
+    for count in (0, 1, 47, 48, 49, 500):
+        for widths in ([1], [8, 9], [512, 512, 37]):
+            assert op.Cpu().saved_shape(count, widths) == (KERNELS.train_saved(count, widths),)
+
+
+def test_what_does_not_fit_is_told_by_layer_and_row() -> None:
+    weights, biases = network(3, (6, 5, 4))
+    at = places(4)
+    with pytest.raises(UsageError, match=r"layer 1: expected weight \(rows, 6\).*got \(5, 7\) and \(5,\)"):
+        op.encode(at, [weights[0], torch.zeros(5, 7).double(), weights[2]], biases)
+    with pytest.raises(UsageError, match=r"layer 0: expected weight \(rows, L²\), got \(6, 8\)"):
+        op.encode(at, [weights[0][:, :8], *weights[1:]], biases)
+    with pytest.raises(UsageError, match=r"layer 2: .*got \(4, 5\) and \(3,\)"):
+        op.encode(at, weights, [*biases[:2], biases[2][:3]])
+    with pytest.raises(UsageError, match="as many weights as biases, got 3 and 2"):
+        op.encode(at, weights, biases[:2])
+    with pytest.raises(UsageError, match="at least one hidden layer"):
+        op.encode(at, weights[:1], biases[:1])
+    with pytest.raises(UsageError, match=r"lonlat must have shape \(N, 2\).*not \(4, 3\)"):
+        op.encode(torch.zeros(4, 3), weights, biases)
+    with pytest.raises(UsageError, match=r"^row 2: latitude 90\.5 is outside \[-90, 90\]"):
+        op.encode(torch.tensor([[0.0, 0.0], [0.0, math.nan], [100.0, 90.5]]), weights, biases)
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(UsageError, match="dropout must be at least 0 and below 1"):
+            op.encode(at, trained(*weights), biases, dropout=dropout)
+    with pytest.raises(TypeError, match="real numbers"):
+        op.encode(at.to(torch.complex64), weights, biases)
+    with pytest.raises(TypeError, match="lonlat must be float64"):
+        torch.ops.satclip_engine.encode(at.float(), weights, biases, 0.0, 0, "auto")
+    mixed = [weights[0], weights[1].float(), weights[2]]
+    with pytest.raises(TypeError, match=r"layer 1: .*torch\.float32 beside torch\.float64"):
+        torch.ops.satclip_engine.encode(at, mixed, biases, 0.0, 0, "auto")
+    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
+        op.encode(at, weights, biases, backend="gpu")
+    with pytest.raises(MissingExtra, match=r"'cpu' cannot run here: .*float64"):
+        torch.ops.satclip_engine.encode(at, weights, biases, 0.0, 0, "cpu")
+
+
+def test_a_wrong_dropout_is_refused_even_when_nothing_is_trained() -> None:
+    weights, biases = network(3, (6, 4))
+    with pytest.raises(UsageError, match="dropout"):
+        op.encode(places(2), weights, biases, dropout=-1.0)
