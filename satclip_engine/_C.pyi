@@ -31,6 +31,36 @@ class Network:
         check: Callable[[], object] | None = None,
     ) -> None: ...
 
+train_tile: int
+train_units: int
+
+def train_saved(count: int, hidden: Sequence[int], isa: str | None = None) -> int: ...
+def train_forward(
+    lonlat: np.ndarray,
+    weights: Sequence[np.ndarray],
+    biases: Sequence[np.ndarray],
+    out: np.ndarray,
+    saved: np.ndarray,
+    dropout: float,
+    seed: int,
+    threads: int,
+    check: Callable[[], object] | None = None,
+    isa: str | None = None,
+) -> None: ...
+def train_backward(
+    gradient: np.ndarray,
+    lonlat: np.ndarray,
+    weights: Sequence[np.ndarray],
+    biases: Sequence[np.ndarray],
+    saved: np.ndarray,
+    dropout: float,
+    d_weights: Sequence[np.ndarray],
+    d_biases: Sequence[np.ndarray],
+    d_first: np.ndarray | None,
+    threads: int,
+    check: Callable[[], object] | None = None,
+    isa: str | None = None,
+) -> None: ...
 def pack_tiles(
     pixels: np.ndarray,
     tiles: np.ndarray,

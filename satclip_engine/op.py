@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 else:
     torch = need("torch", extra="torch", why="satclip_engine.op")
 
-_PADDED_UNITS = 8  # the cpu kernel keeps pre-activations in whole groups of so many units
-
 
 def encode(
     lonlat: Tensor,
@@ -113,8 +111,6 @@ class Cpu:
             return f"the weights are on {weight.device}"
         if weight.dtype != torch.float32:
             return f"it computes in float32, the weights are {weight.dtype}"
-        if training and not hasattr(_kernels(), "train_forward"):
-            return "these compiled kernels have no gradients; reinstall satclip-engine"
         return None
 
     def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
@@ -125,8 +121,8 @@ class Cpu:
         return out
 
     def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
-        tile = _kernels().train_tile
-        padded = sum((width + _PADDED_UNITS - 1) // _PADDED_UNITS * _PADDED_UNITS for width in widths)
+        tile, group = _kernels().train_tile, _kernels().train_units
+        padded = sum((width + group - 1) // group * group for width in widths)
         return ((count + tile - 1) // tile * (tile * padded),)
 
     def forward(
@@ -166,6 +162,7 @@ class Cpu:
             _arrays(weights),
             _arrays(biases),
             _array(saved),
+            dropout,
             _arrays(d_weights),
             _arrays(d_biases),
             None if d_first is None else d_first.numpy(),

@@ -101,7 +101,9 @@ void backward(const InFloats& gradient, const py::object& lonlat, const std::vec
 }  // namespace
 
 void bind_train(py::module_& m) {
+    // What is saved is rounded up to whole tiles of places and groups of units.
     m.attr("train_tile") = satclip::find_kernels(nullptr)->train->tile_places;
+    m.attr("train_units") = satclip::find_kernels(nullptr)->units;
     m.def("train_saved", &saved_floats, py::arg("count"), py::arg("hidden"), py::arg("isa") = py::none());
     m.def("train_forward", &forward, py::arg("lonlat"), py::arg("weights"), py::arg("biases"), py::arg("out"),
           py::arg("saved"), py::arg("dropout"), py::arg("seed"), py::arg("threads"),
