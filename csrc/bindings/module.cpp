@@ -11,6 +11,7 @@ namespace py = pybind11;
 
 void bind_network(py::module_& m);
 void bind_raster(py::module_& m);
+void bind_loss(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of satclip_engine";
@@ -25,4 +26,5 @@ PYBIND11_MODULE(_C, m) {
         "Names of the instruction sets that this processor runs, best first.");
     bind_network(m);
     bind_raster(m);
+    bind_loss(m);
 }

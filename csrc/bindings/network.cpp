@@ -1,6 +1,4 @@
 // Network, encode, encode_grid and harmonics on NumPy arrays.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -12,16 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "arrays.h"
 #include "harmonics.h"
-#include "satclip.h"
 
-namespace py = pybind11;
+using namespace satclip_python;
 using satclip::Control;
 using satclip::Kernels;
 using satclip::NetworkData;
-
-using InDoubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
-using InFloats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 namespace {
 
@@ -32,35 +27,6 @@ std::string plain(double value) {
     char text[32];
     std::snprintf(text, sizeof text, "%.10g", value);
     return text;
-}
-
-const Kernels& kernels_named(const std::optional<std::string>& isa) {
-    const Kernels* kernels = satclip::find_kernels(isa ? isa->c_str() : nullptr);
-    if (kernels == nullptr) throw py::value_error("this processor has no instruction set '" + *isa + "'");
-    return *kernels;
-}
-
-// Runs signal handlers when this is Python's main thread, then the caller's own check; true when one of them
-// raised (KeyboardInterrupt). The exception stays set.
-bool raised(void* check) {
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) return true;
-    if (check == nullptr) return false;
-    PyObject* result = PyObject_CallNoArgs(static_cast<PyObject*>(check));
-    Py_XDECREF(result);
-    return result == nullptr;
-}
-
-// body(control) without the GIL; what interrupted it is raised.
-template <class Body>
-void without_gil(int threads, const py::object& check, Body&& body) {
-    if (threads < 1) throw py::value_error("threads must be at least 1, not " + std::to_string(threads));
-    bool finished;
-    {
-        const py::gil_scoped_release release;
-        finished = body(Control{threads, raised, check.is_none() ? nullptr : check.ptr()});
-    }
-    if (!finished) throw py::error_already_set();
 }
 
 void check_degrees(int degrees) {
@@ -76,12 +42,6 @@ void check_latitudes(const double* lat, ptrdiff_t count, ptrdiff_t step) {
             throw py::value_error("row " + std::to_string(i) + ": latitude " + plain(value) +
                                   " is outside [-90, 90]");
     }
-}
-
-std::string shape_text(const py::array& a) {
-    std::string text = "(";
-    for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
-    return text + ")";
 }
 
 // A writable float32 array of that shape whose last axis is contiguous; strides in floats.

@@ -18,6 +18,7 @@ void grid_columns(const Network&, const float*, const ColumnTile*, int, float*, 
 size_t grid_columns_scratch(const Network&);
 
 extern const RasterKernels raster_kernels;
+extern const LossKernels loss_kernels;
 extern const Kernels kernels;
 const Kernels kernels = {
     NAME_OF(SATCLIP_ISA),
@@ -36,6 +37,7 @@ const Kernels kernels = {
     grid_columns,
     grid_columns_scratch,
     &raster_kernels,
+    &loss_kernels,
 };
 
 }  // namespace satclip::SATCLIP_ISA
