@@ -1,4 +1,5 @@
-// exp(x) of float32 vectors for x ≤ 88, relative error ≤ 1.01 · 2⁻²³ (a unit in the last place of 1).
+// exp(x) of float32 vectors for x ≤ 88: within 0.9 units in the last place with fused multiply-add, 1.2
+// without.
 //
 // x is reduced by the nearest multiple of ln 2, whose first constant is short, so that its product is exact
 // with or without fused multiply-add; on [−ln 2 / 2, ln 2 / 2] a polynomial of degree 6 with minimax
