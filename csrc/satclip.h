@@ -67,8 +67,8 @@ struct RowGroup {
     float* const* north;
 };
 
-// The two sides of the contrastive loss: S[i][j] = scale · a[i] · b[j], i < rows, j < columns; row i's partner
-// is column offset + i. Packed twice: along the elements for S and along the rows for gradients.
+// The two sides of the contrastive loss: S[i][j] = scale · a[i] · b[j], i < rows, j < columns; row i's
+// partner is column offset + i. Packed twice: along the elements for S and along the rows for gradients.
 struct LossOperands {
     int rows, columns;
     int embed;  // elements of a row
