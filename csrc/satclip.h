@@ -91,6 +91,49 @@ struct RowGroup {
     float* const* north;
 };
 
+// The two sides of the contrastive loss: S[i][j] = scale · a[i] · b[j], i < rows, j < columns; row i's
+// partner is column offset + i. Packed twice: along the elements for S and along the rows for gradients.
+struct LossOperands {
+    int rows, columns;
+    int embed;  // elements of a row
+    float scale;
+    ptrdiff_t offset;
+    const float *a_tiles, *b_panels;   // [tile or panel][element][row within it]
+    const float *a_chunks, *b_chunks;  // [chunk of a tile's width of elements][row][element within it]
+};
+
+// Some tiles of a's rows and some panels of b's.
+struct LossBlock {
+    int tile, tiles;
+    int panel, panels;
+};
+
+// Running sums of exponentials: log-sum-exp = top + log(sum). Rows lie as in tiles; a panel's columns begin
+// at panel · slots.
+struct LossSums {
+    float *row_top, *row_sum, *column_top, *column_sum;
+    float* partner;  // [rows] S of each row with its partner
+};
+
+// What `backward` of a pair of blocks reads and adds to.
+struct LossGradient {
+    const float* row_lse;     // in whole tiles
+    const float* column_lse;  // in whole panels
+    float factor;             // da = factor · P · b, db = factor · Pᵀ · a
+    float *da, *db;           // [rows][embed], [columns][embed]
+};
+
+struct LossKernels {
+    int lanes;
+    int tile, panel;  // rows in them
+    int slots;
+    int most_tiles, most_panels;  // of a block
+    void (*forward)(const LossOperands&, const LossBlock&, const LossSums&);
+    // Returns Σ P · (a·b). scratch: a float for each row and column of the block, missing ones included.
+    double (*backward)(const LossOperands&, const LossBlock&, const LossGradient&, float* scratch);
+    void (*exponentials)(const float* x, size_t count, float* out);
+};
+
 struct RasterKernels {
     void (*pack_tiles)(const raster::Block&, const raster::Encoding&, const raster::Tiles&, raster::Tally&);
     void (*halve)(const raster::Block&, float* out, std::ptrdiff_t out_row_stride);
@@ -135,6 +178,7 @@ struct Kernels {
     size_t (*grid_columns_scratch)(const Network&);
     const RasterKernels* raster;
     const TrainKernels* train;
+    const LossKernels* loss;
 };
 
 // The instruction sets that this processor runs, best first.
@@ -208,5 +252,25 @@ bool train_backward(const Kernels&, int degrees, const std::vector<DenseLayer>&,
 
 bool encode_grid(const NetworkData&, const double* lat, size_t rows, const double* lon, size_t columns,
                  float* out, ptrdiff_t row_stride, ptrdiff_t column_stride, const Control&);
+
+// A contrastive loss, see LossOperands: a [rows][embed], b [columns][embed].
+struct Contrast {
+    const float *a, *b;
+    size_t rows, columns, embed;
+    double scale;
+    size_t offset;  // row i's partner is column offset + i
+};
+
+// Both return false when interrupted. Memory beyond the results is proportional to the operands, never to
+// rows × columns. The order of all sums follows from the sizes and the instruction set alone.
+//
+// row_lse[i] = log Σ_j exp S_ij, column_lse[j] = log Σ_i exp S_ij, partner[i] = S_i,offset+i
+bool loss_forward(const Kernels&, const Contrast&, float* row_lse, float* column_lse, float* partner,
+                  const Control&);
+// With dS_ij = factor · (exp(S_ij − row_lse_i) + exp(S_ij − column_lse_j) − 2·[j = offset + i]):
+// da = scale · dS · b, db = scale · dSᵀ · a, *dscale = Σ dS_ij (a_i · b_j). The log-sum-exps may be those of
+// more rows and columns than the ones given.
+bool loss_backward(const Kernels&, const Contrast&, const float* row_lse, const float* column_lse,
+                   double factor, float* da, float* db, double* dscale, const Control&);
 
 }  // namespace satclip

@@ -76,3 +76,25 @@ def pack_tiles(
     isa: str | None = None,
 ) -> None: ...
 def halve(pixels: np.ndarray, out: np.ndarray, isa: str | None = None) -> None: ...
+def loss_forward(
+    a: np.ndarray,
+    b: np.ndarray,
+    scale: float,
+    offset: int = 0,
+    threads: int = 1,
+    check: Callable[[], object] | None = None,
+    isa: str | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+def loss_backward(
+    a: np.ndarray,
+    b: np.ndarray,
+    scale: float,
+    row_lse: np.ndarray,
+    column_lse: np.ndarray,
+    offset: int = 0,
+    factor: float = 1.0,
+    threads: int = 1,
+    check: Callable[[], object] | None = None,
+    isa: str | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]: ...
+def exponentials(x: np.ndarray, isa: str | None = None) -> np.ndarray: ...

@@ -12,6 +12,7 @@ namespace py = pybind11;
 void bind_network(py::module_& m);
 void bind_raster(py::module_& m);
 void bind_train(py::module_& m);
+void bind_loss(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of satclip_engine";
@@ -27,4 +28,5 @@ PYBIND11_MODULE(_C, m) {
     bind_network(m);
     bind_raster(m);
     bind_train(m);
+    bind_loss(m);
 }

@@ -68,7 +68,7 @@ struct DotSums {
 };
 
 // Rows x0.. of x with rows y0.. of y over `tiles` tiles. Rows beyond the last are computed as the last one.
-static void dot(const Rows& x, int x0, const Rows& y, int y0, int tiles, DotSums& sums) {
+[[maybe_unused]] static void dot(const Rows& x, int x0, const Rows& y, int y0, int tiles, DotSums& sums) {
     const float *xs[kDotX], *ys[kDotY];
     for (int i = 0; i < kDotX; ++i)
         xs[i] = x.data + static_cast<size_t>(x0 + i < x.count ? x0 + i : x.count - 1) * kTile;

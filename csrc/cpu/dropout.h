@@ -12,9 +12,9 @@ typedef uint64_t LongWords __attribute__((vector_size(4 * kLanes)));
 // Upper and lower halves of the products of 32-bit lanes with a constant.
 SATCLIP_INLINE void multiply_wide(Words a, uint32_t b, Words& high, Words& low) {
     const LongWords factor = LongWords{} + b, lower = LongWords{} + 0xffffffffu;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__)  // masked with all ones, because GCC 12 warns of the other one in its own header
     const auto product = [&](LongWords v) {
-        return (LongWords)_mm512_mul_epu32((__m512i)v, (__m512i)factor);
+        return (LongWords)_mm512_maskz_mul_epu32(0xff, (__m512i)v, (__m512i)factor);
     };
 #elif defined(__AVX2__)
     const auto product = [&](LongWords v) {

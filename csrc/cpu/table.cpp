@@ -19,6 +19,7 @@ size_t grid_columns_scratch(const Network&);
 
 extern const RasterKernels raster_kernels;
 extern const TrainKernels train_kernels;
+extern const LossKernels loss_kernels;
 extern const Kernels kernels;
 const Kernels kernels = {
     NAME_OF(SATCLIP_ISA),
@@ -38,6 +39,7 @@ const Kernels kernels = {
     grid_columns_scratch,
     &raster_kernels,
     &train_kernels,
+    &loss_kernels,
 };
 
 }  // namespace satclip::SATCLIP_ISA

@@ -176,6 +176,28 @@ class GridCase:
 
 
 @dataclass(frozen=True)
+class LossCase:
+    """The contrastive loss of `pairs` pairs of embeddings, with its gradients by both and by the scale."""
+
+    pairs: int
+    embed: int = 256
+    tolerance: float = 3e-5
+    tags: tuple[str, ...] = (FULL,)
+    group: ClassVar[str] = "loss"
+    unit: ClassVar[str] = "samples"
+    reference: ClassVar[str] = "logits in blocks, gradients of some rows in float64"
+
+    @property
+    def name(self) -> str:
+        return f"loss N={self.pairs:,}, E={self.embed}"
+
+    @property
+    def multiply_adds(self) -> float:
+        """Of one pair: a product of (N, E) and (E, N) forward, three backward, which makes the first anew."""
+        return 4.0 * self.pairs * self.embed
+
+
+@dataclass(frozen=True)
 class WriteCase:
     """A global raster file: the whole command as a process of its own, or the writer alone."""
 
@@ -215,6 +237,9 @@ CASES: tuple[Case, ...] = (
     *(GridCase(degrees, 0.5) for degrees in (10, 40, 100, 200)),
     *(GridCase(degrees, *_BAND) for degrees in (10, 40, 100, 200)),
     *(GridCase(degrees, 2.0, tags=(QUICK,)) for degrees in (10, 40)),
+    LossCase(8192),
+    LossCase(32_768),
+    LossCase(2048, tags=(QUICK,)),
     WriteCase(0.5, peers=True),
     WriteCase(0.25),
     WriteCase(0.1),
@@ -223,7 +248,7 @@ CASES: tuple[Case, ...] = (
     WriteCase(1.0, alone=True, tags=(QUICK,)),
 )
 
-GROUPS = ("kernels", "points", "grid", "write")
+GROUPS = ("kernels", "points", "grid", "loss", "write")
 
 # What --compare chooses from.
 COMPARED = ("torch", "torch64", "torchgeo", "published", "scipy", "numpy", "rioxarray")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from satclip_engine._optional import need
-from satclip_engine.bench import grid, kernels, points, write
+from satclip_engine.bench import grid, kernels, loss, points, write
 from satclip_engine.bench.cases import (
     COMPARED,
     Case,
@@ -14,6 +14,7 @@ from satclip_engine.bench.cases import (
     GridCase,
     GridKernelCase,
     HarmonicsCase,
+    LossCase,
     PointsCase,
     PointsKernelCase,
     RasterKernelCase,
@@ -34,12 +35,13 @@ CONTESTANTS: dict[type, Contestants] = {
     RasterKernelCase: kernels.raster,
     PointsCase: points.points,
     GridCase: grid.grid,
+    LossCase: loss.loss,
     WriteCase: write.write,
 }
 
 # Seconds that a contestant gets for its rounds, and how many there are at most.
-BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 2.5, "write": 20.0}
-ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "write": 3}
+BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 2.5, "loss": 10.0, "write": 20.0}
+ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "loss": 7, "write": 3}
 
 
 def run(

@@ -98,6 +98,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "kernels": _COMPUTED[:-1],
     "points": _COMPUTED,
     "grid": _COMPUTED,
+    "loss": _COMPUTED,
     "write": (
         _NAME,
         Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else _rate(row)),
@@ -200,7 +201,7 @@ def _machine(content: Mapping[str, Any]) -> str:
 def summary(content: Mapping[str, Any]) -> str:
     """The numbers that matter most: what this package does with all cores, and how others compare."""
     lines = ["| what | measured | times faster than, in the same run |", "| --- | --- | --- |"]
-    for group in ("points", "grid", "write"):
+    for group in ("points", "grid", "loss", "write"):
         rows = content["runs"].get(group, {}).get("records", [])
         for _, found in groupby(rows, key=lambda row: row["case"]):
             lines += _summary_line(group, list(found))
@@ -214,7 +215,7 @@ def _summary_line(group: str, rows: Sequence[Row]) -> list[str]:
         return []
     first, others = rows[0], [row for row in rows[1:] if not row["yardstick"]]
     beside = [f"{_digits(row['faster'])} × {row['contestant']}" for row in others]
-    if group == "points":
+    if group in ("points", "loss"):
         beside.append(f"{_of_gemm(first)} of SGEMM")
     if group == "write":
         measured = f"{first['seconds']['median']:.1f} s"

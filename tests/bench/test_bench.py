@@ -34,6 +34,7 @@ SMALL = (
     cases.RasterKernelCase("halve", 16, 64, 8),
     cases.PointsCase(6, 300, (48, 40, 16)),
     cases.GridCase(6, 15.0, sizes=(48, 40, 16)),
+    cases.LossCase(150, 40),
     cases.WriteCase(20.0, bands=3, peers=True),
     cases.WriteCase(20.0, bands=3, alone=True),
 )

@@ -1,0 +1,154 @@
+"""The contrastive loss as PyTorch operators, and the shares of it that several processes combine.
+
+    satclip_engine::contrastive_loss(Tensor a, Tensor b, Tensor scale, str backend)
+        -> (Tensor loss, Tensor row_lse, Tensor column_lse)
+    satclip_engine::contrastive_loss_backward(Tensor grad, Tensor a, Tensor b, Tensor scale, Tensor row_lse,
+        Tensor column_lse, str backend) -> (Tensor da, Tensor db, Tensor dscale)
+
+a and b are (N, E), scale is (), all of one dtype. Backend "auto" takes the compiled kernels for float32 on
+the CPU and the reference for float64; "cpu" and "reference" run or raise. Only the loss has a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from satclip_engine import backends, contrast_reference
+from satclip_engine.errors import MissingExtra, UsageError
+
+NAMES = ("auto", "cpu", "reference")
+
+
+def check_operands(a: Tensor, b: Tensor, scale: Tensor) -> None:
+    """Raises ValueError or TypeError for what has no loss."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0:
+        raise ValueError(f"expected a (n, E) and b (N, E), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if scale.ndim != 0:
+        raise ValueError(f"scale: expected a tensor without dimensions, got shape {tuple(scale.shape)}")
+    if not a.dtype == b.dtype == scale.dtype:
+        raise TypeError(f"a, b and scale: expected one dtype, got {a.dtype}, {b.dtype} and {scale.dtype}")
+    if not a.device == b.device == scale.device:
+        raise ValueError(
+            f"expected one device, got a on {a.device}, b on {b.device}, scale on {scale.device}"
+        )
+
+
+def runs_compiled(a: Tensor, backend: str) -> bool:
+    """Whether the compiled kernels compute it, else the reference does. Raises when neither may."""
+    if backend not in NAMES:
+        raise UsageError(f"unknown backend {backend!r}: choose from {', '.join(NAMES)}")
+    compiled = a.device.type == "cpu" and a.dtype == torch.float32
+    if backend == "reference" or (backend == "auto" and a.dtype == torch.float64):
+        return False
+    if not compiled:
+        raise TypeError(
+            f"contrastive_loss: expected float32 on the CPU (or float64 for the reference), got {a.dtype} on "
+            f"{a.device.type}; convert the inputs, or use autocast"
+        )
+    if backends._C is None:
+        if backend == "cpu":
+            raise MissingExtra(f"backend 'cpu' cannot run here: {backends._C_MISSING}")
+        return False
+    return True
+
+
+def log_sum_exps(
+    a: Tensor, b: Tensor, scale: Tensor, offset: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a (n, E), b (N, E) → row_lse (n,), column_lse (N,) over these rows, S with the partners (n,)."""
+    if not runs_compiled(a, backend):
+        return contrast_reference.log_sum_exps(a, b, scale, offset)
+    found = backends._C.loss_forward(_array(a), _array(b), float(scale), offset, torch.get_num_threads())
+    row_lse, column_lse, partner = (torch.from_numpy(array) for array in found)
+    return row_lse, column_lse, partner
+
+
+def gradients(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    offset: int,
+    factor: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The share of a's rows in the gradients: da (n, E), db (N, E), dscale (). See the reference."""
+    if not runs_compiled(a, backend):
+        return contrast_reference.gradients(a, b, scale, row_lse, column_lse, offset, factor)
+    da, db, dscale = backends._C.loss_backward(
+        _array(a),
+        _array(b),
+        float(scale),
+        _array(row_lse),
+        _array(column_lse),
+        offset,
+        float(factor),
+        torch.get_num_threads(),
+    )
+    return torch.from_numpy(da), torch.from_numpy(db), torch.tensor(dscale, dtype=scale.dtype)
+
+
+def mean_loss(row_lse: Tensor, column_lse: Tensor, partner: Tensor, count: int) -> Tensor:
+    """Σ (row_lse + column_lse − 2 partner) / (2 · count), summed in float64."""
+    total = row_lse.double().sum() + column_lse.double().sum() - 2 * partner.double().sum()
+    return (total / (2 * count)).to(row_lse.dtype)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
+
+
+@torch.library.custom_op("satclip_engine::contrastive_loss", mutates_args=())
+def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """a (N, E), b (N, E), scale () → loss (), row_lse (N,), column_lse (N,)."""
+    _check_pairs(a, b, scale)
+    row_lse, column_lse, partner = log_sum_exps(a, b, scale, 0, backend)
+    return mean_loss(row_lse, column_lse, partner, len(a)), row_lse, column_lse
+
+
+@torch.library.custom_op("satclip_engine::contrastive_loss_backward", mutates_args=())
+def contrastive_loss_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by a (N, E), b (N, E) and scale (), given the one by the loss ()."""
+    return gradients(a, b, scale, row_lse, column_lse, 0, grad / (2 * len(b)), backend)
+
+
+def _check_pairs(a: Tensor, b: Tensor, scale: Tensor) -> None:
+    check_operands(a, b, scale)
+    if a.shape != b.shape:
+        raise ValueError(f"expected as many rows in a as in b, got {len(a)} and {len(b)}")
+
+
+@contrastive_loss.register_fake
+def _(a: Tensor, b: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    _check_pairs(a, b, scale)
+    return a.new_empty(()), a.new_empty(a.shape[0]), a.new_empty(b.shape[0])
+
+
+@contrastive_loss_backward.register_fake
+def _(
+    grad: Tensor, a: Tensor, b: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return a.new_empty(a.shape), b.new_empty(b.shape), scale.new_empty(())
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    a, b, scale, ctx.backend = inputs
+    _, row_lse, column_lse = output
+    ctx.mark_non_differentiable(row_lse, column_lse)
+    ctx.save_for_backward(a, b, scale, row_lse, column_lse)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+    da, db, dscale = contrastive_loss_backward(grad, *ctx.saved_tensors, ctx.backend)
+    return da, db, dscale, None
+
+
+contrastive_loss.register_autograd(_differentiate, setup_context=_keep)
+for _device in ("cpu", "cuda"):  # bfloat16 has 8 bits: at scale 100 its products would be off by 0.4
+    contrastive_loss.register_autocast(_device, torch.float32)

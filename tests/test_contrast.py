@@ -1,0 +1,345 @@
+"""The contrastive loss: kernels equal the definition, the operator behaves as one of PyTorch's own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from satclip_engine import _C, contrast_reference, op_loss  # noqa: E402
+from satclip_engine.contrast import contrastive_loss  # noqa: E402
+from satclip_engine.errors import UsageError  # noqa: E402
+
+INSTRUCTION_SETS = _C.instruction_sets()
+
+# a's rows, b's rows, E, column of the first row's partner
+SHAPES = {
+    "one pair": (1, 1, 7, 0),
+    "two pairs": (2, 2, 1, 0),
+    "a row less than a tile": (47, 47, 7, 0),
+    "a tile": (48, 48, 256, 0),
+    "a row more than a tile": (49, 49, 256, 0),
+    "a share of the rows": (200, 333, 256, 60),
+    "the last rows, one element": (200, 333, 1, 133),
+    "several blocks both ways": (700, 1100, 33, 200),
+    "no rows": (0, 5, 7, 2),
+}
+SCALES = (1.0, 14.3, 100.0)
+EPSILON = 2.0**-24
+
+
+def normalised(rows: int, columns: int, embed: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for count in (rows, columns):
+        values = rng.standard_normal((count, embed))
+        found.append((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32))
+    return found[0], found[1]
+
+
+def steepness(a: np.ndarray, b: np.ndarray, scale: float) -> float:
+    """S has an error of some EPSILON times this, and so have its log-sum-exp and, relatively, exp S."""
+    longest = [np.linalg.norm(rows.astype(np.float64), axis=1).max(initial=0) for rows in (a, b)]
+    return 1 + scale * longest[0] * longest[1]
+
+
+def compare(isa: str, a: np.ndarray, b: np.ndarray, scale: float, offset: int = 0) -> None:
+    """Each output and each gradient with the float64 definition."""
+    exact = [torch.from_numpy(rows.astype(np.float64)) for rows in (a, b)]
+    expected = contrast_reference.log_sum_exps(*exact, scale, offset)
+    found = _C.loss_forward(a, b, scale, offset, 2, isa=isa)
+    slack = 8 * EPSILON * steepness(a, b, scale)
+    for name, value, right in zip(("row_lse", "column_lse", "partner"), found, expected, strict=True):
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, right.numpy(), rtol=0, atol=slack, err_msg=name)
+
+    factor = 0.5 / len(b)
+    sums = [torch.from_numpy(lse.astype(np.float64)) for lse in found[:2]]
+    right = contrast_reference.gradients(*exact, scale, *sums, offset, factor)
+    da, db, dscale = _C.loss_backward(a, b, scale, *found[:2], offset, factor, 2, isa=isa)
+    # Each row of dS adds up to at most 4 · factor in size.
+    unit = 4 * factor * 2 * slack
+    for name, value, wanted, others in (("da", da, right[0], b), ("db", db, right[1], a)):
+        atol = unit * scale * np.abs(others).max(initial=0) * max(1, len(others) / len(b))
+        np.testing.assert_allclose(value, wanted.numpy(), rtol=0, atol=atol, err_msg=name)
+    assert dscale == pytest.approx(float(right[2]), abs=unit * len(a) * steepness(a, b, 1.0) + 1e-30)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_equal_the_definition(isa, shape, scale):
+    rows, columns, embed, offset = SHAPES[shape]
+    a, b = normalised(rows, columns, embed)
+    if rows == 0:
+        assert np.array_equal(_C.loss_forward(a, b, scale, offset, isa=isa)[1], np.full(5, -np.inf))
+        da, db, dscale = _C.loss_backward(a, b, scale, np.ones(0), np.ones(5), offset, 1.0, isa=isa)
+        assert (da.shape, float(np.abs(db).max()), dscale) == ((0, embed), 0.0, 0.0)
+        return
+    compare(isa, a, b, scale, offset)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_identical_rows_give_the_loss_of_guessing_and_no_gradient(isa):
+    rows = np.repeat(normalised(1, 1, 64)[0], 130, axis=0)
+    compare(isa, rows, rows, 100.0)
+    row_lse, column_lse, partner = _C.loss_forward(rows, rows, 1.0, isa=isa)
+    np.testing.assert_allclose(row_lse - partner, np.log(130), atol=1e-6)
+    np.testing.assert_allclose(column_lse - partner, np.log(130), atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("length", [30.0, 1e3, 1e17])
+def test_rows_of_any_length_neither_overflow_nor_vanish(isa, length):
+    a, b = normalised(130, 130, 16)
+    a, b = (length * a).astype(np.float32), (length * b).astype(np.float32)
+    exact = [torch.from_numpy(rows.astype(np.float64)) for rows in (a, b)]
+    expected = contrast_reference.log_sum_exps(*exact, 1.0)
+    found = _C.loss_forward(a, b, 1.0, isa=isa)
+    for value, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, right.numpy(), rtol=0, atol=8 * EPSILON * steepness(a, b, 1.0))
+    da, db, dscale = _C.loss_backward(a, b, 1.0, *found[:2], 0, 1.0, isa=isa)
+    if length < 100:  # beyond, S is not known to better than 1, and exp S not at all
+        compare(isa, a, b, 1.0)
+    assert np.isfinite(da).all()
+    assert np.isfinite(db).all()
+    assert np.isfinite(dscale)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["a", "b", "scale"])
+def test_what_is_not_finite_gives_nan(isa, wrong, side):
+    a, b = normalised(100, 100, 9)
+    scale = 2.0
+    if side == "scale":
+        scale = wrong
+    else:
+        {"a": a, "b": b}[side][70, 3] = wrong
+    row_lse, column_lse, partner = _C.loss_forward(a, b, scale, 0, 2, isa=isa)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan((row_lse + column_lse - 2 * partner).mean())
+    da, db, _ = _C.loss_backward(a, b, scale, row_lse, column_lse, 0, 0.005, 2, isa=isa)
+    assert np.isnan(da).any()
+    assert np.isnan(db).any()
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_the_bits_do_not_depend_on_the_number_of_threads(isa):
+    a, b = normalised(1000, 1700, 33)
+    for rows, columns in ((a, b), (b[:300], a[:400])):
+        sums = _C.loss_forward(rows, columns, 14.3, 50, 1, isa=isa)
+        grads = _C.loss_backward(rows, columns, 14.3, *sums[:2], 50, 0.1, 1, isa=isa)
+        for threads in (2, 5):
+            again = _C.loss_forward(rows, columns, 14.3, 50, threads, isa=isa)
+            assert all(np.array_equal(*pair) for pair in zip(sums, again, strict=True))
+            again = _C.loss_backward(rows, columns, 14.3, *sums[:2], 50, 0.1, threads, isa=isa)
+            assert all(np.array_equal(*pair) for pair in zip(grads, again, strict=True))
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_the_exponential_errs_by_its_bound_at_most(isa):
+    # Every 601st float32 of [-104, 0], and its ends. Over every seventh: 0.877 units fused, 1.16 not.
+    ends = np.array([0.0, -87.33, -104.0], np.float32)
+    first, last = (int(bits) for bits in np.array([-0.0, -104.0], np.float32).view(np.uint32))
+    x = np.concatenate([np.arange(first, last, 601, np.uint32).view(np.float32), ends])
+    found, exact = _C.exponentials(x, isa), np.exp(x.astype(np.float64))
+    normal = x >= np.float32(-87.33)
+    units = np.abs(found - exact) / np.spacing(exact.astype(np.float32))
+    assert units[normal].max() < 1.2
+    assert (found[~normal] == 0).all()
+    assert np.array_equal(_C.exponentials(np.array([-np.inf, -1e30, 0]), isa), [0, 0, 1])
+    strange = np.array([0x7FC00000, 0x7FC00001, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)
+    assert np.isnan(_C.exponentials(strange, isa)).all()
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    a, b = normalised(3, 5, 4)
+    with pytest.raises(ValueError, match=r"expected a \(n, E\) and b \(N, E\), found \(3, 4\) and \(5, 3\)"):
+        _C.loss_forward(a, b[:, :3], 1.0)
+    for offset in (-1, 3):
+        with pytest.raises(ValueError, match=rf"partners of a's 3 rows from row {offset} of b"):
+            _C.loss_forward(a, b, 1.0, offset)
+    with pytest.raises(ValueError, match="expected a log-sum-exp for each row"):
+        _C.loss_backward(a, b, 1.0, np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="no instruction set 'sse9'"):
+        _C.loss_forward(a, b, 1.0, isa="sse9")
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        _C.loss_forward(a, b, 1.0, threads=0)
+
+
+# The operator
+
+
+def pairs(count: int = 49, embed: int = 7, dtype=torch.float32) -> list:
+    a, b = normalised(count, count, embed)
+    return [
+        torch.from_numpy(a).to(dtype).requires_grad_(),
+        torch.from_numpy(b).to(dtype).requires_grad_(),
+        torch.tensor(14.3, dtype=dtype, requires_grad=True),
+    ]
+
+
+def cross_entropies(a, b, scale):
+    logits, labels = scale * a @ b.T, torch.arange(len(a))
+    rows, columns = (torch.nn.functional.cross_entropy(m, labels) for m in (logits, logits.T))
+    return (rows + columns) / 2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_loss_and_gradients_equal_two_cross_entropies(dtype, tolerance):
+    given = pairs(300, 24, dtype)
+    expected = cross_entropies(*given)
+    loss = contrastive_loss(*given)
+    assert loss.dtype == dtype
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=tolerance)
+    wanted = torch.autograd.grad(expected, given)
+    for name, found, right in zip(["a", "b", "scale"], torch.autograd.grad(loss, given), wanted, strict=True):
+        assert float((found - right).abs().max()) <= tolerance * float(right.abs().max()), name
+
+
+def test_the_reference_is_a_gradient():
+    given = pairs(11, 5, torch.float64)
+    assert torch.autograd.gradcheck(contrastive_loss, given)
+    loss, row_lse, column_lse = contrast_reference.contrastive_loss(*given)
+    explicit = contrast_reference.contrastive_loss_backward(
+        torch.tensor(3.0), *(t.detach() for t in (*given, row_lse, column_lse))
+    )
+    for found, right in zip(explicit, torch.autograd.grad(3 * loss, given), strict=True):
+        torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_operators_keep_the_rules(dtype):
+    given = pairs(dtype=dtype)
+    torch.library.opcheck(op_loss.contrastive_loss, (*given, "auto"))
+    outputs = op_loss.contrastive_loss(*given, "auto")
+    kept = [tensor.detach() for tensor in (outputs[0], *given, *outputs[1:])]
+    torch.library.opcheck(op_loss.contrastive_loss_backward, (*kept, "auto"))
+    assert [output.requires_grad for output in outputs] == [True, False, False]
+
+
+def test_it_compiles_into_one_graph():
+    given = pairs()
+    compiled = torch.compile(contrastive_loss, fullgraph=True)
+    loss, expected = compiled(*given), contrastive_loss(*given)
+    assert torch.equal(loss, expected)
+    for found, right in zip(
+        torch.autograd.grad(loss, given), torch.autograd.grad(expected, given), strict=True
+    ):
+        assert torch.equal(found, right)
+
+
+def test_under_autocast_it_is_computed_in_float32():
+    given = pairs()
+    expected = contrastive_loss(*(t.detach().bfloat16().float() for t in given[:2]), given[2])
+    for op in (contrastive_loss, lambda *values: op_loss.contrastive_loss(*values, "auto")[0]):
+        halves = [t.detach().bfloat16().requires_grad_() for t in given[:2]]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = op(*halves, given[2])
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, expected)
+        loss.backward()
+        assert [t.grad.dtype for t in halves] == [torch.bfloat16] * 2
+
+
+def test_tensors_need_not_be_contiguous_and_scale_may_be_a_number():
+    a, b, scale = (t.detach() for t in pairs())
+    wide = torch.zeros(49, 14)
+    wide[:, ::2] = a
+    strided = b.T.contiguous().T
+    assert torch.equal(contrastive_loss(wide[:, ::2], strided, 14.3), contrastive_loss(a, b, scale))
+
+
+def test_what_it_cannot_compute_is_refused():
+    a, b, scale = (t.detach() for t in pairs())
+    with pytest.raises(TypeError, match=r"expected float32 on the CPU .* got torch\.bfloat16 on cpu"):
+        contrastive_loss(a.bfloat16(), b.bfloat16(), scale)
+    with pytest.raises(TypeError, match="one dtype"):
+        contrastive_loss(a, b.double(), scale)
+    with pytest.raises(TypeError, match="expected float32"):
+        contrastive_loss(a.double(), b.double(), scale, backend="cpu")
+    with pytest.raises(ValueError, match="expected as many rows in a as in b, got 49 and 40"):
+        contrastive_loss(a, b[:40], scale)
+    with pytest.raises(ValueError, match=r"expected a \(n, E\) and b \(N, E\)"):
+        contrastive_loss(a[0], b, scale)
+    with pytest.raises(ValueError, match="without dimensions"):
+        contrastive_loss(a, b, torch.ones(1))
+    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
+        contrastive_loss(a, b, scale, backend="gpu")
+
+
+# Long calls
+
+
+def test_memory_grows_with_the_rows_not_with_their_pairs():
+    code = """
+        import resource
+        import torch
+        from satclip_engine.contrast import contrastive_loss
+        a, b = torch.nn.functional.normalize(torch.randn(2, 16384, 64), dim=-1)
+        a.requires_grad_(), b.requires_grad_()
+        contrastive_loss(a[:64], b[:64], 10.0).backward()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        contrastive_loss(a, b, 10.0).backward()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    # Embeddings are 4 MB a side; a matrix of all pairs would be 1 GB.
+    assert int(done.stdout) < 80e6
+
+
+@pytest.mark.parametrize("call", ["forward", "backward"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_stops_a_long_call_within_a_second(call, threads):
+    code = f"""
+        import time
+        import torch
+        from satclip_engine import op_loss
+        torch.set_num_threads({threads})
+        a, scale = torch.zeros(120_000, 256), torch.tensor(1.0)
+        sums = torch.zeros(120_000)
+        print("ready", flush=True)
+        try:
+            if {call == "forward"}:
+                op_loss.contrastive_loss(a, a, scale, "cpu")
+            else:
+                op_loss.contrastive_loss_backward(scale, a, a, scale, sums, sums, "cpu")
+        except KeyboardInterrupt:
+            print("interrupted", time.time(), flush=True)
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(1.5)
+    sent = time.time()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    word, when = out.split()
+    assert word == "interrupted"
+    # A second, with room for a busy machine: the work itself would take minutes.
+    assert float(when) - sent < 5.0
+
+
+def test_what_a_check_raises_ends_a_call():
+    class Enough(Exception):
+        pass
+
+    def check():
+        raise Enough
+
+    a = np.zeros((60_000, 256), np.float32)
+    with pytest.raises(Enough):
+        _C.loss_forward(a, a, 1.0, threads=2, check=check)
