@@ -6,6 +6,8 @@ import copy
 import io
 import itertools
 import math
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -296,6 +298,13 @@ def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
             optimizer.step()
             losses[name].append(loss.item())
     np.testing.assert_allclose(losses[backend], losses["reference"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("module", ["gradients", "op", "nn"])
+def test_without_torch_the_command_that_installs_it_is_told(module: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None\nimport satclip_engine.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert 'pip install "satclip-engine[torch]"' in done.stderr.splitlines()[-1]
 
 
 def test_arguments_that_cannot_be_used_are_told() -> None:
