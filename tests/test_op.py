@@ -294,6 +294,16 @@ def test_only_the_gradients_asked_for_are_given(backend: str) -> None:
     assert weights[0].grad is None
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    weights, biases = network(3, (6, 5))
+    (lonlat,) = trained(places(4))
+    (first,) = torch.autograd.grad(
+        op.encode(lonlat, trained(*weights), biases).sum(), lonlat, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        first.sum().backward()
+
+
 def test_float32_places_are_widened_and_get_float32_gradients() -> None:
     weights, biases = network(3, (6, 5))
     (narrow,) = trained(places(4).float())
