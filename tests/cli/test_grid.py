@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,31 @@ def test_the_summary_says_how_much_of_a_raster_is_no_place_and_names_a_custom_cr
     assert pyproj.CRS(json.loads(result.stdout)["crs"]).equals(pyproj.CRS(window[1]))
 
 
+@pytest.mark.parametrize(
+    ("window", "text"),
+    [
+        (["--bounds", 0.1, 0.2, 0.7, 0.5, "--resolution", 0.1], "west 0.1, south 0.2, east 0.7, north 0.5"),
+        (["--bounds", 178, -20, 182, -18, "--resolution", 1], "west 178, south -20, east 182, north -18"),
+        (
+            ["--crs", "EPSG:32633", "--bounds", 300000, 5e6, 400000, 5.1e6, "--resolution", 50000],
+            "west 300000, south 5000000, east 400000, north 5100000",
+        ),
+    ],
+)
+def test_the_summary_shows_the_extent_in_units_of_the_crs(folder, weights, window, text):
+    result = run("a.tif", "--weights", weights, *window, "--no-preview", "-q")
+    assert f"  extent   {text}\n" in result.stdout
+
+
+def test_degrees_given_to_a_projection_get_a_note_and_a_raster(folder, weights):
+    window = ["--crs", "EPSG:32633", "--bounds", -12, 34, 42, 72, "--resolution", 1]
+    result = run("a.tif", "--weights", weights, *window, "--no-preview", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("satclip-grid: note: the raster lies wholly outside the area of use")
+    assert names(folder) == ["a.tif"]
+
+
 def test_the_raster_that_gives_the_pixels_is_never_replaced(folder, weights):
     run("a.tif", "--weights", weights, *SMALL, "--no-preview", "-q")
     before = Path("a.tif").read_bytes()
@@ -190,6 +216,8 @@ def test_the_summary_goes_to_stdout_and_names_the_files(folder, weights):
     lines = result.stdout.splitlines()
     assert lines[0] == "a.tif"
     assert "36 x 18 pixels of 10°, EPSG:4326" in result.stdout
+    assert "extent   west -180, south -90, east 180, north 90\n" in result.stdout
+    assert re.search(r"time     [\d.]+ s \(raster [\d.]+ s, [\d.]+ k?\s?px/s\)\n", result.stdout)
     assert "a.png" in lines[-1]
     assert max(map(len, lines)) <= 80
 
@@ -204,6 +232,8 @@ def test_json_is_one_object_with_what_was_done(folder, weights):
     assert report["dtype"] == "int8"
     assert report["crs"] == "EPSG:4326"
     assert report["transform"] == [10, 0, -180, 0, -10, 90]
+    assert report["bounds"] == [-180, -90, 180, 90]
+    assert report["total_seconds"] > report["seconds"]
     assert report["bytes"] == Path("a.tif").stat().st_size
     assert report["seconds"] > 0
     assert report["pixels_per_second"] > 0
@@ -255,7 +285,7 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("args", "fragments"),
     [
-        ([], ["OUTPUT"]),
+        ([], ["OUTPUT", "--help"]),
         (["a.zarr"], ["Zarr output is not available", ".tif"]),
         (["a.png"], [".tif or .tiff"]),
         (["a.tif", "--weights", "nosuch"], ["nosuch", "default"]),
@@ -269,12 +299,14 @@ def test_the_version_is_printed():
         (["a.tif", "--bounds", "179", "-20", "-179", "-18"], ["--bounds", "179 -20 181 -18"]),
         (["a.tif", "--bounds", "-10", "-95", "10", "0"], ["--bounds", "pole"]),
         (["a.tif", "--bounds", "-10", "0"], ["--bounds", "4"]),
+        (["a.tif", "--bounds", "3e5", "5e6", "4e5", "6e6"], ["--bounds", "if they are metres, give --crs"]),
         (["a.tif", "--crs", "EPSG:99999"], ["--crs", "EPSG:99999"]),
         (["a.tif", "--crs", "EPSG:32633"], ["--resolution", "metre"]),
         (["a.tif", "--like", "nosuch.tif"], ["--like", "nosuch.tif"]),
         (["a.tif", "--like", "b.tif", "--crs", "EPSG:4326"], ["--like", "--crs"]),
         (["a.tif", "--dtype", "int7"], ["--dtype", "int16"]),
         (["a.tif", "--bands", "0-3"], ["--bands", "0-3"]),
+        (["a.tif", "--bands", "5,5"], ["--bands", "band 5 twice"]),
         (["a.tif", "--bands", "200-300"], ["--bands", "1-256"]),
         (["a.tif", "--bands", "pca:0"], ["--bands"]),
         (["a.tif", "--bands", "pca:257"], ["--bands", "256"]),
@@ -420,7 +452,7 @@ def test_resume_of_a_finished_output_says_so_and_changes_nothing(folder, weights
     before = {name: (Path(name).read_bytes(), Path(name).stat().st_mtime_ns) for name in names(folder)}
     result = run("a.tif", "--weights", weights, *SMALL, "--resume")
     assert result.exit_code == 0, result.output
-    assert "already" in result.output
+    assert result.output.count("is complete already") == 1
     assert before == {
         name: (Path(name).read_bytes(), Path(name).stat().st_mtime_ns) for name in names(folder)
     }
@@ -482,8 +514,44 @@ def test_an_interrupted_run_says_so_in_one_line_and_can_go_on(folder, weights, n
     said = process.stderr.read()
     assert process.returncode == status, said
     assert said.count("\n") == 1
-    assert "--resume" in said
+    assert "what is finished lies in .a.tif.satclip-spool: the same command with --resume" in said
     assert not Path("a.tif").exists()
+
+
+# Ctrl-C while a module is imported, or a function is called, for the first time.
+INTERRUPTED_EARLY = {
+    "the imports": """
+import builtins
+real = builtins.__import__
+def interrupted(name, *args, **kwargs):
+    if name == "click":
+        raise KeyboardInterrupt
+    return real(name, *args, **kwargs)
+builtins.__import__ = interrupted
+""",
+    "reading the weights": """
+import satclip_engine.encoder
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+satclip_engine.encoder.load = interrupted
+""",
+    "the survey": """
+import satclip_engine.raster.survey
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+satclip_engine.raster.survey.find_quantiser = interrupted
+""",
+}
+
+
+@pytest.mark.parametrize("moment", INTERRUPTED_EARLY)
+def test_who_interrupts_before_anything_is_kept_is_promised_nothing(folder, weights, moment):
+    code = INTERRUPTED_EARLY[moment] + "from satclip_engine.cli._entry import grid; grid()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "a.tif", "--weights", weights, *PARTS], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "satclip-grid: interrupted\n")
+    assert names(folder) == []
 
 
 COMMAND = "from satclip_engine.cli.grid import main; main()"
@@ -511,7 +579,10 @@ def test_workers_deep_in_kernels_do_not_abort_an_interrupted_run(folder):
         preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     )
     try:
-        _wait_for(lambda: (folder / ".a.tif.satclip-spool" / "index").is_file(), process)
+        said = ""
+        while "computing" not in said:
+            said = process.stderr.readline()
+            assert said, "ended before it computed"
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
