@@ -98,7 +98,7 @@ def read_ckpt(path: Path, where: str) -> Stored:
 def read_state(path: Path, where: str) -> Mapping[str, Any]:
     """All tensors of a checkpoint by their own names, the image encoder's among them. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
-    content = _dictionary(_load_safely(torch, path, where), where)
+    content = _dictionary(load_safely(torch, path, where), where)
     return _dictionary(content.get("state_dict", content), f"{where}: state_dict")
 
 

@@ -16,15 +16,15 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from satclip_engine.training.config import VISION_LAYERS, TrainConfig
-from satclip_engine.training.model import Model
-from satclip_engine.training.trainer import Outcome, Snapshot
 from torch import Tensor
 
 from satclip_engine.basis import EXACT_DEGREES
 from satclip_engine.checkpoint import write_whole
 from satclip_engine.lightning import lightning_dictionary
 from satclip_engine.stored import Convention, Stored
+from satclip_engine.training.config import VISION_LAYERS, TrainConfig
+from satclip_engine.training.model import Model
+from satclip_engine.training.trainer import Outcome, Snapshot
 from satclip_engine.weights import LocationWeights, Provenance
 
 _LOCATION: Final = "location.nnet."

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from satclip_engine.training.batches import drawn_seed
-from satclip_engine.training.config import TrainConfig
 from torch import Tensor, nn
 
 from satclip_engine.nn import LocationEncoder
+from satclip_engine.training.batches import drawn_seed
+from satclip_engine.training.config import TrainConfig
 
 _PROJECTION = 11  # its stream of random numbers
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from satclip_engine.training.config import TrainConfig
 from torch import Tensor, nn
+
+from satclip_engine.training.config import TrainConfig
 
 _FIRST_LAYER = "location.nnet.layers.0."
 

@@ -84,7 +84,7 @@ def _curve(
     history: Sequence[dict[str, Any]], key: str, name: str, colour: tuple[int, int, int], factor: float = 1
 ) -> Curve:
     rows = [row for row in history if key in row]
-    kept = np.unique(np.linspace(0, max(0, len(rows) - 1), _POINTS).astype(int)) if rows else []
+    kept: Any = np.unique(np.linspace(0, max(0, len(rows) - 1), _POINTS).astype(int)) if rows else []
     steps = np.array([rows[i]["step"] for i in kept], float)
     return Curve(name, steps, factor * np.array([rows[i][key] for i in kept], float), colour)
 

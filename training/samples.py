@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -51,10 +50,9 @@ class MemoryFeatures:
 
 
 def fingerprint(data: Features) -> str:
-    """Tells one set of samples from another, by its places and by what its manifest says."""
+    """Tells one set of samples from another, by its places and by what it says of itself."""
     digest = hashlib.sha256(np.ascontiguousarray(data.lonlat).tobytes())
-    about = [data.views, data.dim, getattr(data, "manifest", None)]
-    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    digest.update(repr([data.views, data.dim, getattr(data, "fingerprint", None)]).encode())
     return digest.hexdigest()
 
 

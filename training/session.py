@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+
+from satclip_engine.checkpoint import write_whole
+from satclip_engine.encoder import load
+from satclip_engine.errors import OutputError, SatclipError
 from satclip_engine.training import state
 from satclip_engine.training.config import TrainConfig, make_config, read_toml
 from satclip_engine.training.export import Visual, location_weights, write_outcome
@@ -25,10 +29,6 @@ from satclip_engine.training.picture import write_picture
 from satclip_engine.training.ranks import Ranks
 from satclip_engine.training.samples import Features
 from satclip_engine.training.trainer import Diverged, Observer, Outcome, Trainer, recovered
-
-from satclip_engine.checkpoint import write_whole
-from satclip_engine.encoder import load
-from satclip_engine.errors import OutputError, SatclipError
 
 CONFIG: Final = "config.toml"
 LOG: Final = "log.csv"

@@ -22,6 +22,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from satclip_engine.contrast import contrastive_loss
+from satclip_engine.errors import SatclipError, UsageError
 from satclip_engine.training.batches import Batches, dropout_seed, jittered, noise
 from satclip_engine.training.config import TrainConfig, changed, make_config
 from satclip_engine.training.interrupts import Interrupts, Stopped
@@ -33,10 +37,6 @@ from satclip_engine.training.schedule import learning_rate_factor, total_steps
 from satclip_engine.training.split import split_samples
 from satclip_engine.training.state import load_state, save_state
 from satclip_engine.training.validate import Scores, validate
-from torch import Tensor
-
-from satclip_engine.contrast import contrastive_loss
-from satclip_engine.errors import SatclipError, UsageError
 
 _SAVING_SHARE = 0.05  # of the time that checkpoints at the ends of epochs may take
 _SCORED = 8192  # training samples that are scored when none are held out

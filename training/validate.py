@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from satclip_engine.training.model import Model
-from satclip_engine.training.samples import Features
 from torch import Tensor
 
 from satclip_engine.contrast import contrastive_loss
+from satclip_engine.training.model import Model
+from satclip_engine.training.samples import Features
 
 _BLOCK = 2048  # places embedded, or rows of similarities in memory, at once
 

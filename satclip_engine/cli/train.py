@@ -1,4 +1,4 @@
-"""`satclip-train`: a location encoder from places and images, as checkpoints that the published code reads."""
+"""`satclip-train`: a location encoder from places and images, in checkpoints of the published layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from satclip_engine import __version__
 from satclip_engine._optional import need
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.cli._progress import bytes_text, duration_text
+from satclip_engine.cli._progress import bytes_text, duration_text, progress_for
 from satclip_engine.training.config import TrainConfig, flag_of, kind_of, settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class NumbersType(click.ParamType):
 
 def setting_options(command: Any) -> Any:
     """An option for every setting that has one, in the order of TrainConfig."""
-    for name in reversed(settings()):
+    for name in reversed(list(settings())):
         if flag_of(name) is not None:
             command = _option(name)(command)
     return command
@@ -188,7 +188,9 @@ def _run(
         if not ranks.first:
             warnings.simplefilter("ignore")
         quiet = quiet or not ranks.first
-        material = prepared(data, is_raster, config, features or out / "features", ranks, quiet=quiet)
+        progress = progress_for(quiet=quiet, command="satclip-train", unit="images")
+        cache = features or out / "features"
+        material = prepared(data, is_raster, config, cache, ranks, progress=progress)
         if verbose and ranks.first:
             click.echo(f"satclip-train: {material.about}", err=True)
         done = train(

@@ -11,10 +11,10 @@ import tomllib
 import pytest
 from click.testing import CliRunner
 from made_training import Signalling, random_features
-from satclip_engine.training.config import flag_of, settings
-from satclip_engine.training.prepare import Material
 
 from satclip_engine.cli.train import main
+from satclip_engine.training.config import flag_of, settings
+from satclip_engine.training.prepare import Material
 
 SMALL = [
     "--legendre-polys",
@@ -145,7 +145,10 @@ def test_help_lists_every_setting_and_needs_no_torch():
 
 
 def test_without_torch_the_message_says_what_to_install(tmp_path):
-    code = "import sys; sys.modules['torch'] = None\nfrom satclip_engine.cli.train import main; main(['d', '--out', 'r'])"
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from satclip_engine.cli.train import main; main(['d', '--out', 'r'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert 'satclip-train needs torch: pip install "satclip-engine[train]"' in done.stderr

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from satclip_engine.training.config import TrainConfig, changed, flag_of, make_config, read_toml, settings
 
 from satclip_engine.errors import UsageError
+from satclip_engine.training.config import TrainConfig, changed, flag_of, make_config, read_toml, settings
 
 # The published configs/default.yaml, its model and what decides a run of its data and trainer.
 PUBLISHED = {

@@ -7,14 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from made_training import random_features, small_config, torch
-from satclip_engine.training.export import Visual, published_checkpoint, write_outcome
-from satclip_engine.training.model import Model
-from satclip_engine.training.samples import statistics
-from satclip_engine.training.trainer import Outcome, Snapshot
 
 from satclip_engine.basis import column_factors
 from satclip_engine.encoder import load
 from satclip_engine.reference import harmonics
+from satclip_engine.training.export import Visual, published_checkpoint, write_outcome
+from satclip_engine.training.model import Model
+from satclip_engine.training.samples import statistics
+from satclip_engine.training.trainer import Outcome, Snapshot
 from satclip_engine.weights import read_weights
 
 nn = torch.nn

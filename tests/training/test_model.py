@@ -7,13 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from made_training import random_features, small_config, torch
+
+from satclip_engine.nn import LocationEncoder
 from satclip_engine.training.model import Model, gains, limit_gains, shape_first_layer
 from satclip_engine.training.optimizer import Average, parameter_groups
 from satclip_engine.training.samples import statistics
 from satclip_engine.training.schedule import learning_rate_factor, total_steps
 from satclip_engine.training.validate import ranks, validate
-
-from satclip_engine.nn import LocationEncoder
 
 
 def make(**changes):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from made_training import random_features, small_config, torch
+
+from satclip_engine.errors import UsageError
 from satclip_engine.training.ranks import Ranks, joined
 from satclip_engine.training.session import train
 from satclip_engine.training.state import load_state
 from satclip_engine.training.trainer import Trainer
-
-from satclip_engine.errors import UsageError
 
 # An odd batch, so that the processes hold unequal parts of it.
 SETTINGS = {"max_epochs": 4, "batch_size": 15, "feature_noise": 0.2, "ema": 0.8}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from made_training import random_features
+
+from satclip_engine.errors import UsageError
 from satclip_engine.training.batches import Batches, jittered, noise
 from satclip_engine.training.samples import fingerprint, statistics
 from satclip_engine.training.split import split_samples
-
-from satclip_engine.errors import UsageError
 
 
 def test_a_split_holds_out_the_share_and_loses_nothing():

@@ -7,9 +7,9 @@ import os
 
 import pytest
 from made_training import torch
-from satclip_engine.training.state import NEWEST, PREVIOUS, has_state, load_state, save_state
 
 from satclip_engine.errors import OutputError, WeightsError
+from satclip_engine.training.state import NEWEST, PREVIOUS, has_state, load_state, save_state
 
 
 def content(step):

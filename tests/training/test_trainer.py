@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_training import Signalling, random_features, small_config, torch
+
+from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.training.interrupts import Stopped
 from satclip_engine.training.model import gains
 from satclip_engine.training.session import settle, train
 from satclip_engine.training.state import NEWEST, load_state
 from satclip_engine.training.trainer import Diverged, Trainer
-
-from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.weights import read_weights
 
 # Everything random is in use, so that nothing of it can be forgotten in a state.
