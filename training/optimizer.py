@@ -42,7 +42,7 @@ def parameter_groups(named: Iterable[tuple[str, Tensor]], config: TrainConfig) -
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over what is trained."""
-    return torch.optim.AdamW(parameter_groups(model.named_parameters(), config))
+    return torch.optim.AdamW(parameter_groups(model.named_parameters(), config), fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
