@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_training import random_features, small_config, torch
+from made_runs import random_features, small_config, torch
 
 from satclip_engine.basis import column_factors
 from satclip_engine.encoder import load

@@ -6,7 +6,7 @@ import errno
 import os
 
 import pytest
-from made_training import torch
+from made_runs import torch
 
 from satclip_engine.errors import OutputError, WeightsError
 from satclip_engine.training.state import NEWEST, PREVIOUS, has_state, load_state, save_state

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_training import Signalling, random_features, small_config, torch
+from made_runs import Signalling, random_features, small_config, torch
 
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.training.interrupts import Stopped
@@ -86,7 +86,7 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_weights_of_one_tha
     code = f"""
 import signal
 from pathlib import Path
-from made_training import Signalling, random_features, small_config
+from made_runs import Signalling, random_features, small_config
 from satclip_engine.training.session import train
 data = Signalling(random_features(50), signal.SIGKILL, 12)
 train(small_config(**{config!r}), data, Path({str(tmp_path / "killed")!r}))
