@@ -63,6 +63,8 @@ def _parse_text(text: str, count: int) -> list[int]:
             raise UsageError(f"bands: the range {part.strip()} runs backwards")
         if first < 1 or last > count:
             raise UsageError(f"bands: {part.strip()} is outside 1-{count}")
+        if twice := set(chosen) & set(range(first - 1, last)):
+            raise UsageError(f"bands: {text!r} names band {min(twice) + 1} twice")
         chosen.extend(range(first - 1, last))
     return chosen
 

@@ -70,16 +70,18 @@ class Encoder:
         threads: int | None = None,
         layers: Layers | None = None,
         names: Sequence[str] | None = None,
+        head: bool = False,
     ) -> None:
         """Made by `load`, `with_head` and `select`.
 
-        `layers` is the folded network when it is not that of the weights alone.
+        `layers` is the folded network when it is not that of the weights alone, `head` whether that ends in
+        a head.
         """
         if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
             raise UsageError(f"threads must be a positive whole number, not {threads!r}")
         self._weights = weights
         self._layers = weights.folded() if layers is None else layers
-        self._own_layers = layers is not None
+        self._own_layers, self._head = layers is not None, head
         self._names = list(band_names(self._layers.embed_dim) if names is None else names)
         self._backend = backends.resolve(backend)
         self._backend_asked = backend
@@ -89,7 +91,7 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         layers = self._layers if self._own_layers else None
-        return _rebuild, (self._weights, self._backend_asked, self._threads, layers, self._names)
+        return _rebuild, (self._weights, self._backend_asked, self._threads, layers, self._names, self._head)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
         return self
@@ -145,11 +147,12 @@ class Encoder:
     def __repr__(self) -> str:
         weights = self._weights
         hidden = " → ".join([str(weights.capacity)] * weights.hidden_layers)
-        head = "" if self.embed_dim == weights.embed_dim else f" (of {weights.embed_dim})"
+        part = "" if self.embed_dim == weights.embed_dim else f" (of {weights.embed_dim})"
+        part = " (head)" if self._head else part
         source = weights.provenance.source
         return (
             f"<Encoder L={weights.degrees}: {weights.degrees**2} {weights.harmonics} harmonics → {hidden} → "
-            f"{self.embed_dim}{head}, from {source}; "
+            f"{self.embed_dim}{part}, from {source}; "
             f"backend {self.backend} ({self.isa}), {self.threads} threads>"
         )
 
@@ -272,7 +275,7 @@ class Encoder:
             names = [f"head{number}" for number in range(1, count + 1)]
         if isinstance(names, str) or len(names) != count:
             raise UsageError(f"a head with {count} outputs needs {count} names, not {names!r}")
-        return self._derive(layers, [str(name) for name in names])
+        return self._derive(layers, [str(name) for name in names], head=True)
 
     def select(self, bands: Any) -> Encoder:
         """An Encoder with only these outputs.
@@ -286,18 +289,21 @@ class Encoder:
             weights=(*weights[:-1], weights[-1][index]),
             biases=(*biases[:-1], biases[-1][index]),
         )
-        return self._derive(layers, [self._names[i] for i in index])
+        return self._derive(layers, [self._names[i] for i in index], head=self._head)
 
-    def _derive(self, layers: Layers, names: Sequence[str]) -> Encoder:
-        return Encoder(
-            self._weights, backend=self._backend_asked, threads=self._threads, layers=layers, names=names
-        )
+    def _derive(self, layers: Layers, names: Sequence[str], *, head: bool) -> Encoder:
+        return _rebuild(self._weights, self._backend_asked, self._threads, layers, names, head)
 
 
 def _rebuild(
-    weights: LocationWeights, backend: str, threads: int | None, layers: Layers | None, names: list[str]
+    weights: LocationWeights,
+    backend: str,
+    threads: int | None,
+    layers: Layers | None,
+    names: Sequence[str],
+    head: bool,
 ) -> Encoder:
-    return Encoder(weights, backend=backend, threads=threads, layers=layers, names=names)
+    return Encoder(weights, backend=backend, threads=threads, layers=layers, names=names, head=head)
 
 
 def _real(values: Any, what: str) -> np.ndarray:

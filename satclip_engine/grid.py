@@ -12,6 +12,7 @@ threads and resumed runs see the same bits.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -80,6 +81,16 @@ class Grid:
     def transform(self) -> Affine:
         """From (column, row) of a pixel's corner to (x, y)."""
         return self.geobox.transform
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east and north edge in units of the CRS; of a rotated grid, around all of it."""
+        a, b, c, d, e, f = self.transform[:6]
+        height, width = self.shape
+        corners = [(col, row) for col in (0, width) for row in (0, height)]
+        x = [a * col + b * row + c for col, row in corners]
+        y = [d * col + e * row + f for col, row in corners]
+        return min(x), min(y), max(x), max(y)
 
     @functools.cached_property
     def _proj(self) -> pyproj.CRS:
@@ -246,7 +257,7 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
             f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}"
         )
     if east - west > turn * (1 + 1e-12):
-        raise UsageError(f"bounds {shown}: wider than the globe ({turn:g})")
+        raise UsageError(f"bounds {shown}: wider than the globe ({turn:g}); if they are metres, give crs")
     pole = turn / 4
     if max(-south, north) > pole + 1e-9:
         raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})")
@@ -299,7 +310,7 @@ def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs
             raise UsageError(
                 f"bounds {_show(*edges)} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
                 f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
-                f"{_pair(_nearest(extents, res))}"
+                f"{_pair(_nearest(extents, res))}{_or_other_bounds(edges, res, crs)}"
             )
     x_step, y_step = (
         step if abs(extent / size - step) <= 1e-12 * step else extent / size
@@ -314,7 +325,10 @@ def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[fl
 
     Square pixels stay square where that costs little.
     """
-    single = tuple(extent / max(1, round(extent / step)) for extent, step in zip(extents, res, strict=True))
+    single = tuple(
+        step if _fits(extent, step) else _shortest(extent, max(1, round(extent / step)))
+        for extent, step in zip(extents, res, strict=True)
+    )
     if res[0] != res[1]:
         return single[0], single[1]
     for count in sorted(
@@ -322,9 +336,75 @@ def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[fl
         key=lambda n: abs(extents[0] / n - res[0]),
     ):
         square = extents[0] / count
-        if abs(extents[1] / square - round(extents[1] / square)) <= _FIT and extents[1] / square > 0.5:
+        if _fits(extents[1], square):
+            short = _shortest(extents[0], count)
+            square = short if _fits(extents[1], short) else square
             return square, square
     return single[0], single[1]
+
+
+def _fits(extent: float, step: float) -> bool:
+    """Whether an extent is a whole number of pixels."""
+    count = extent / step
+    return round(count) >= 1 and abs(count - round(count)) <= _FIT
+
+
+def _shortest(extent: float, count: int) -> float:
+    """The number of fewest digits that divides an extent into so many pixels as nearly as `_fits` asks."""
+    shortened = (float(f"{extent / count:.{digits}g}") for digits in range(1, 17))
+    return next((step for step in shortened if step and abs(extent / step - count) <= _FIT), extent / count)
+
+
+def _or_other_bounds(
+    edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS
+) -> str:
+    """In words, the next larger bounds that are whole pixels; nothing when they leave the globe."""
+    west, south, east, north = edges
+
+    def outward(low: float, high: float, step: float) -> tuple[float, float]:
+        return math.floor(low / step + _FIT) * step, math.ceil(high / step - _FIT) * step
+
+    def whole(low: float, high: float, step: float) -> float:
+        return math.ceil((high - low) / step - _FIT) * step
+
+    fit_x, fit_y = _fits(east - west, res[0]), _fits(north - south, res[1])
+    xs = [(west, east)] if fit_x else [outward(west, east, res[0]), (west, west + whole(west, east, res[0]))]
+    ys = (
+        [(south, north)]
+        if fit_y
+        else [outward(south, north, res[1]), (north - whole(south, north, res[1]), north)]
+    )
+    for (left, right), (low, high) in itertools.product(xs, ys):
+        grown = tuple(float(f"{edge:.12g}") + 0.0 for edge in (left, low, right, high))
+        try:
+            left, low, right, high = _check_bounds(grown, crs)
+        except UsageError:
+            continue
+        if _fits(right - left, res[0]) and _fits(high - low, res[1]):
+            return f"; or keep {_pair(res)} with bounds {_show(*grown)}"
+    return ""
+
+
+def outside_area_of_use(grid: Grid) -> str:
+    """In words, that a raster lies wholly outside its projected CRS's area of use; empty when it does not.
+
+    Such a raster is possible, but most often its bounds were meant in degrees.
+    """
+    crs = grid.crs.proj
+    if crs.is_geographic:
+        return ""
+    try:
+        area = _crs.area_of_use(crs)
+    except UsageError:  # it has none
+        return ""
+    west, south, east, north = grid.bounds
+    if west < area[2] and east > area[0] and south < area[3] and north > area[1]:
+        return ""
+    return (
+        f"the raster lies wholly outside the area of use of {_crs.crs_name(grid.crs)} "
+        f"({' '.join(f'{edge:.0f}' for edge in area)}); bounds are counted in its unit, the "
+        f"{_crs.unit_name(crs)}"
+    )
 
 
 def _show(*numbers: float) -> str:

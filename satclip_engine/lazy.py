@@ -69,7 +69,7 @@ def attributes(encoder: Encoder) -> dict[str, Any]:
         "long_name": "location embedding",
         "weights": weights.provenance.source,
         "weights_sha256": weights.sha256,
-        "embedding_sha256": encoder.sha256,
+        "function_sha256": encoder.sha256,
         "harmonics": weights.harmonics,
         "degrees": int(weights.degrees),
         "backend": encoder.backend,

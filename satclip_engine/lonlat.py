@@ -10,18 +10,25 @@ import numpy as np
 from satclip_engine.errors import UsageError
 
 # Column names of a table, longitude first; the first pair that is there is taken.
-_COLUMNS = (("lon", "lat"), ("longitude", "latitude"), ("lng", "lat"), ("long", "lat"), ("x", "y"))
+_COLUMNS = (
+    ("lon", "lat"),
+    ("longitude", "latitude"),
+    ("lng", "lat"),
+    ("long", "lat"),
+    ("decimallongitude", "decimallatitude"),  # Darwin Core, as GBIF has them; case does not matter
+    ("x", "y"),
+)
 
 
 def as_lonlat(places: Any) -> np.ndarray:
     """Turn places into (..., 2) float64 degrees, longitude first.
 
     places: array-like (..., 2) of integers or floats, masked arrays (masked becomes NaN), a table with
-        columns lon/lat, longitude/latitude or x/y in either order (or any two columns, longitude first), or a
-        torch tensor.
+        columns lon/lat, longitude/latitude, decimalLongitude/decimalLatitude or x/y in either order (or any
+        two columns, longitude first), or a torch tensor.
 
     Raises UsageError (a ValueError) for another shape or |latitude| > 90, naming the index; TypeError for
-    what is not real numbers.
+    what is not real numbers, naming a table's column.
     """
     if is_tensor(places):
         array = _from_tensor(places)
@@ -30,7 +37,10 @@ def as_lonlat(places: Any) -> np.ndarray:
     else:
         array = _from_array(places)
     if array.ndim == 0 or array.shape[-1] != 2:
-        raise UsageError(f"lonlat must have shape (..., 2), longitude then latitude, not {array.shape}")
+        raise UsageError(
+            f"lonlat must have shape (..., 2), longitude then latitude, such as [[2.35, 48.86]]; "
+            f"not {array.shape}"
+        )
     _check_latitude(array)
     return array
 
@@ -62,12 +72,20 @@ def _from_table(table: Any) -> np.ndarray:
     names = {str(name).strip().lower(): name for name in table.columns}
     for pair in _COLUMNS:
         if names.keys() >= set(pair):
-            return np.stack([_from_array(table[names[name]].to_numpy()) for name in pair], axis=-1)
+            return np.stack([_from_column(table, names[name]) for name in pair], axis=-1)
     if len(table.columns) != 2 or names.keys() & {name for pair in _COLUMNS for name in pair}:
         raise UsageError(
-            f"a table needs columns lon and lat (or longitude and latitude, or x and y), not {list(names)}"
+            f"a table needs columns lon and lat (or longitude and latitude, or x and y), "
+            f"not {list(table.columns)}"
         )
-    return np.stack([_from_array(table[name].to_numpy()) for name in table.columns], axis=-1)
+    return np.stack([_from_column(table, name) for name in table.columns], axis=-1)
+
+
+def _from_column(table: Any, name: Any) -> np.ndarray:
+    try:
+        return _from_array(table[name].to_numpy())
+    except TypeError as error:
+        raise TypeError(f"column {name!r}: {error}") from error
 
 
 def _from_array(places: Any) -> np.ndarray:

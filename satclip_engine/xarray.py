@@ -36,7 +36,7 @@ class Satclip:
     def embed(
         self, source: Any = "default", *, bands: Any = None, chunks: Any = None, **options: Any
     ) -> xarray.DataArray:
-        """The embedding of this object's own places: see `satclip_engine.xarray.embed`."""
+        # The documentation is that of the function, below.
         return embed(self._obj, source, bands=bands, chunks=chunks, **options)
 
 
@@ -92,6 +92,9 @@ def embed(
     if mapping := georeference.grid_mapping(obj) or mapping:
         array.encoding["grid_mapping"] = mapping
     return array
+
+
+Satclip.embed.__doc__ = embed.__doc__
 
 
 def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:

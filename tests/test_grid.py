@@ -18,7 +18,7 @@ from rasterio.control import GroundControlPoint
 
 from satclip_engine.crs import area_of_use, is_lonlat, unit_name
 from satclip_engine.errors import UsageError
-from satclip_engine.grid import Grid, make_grid
+from satclip_engine.grid import Grid, make_grid, outside_area_of_use
 
 UTM = {"crs": "EPSG:32633", "bounds": (500_000, 5_000_000, 502_560, 5_001_280), "resolution": 10}
 
@@ -262,8 +262,15 @@ def test_a_polar_projection_contains_its_pole():
 
 ERRORS = {
     "another size": (
-        {"resolution": 0.7, "bounds": (0, 0, 10, 7)}, "nearest resolution that fits is 0.5"),
-    "a third, rounded": ({"resolution": 0.333333}, "nearest resolution that fits is 0.333333333333333"),
+        {"resolution": 0.7, "bounds": (0, 0, 10, 7)}, "nearest resolution that fits is 0.5;"),
+    "a third, rounded": ({"resolution": 0.333333}, "nearest resolution that fits is 0.3333333333"),
+    "one axis fits": (
+        {"resolution": 0.05, "bounds": (2.2, 47, 3.33, 49)},
+        "nearest resolution that fits is 0.049130435,0.05; or keep 0.05 with bounds 2.2 47 3.35 49"),
+    "a pole in the way": (
+        {"resolution": 0.7, "bounds": (0, 34, 7, 89.9)}, "or keep 0.7 with bounds 0 33.9 7 89.9"),
+    "wider in metres": (
+        {"resolution": 10, "bounds": (300000, 5000000, 400000, 5100000)}, "if they are metres, give crs"),
     "bounds below a pixel": ({"resolution": 50, "bounds": (0, 0, 1, 1)}, "0.02 × 0.02 pixels"),
     "west beyond east": ({"bounds": (170, 0, -170, 5)}, "write 170 0 190 5"),
     "no width": ({"bounds": (10, 0, 10, 5)}, "for all longitudes write 10 0 370 5"),
@@ -313,8 +320,38 @@ def test_the_resolution_that_an_error_names_fits(resolution, width, height):
     try:
         make_grid(resolution=resolution, bounds=bounds)
     except UsageError as error:
-        named = str(error).rpartition(" fits is ")[2]
-        make_grid(resolution=[float(part) for part in named.split(",")], bounds=bounds)
+        named = str(error).partition(" fits is ")[2]
+        finer, _, wider = named.partition("; or keep ")
+        make_grid(resolution=[float(part) for part in finer.split(",")], bounds=bounds)
+        if wider:
+            kept, _, others = wider.partition(" with bounds ")
+            west, south, east, north = (float(edge) for edge in others.split())
+            assert west <= bounds[0] + 1e-4
+            assert south <= bounds[1] + 1e-4
+            assert east >= bounds[2] - 1e-4
+            assert north >= bounds[3] - 1e-4
+            make_grid(resolution=float(kept), bounds=(west, south, east, north))
+
+
+def test_bounds_far_from_a_projections_area_of_use_are_noticed():
+    degrees = make_grid(crs="EPSG:32633", resolution=1, bounds=(-12, 34, 42, 72))
+    assert "wholly outside the area of use of EPSG:32633" in outside_area_of_use(degrees)
+    assert "the metre" in outside_area_of_use(degrees)
+    metres = make_grid(crs="EPSG:32633", resolution=1000, bounds=(100_000, 5_000_000, 200_000, 5_100_000))
+    for within in (
+        metres,
+        make_grid(resolution=10),
+        make_grid(crs="+proj=ortho", resolution=1000, bounds=(0, 0, 9000, 9000)),
+    ):
+        assert outside_area_of_use(within) == ""
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180])
+def test_bounds_surround_the_raster_however_it_is_turned(angle):
+    transform = Affine.translation(10, 50) * Affine.rotation(angle) * Affine.scale(0.5, -0.5)
+    west, south, east, north = Grid.from_geobox(GeoBox((4, 6), transform, "EPSG:4326")).bounds
+    assert (west, north) == pytest.approx({0: (10, 50), 90: (10, 53), 180: (7, 52)}[angle])
+    assert (east - west, north - south) == pytest.approx((2, 3) if angle == 90 else (3, 2))
 
 
 def test_two_resolutions_are_x_and_y():

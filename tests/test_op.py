@@ -14,18 +14,11 @@ torch = pytest.importorskip("torch")
 
 from torch._dynamo import testing  # noqa: E402
 
-from satclip_engine import backends, gradients, op, reference  # noqa: E402
+from satclip_engine import _C, backends, gradients, op, reference  # noqa: E402
 from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
 from satclip_engine.layers import Layers  # noqa: E402
 
-KERNELS = getattr(backends, "_C", None)
-COMPILED = pytest.param(
-    "cpu",
-    marks=pytest.mark.skipif(
-        not hasattr(KERNELS, "train_forward"), reason="the compiled kernels have no gradients yet"
-    ),
-)
-BACKENDS = ["reference", COMPILED]
+BACKENDS = ["reference", "cpu"]
 DTYPES = {"reference": torch.float64, "cpu": torch.float32}
 EPSILON = 2.0**-24  # of float32 rounding
 
@@ -202,7 +195,9 @@ def test_embeddings_and_gradients_of_a_backend_are_those_of_the_reference(
     for name, value in expected.items():
         assert found[name].shape == value.shape
         difference = (found[name] - value).abs().max().item()
-        assert difference <= tolerance(value, weights, count), name
+        # A harmonic of degree l is as steep as l times its size, and what its neighbours add may cancel.
+        steepness = degrees if name == "lonlat" else 1
+        assert difference <= steepness * tolerance(value, weights, count), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -292,6 +287,16 @@ def test_only_the_gradients_asked_for_are_given(backend: str) -> None:
     assert weight.grad is not None
     assert lonlat.grad is None
     assert weights[0].grad is None
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    weights, biases = network(3, (6, 5))
+    (lonlat,) = trained(places(4))
+    (first,) = torch.autograd.grad(
+        op.encode(lonlat, trained(*weights), biases).sum(), lonlat, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        first.sum().backward()
 
 
 def test_float32_places_are_widened_and_get_float32_gradients() -> None:
@@ -412,11 +417,10 @@ def test_cpu_by_name_computes_float64_parameters_in_float32_and_auto_leaves_them
     assert torch.equal(automatic, gradients.encode_forward(lonlat, weights, biases)[0])
 
 
-@pytest.mark.skipif(not hasattr(KERNELS, "train_saved"), reason="the compiled kernels have no gradients yet")
 def test_the_size_of_what_is_saved_is_the_kernels_own() -> None:
     for count in (0, 1, 47, 48, 49, 500):
         for widths in ([1], [8, 9], [512, 512, 37]):
-            assert op.Cpu().saved_shape(count, widths) == (KERNELS.train_saved(count, widths),)
+            assert op.Cpu().saved_shape(count, widths) == (_C.train_saved(count, widths),)
 
 
 def test_what_does_not_fit_is_told_by_layer_and_row() -> None:

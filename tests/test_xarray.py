@@ -246,6 +246,10 @@ def test_a_dask_backed_object_gives_the_same_spatial_chunks(tiny):
         plain.satclip.embed(tiny, chunks={"y": 4})
 
 
+def test_the_accessor_has_the_functions_documentation(tiny):
+    assert "spatial_ref" in xr.DataArray.satclip.embed.__doc__
+
+
 def test_the_source_is_an_encoder_or_what_load_takes(tiny, tiny_weights):
     obj = lonlat_grid(np.arange(3.0), np.arange(4.0))
     expected = obj.satclip.embed(tiny)

@@ -8,9 +8,11 @@ lower precision state their own tolerance, see peers.py.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
 SIREN = (512, 512, 256)  # outputs of the layers of every released model
+IMAGE_FEATURES = 512  # of an image, as a ResNet-18 gives them
 
 FULL, QUICK = "full", "quick"
 
@@ -198,6 +200,35 @@ class LossCase:
 
 
 @dataclass(frozen=True)
+class TrainCase:
+    """One training step of the released model: the encoder alone, forward and backward, or all of it."""
+
+    degrees: int
+    batch: int
+    whole: bool = False  # with the projected image features, the loss and AdamW
+    tolerance: float = 1e-4
+    tags: tuple[str, ...] = (FULL,)
+    group: ClassVar[str] = "train"
+    unit: ClassVar[str] = "samples"
+    reference: ClassVar[str] = "gradients in float64"
+
+    @property
+    def name(self) -> str:
+        what = "training step" if self.whole else "encoder forward and backward"
+        return f"{what} L={self.degrees}, batch {self.batch:,}"
+
+    @property
+    def multiply_adds(self) -> float:
+        """Of one sample: a product a layer forward, two backward but one in the first."""
+        widths = (self.degrees**2, *SIREN)
+        products = [a * b for a, b in pairwise(widths)]
+        total = 3.0 * sum(products) - products[0]
+        if self.whole:
+            total += 4.0 * self.batch * SIREN[-1] + 2.0 * IMAGE_FEATURES * SIREN[-1]
+        return total
+
+
+@dataclass(frozen=True)
 class WriteCase:
     """A global raster file: the whole command as a process of its own, or the writer alone."""
 
@@ -240,6 +271,10 @@ CASES: tuple[Case, ...] = (
     LossCase(8192),
     LossCase(32_768),
     LossCase(2048, tags=(QUICK,)),
+    *(TrainCase(degrees, 8192) for degrees in (10, 40)),
+    *(TrainCase(degrees, 8192, whole=True) for degrees in (10, 40)),
+    TrainCase(10, 1024, tags=(QUICK,)),
+    TrainCase(10, 1024, whole=True, tags=(QUICK,)),
     WriteCase(0.5, peers=True),
     WriteCase(0.25),
     WriteCase(0.1),
@@ -248,10 +283,10 @@ CASES: tuple[Case, ...] = (
     WriteCase(1.0, alone=True, tags=(QUICK,)),
 )
 
-GROUPS = ("kernels", "points", "grid", "loss", "write")
+GROUPS = ("kernels", "points", "grid", "loss", "train", "write")
 
 # What --compare chooses from.
-COMPARED = ("torch", "torch64", "torchgeo", "published", "scipy", "numpy", "rioxarray")
+COMPARED = ("torch", "compile", "torch64", "torchgeo", "published", "scipy", "numpy", "rioxarray")
 
 
 def cases(group: str, *, quick: bool = False) -> tuple[Case, ...]:

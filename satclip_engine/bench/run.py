@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from satclip_engine._optional import need
-from satclip_engine.bench import grid, kernels, loss, points, write
+from satclip_engine.bench import grid, kernels, loss, points, train, write
 from satclip_engine.bench.cases import (
     COMPARED,
     Case,
@@ -18,6 +18,7 @@ from satclip_engine.bench.cases import (
     PointsCase,
     PointsKernelCase,
     RasterKernelCase,
+    TrainCase,
     WriteCase,
     cases,
 )
@@ -36,12 +37,13 @@ CONTESTANTS: dict[type, Contestants] = {
     PointsCase: points.points,
     GridCase: grid.grid,
     LossCase: loss.loss,
+    TrainCase: train.train,
     WriteCase: write.write,
 }
 
 # Seconds that a contestant gets for its rounds, and how many there are at most.
-BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 2.5, "loss": 10.0, "write": 20.0}
-ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "loss": 7, "write": 3}
+BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 2.5, "loss": 10.0, "train": 8.0, "write": 20.0}
+ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "loss": 7, "train": 7, "write": 3}
 
 
 def run(

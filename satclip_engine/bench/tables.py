@@ -99,6 +99,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "points": _COMPUTED,
     "grid": _COMPUTED,
     "loss": _COMPUTED,
+    "train": _COMPUTED,
     "write": (
         _NAME,
         Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else _rate(row)),
@@ -200,24 +201,42 @@ def _machine(content: Mapping[str, Any]) -> str:
 
 def summary(content: Mapping[str, Any]) -> str:
     """The numbers that matter most: what this package does with all cores, and how others compare."""
-    lines = ["| what | measured | times faster than, in the same run |", "| --- | --- | --- |"]
-    for group in ("points", "grid", "loss", "write"):
-        rows = content["runs"].get(group, {}).get("records", [])
-        for _, found in groupby(rows, key=lambda row: row["case"]):
-            lines += _summary_line(group, list(found))
-    return "\n".join(lines)
+    lines: list[str] = []
+    threads: set[int] = set()
+    for group in ("points", "grid", "loss", "train", "write"):
+        records = content["runs"].get(group, {}).get("records", [])
+        for _, found in groupby(records, key=lambda row: row["case"]):
+            rows = list(found)
+            if line := _summary_line(group, rows):
+                lines.append(line)
+                threads.add(_most_threads(rows))
+    counts = " or ".join(map(str, sorted(threads)))
+    noun = "thread" if threads == {1} else "threads"
+    head = [
+        f"| what, with {counts} {noun} | measured | times faster than, in the same run |",
+        "| --- | --- | --- |",
+    ]
+    return "\n".join([*head, *lines] if lines else [])
 
 
-def _summary_line(group: str, rows: Sequence[Row]) -> list[str]:
-    most = max(row["threads"] for row in rows)
+def _most_threads(rows: Sequence[Row]) -> int:
+    return max(row["threads"] for row in rows)
+
+
+def _summary_line(group: str, rows: Sequence[Row]) -> str:
+    # The matrix product alone does not always gain from threads, so the share of it is that of one.
+    single = [_of_gemm(row) for row in rows if row["ours"] and row["threads"] == 1]
+    most = _most_threads(rows)
     rows = [row for row in rows if row["threads"] == most and row["rate"]]
     if not rows or not rows[0]["ours"]:
-        return []
+        return ""
     first, others = rows[0], [row for row in rows[1:] if not row["yardstick"]]
     beside = [f"{_digits(row['faster'])} × {row['contestant']}" for row in others]
-    if group in ("points", "loss"):
-        beside.append(f"{_of_gemm(first)} of SGEMM")
+    if group in ("points", "loss", "train") and single and single[0]:
+        beside.append(f"{single[0]} of SGEMM (1 thread)")
+    what = first["case"]
     if group == "write":
+        what += ", without preview" if first["peak_memory"] else ""
         measured = f"{first['seconds']['median']:.1f} s"
         if first["peak_memory"]:
             measured += f", {_memory(first)} at most"
@@ -225,7 +244,7 @@ def _summary_line(group: str, rows: Sequence[Row]) -> list[str]:
             measured = f"{_raw(first)} of raw data"
     else:
         measured = f"{number(first['rate']['median'])} {first['unit']}/s".replace("  ", " ")
-    return [f"| {first['case']} | {measured} | {'; '.join(beside)} |"]
+    return f"| {what} | {measured} | {'; '.join(beside)} |"
 
 
 def fill(document: str, content: Mapping[str, Any]) -> str:

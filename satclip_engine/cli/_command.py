@@ -51,7 +51,10 @@ class Command(click.Command):
         try:
             status = run()
         except click.ClickException as error:
-            status = fail(name, error.format_message(), error.exit_code)
+            said = error.format_message()
+            if not (sys.argv[1:] if args is None else args):
+                said = f"{said.removesuffix('.')} ({name} --help shows how)"
+            status = fail(name, said, error.exit_code)
         except click.Abort as error:
             status = _interrupted(name, error.__cause__)
         _exit(status if isinstance(status, int) else 0)

@@ -4,6 +4,7 @@ picture."""
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,17 @@ def resolution_text(grid: Grid) -> str:
     return " x ".join(numbers) + {"degree": "°", "metre": " m"}.get(unit, f" {unit}")
 
 
+def extent_text(grid: Grid) -> str:
+    """The outer edges in units of the CRS, as exact as a thousandth of a pixel needs."""
+    transform = grid.transform
+    step = min(math.hypot(transform.a, transform.d), math.hypot(transform.b, transform.e))
+    places = max(0, 3 - math.floor(math.log10(step)))
+    edges = (f"{round(edge, places) + 0.0:.{places}f}" for edge in grid.bounds)  # + 0.0: no minus zero
+    shown = [edge.rstrip("0").rstrip(".") if "." in edge else edge for edge in edges]
+    words = ("west", "south", "east", "north")
+    return ", ".join(f"{word} {edge}" for word, edge in zip(words, shown, strict=True))
+
+
 @dataclass(frozen=True)
 class Result:
     """Everything there is to say about a run."""
@@ -112,6 +124,7 @@ class Result:
     report: Report
     fit: GlobalPCA | None
     preview: Path | None
+    seconds: float  # of the whole run, the preview included
 
 
 def as_json(result: Result) -> str:
@@ -121,6 +134,8 @@ def as_json(result: Result) -> str:
         **result.report.as_dict(),
         "crs": f"EPSG:{result.grid.crs.epsg}" if result.grid.crs.epsg else result.grid.crs.to_wkt(),
         "transform": [float(value) for value in result.grid.transform[:6]],
+        "bounds": list(result.grid.bounds),
+        "total_seconds": result.seconds,
         "weights": {
             "source": weights.provenance.source,
             "sha256": weights.sha256,
@@ -144,6 +159,7 @@ def as_text(result: Result) -> str:
     lines = [
         ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.compress}"),
         ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid.crs)}"),
+        ("extent", extent_text(grid)),
         ("bands", _bands_text(result.encoder, result.fit)),
         ("weights", f"{weights_name(result.encoder)} {weights.sha256[:8]}, {weights.harmonics} harmonics"),
     ]
@@ -151,7 +167,7 @@ def as_text(result: Result) -> str:
         lines += [
             ("nodata", _nodata_text(report)),
             ("rounding", _rounding_text(report)),
-            ("time", _time_text(report)),
+            ("time", _time_text(result)),
             ("memory", f"{bytes_text(report.peak_memory)} at most"),
         ]
     if result.options.verbose:
@@ -200,8 +216,10 @@ def _rounding_text(report: Report) -> str:
     return f"{text}; up to {clipped.fraction:.1g} of a band's values clipped, by {clipped.excess:.2g}"
 
 
-def _time_text(report: Report) -> str:
-    text = f"{duration_text(report.seconds)}, {rate_text(report.pixels_per_second)}"
+def _time_text(result: Result) -> str:
+    report = result.report
+    raster = f"raster {duration_text(report.seconds)}, {rate_text(report.pixels_per_second)}"
+    text = f"{duration_text(result.seconds)} ({raster})"
     return f"{text}; {100 * report.resumed_from:.0f} % were done before" if report.resumed_from else text
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -131,7 +133,12 @@ class Options:
     "--like", metavar="RASTER", help="Take the pixels of a raster; excludes the three options above."
 )
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), default="int8", show_default=True, help="Type of the values."
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="int8",
+    show_default=True,
+    help="Type of the values. int8 needs GDAL 3.7 or newer to be read right (builds of QGIS 3.32 and newer "
+    "have it); take int16 for older ones.",
 )
 @click.option(
     "--bands",
@@ -194,6 +201,7 @@ def run(options: Options) -> None:
     from satclip_engine.encoder import load
     from satclip_engine.raster.report import peak_memory
 
+    started = time.perf_counter()
     grid = _grid(options)
     whole = load(
         options.weights, harmonics=options.harmonics, backend=options.backend, threads=options.threads
@@ -210,7 +218,8 @@ def run(options: Options) -> None:
     finally:
         progress.finish()
     show = _report.as_json if options.as_json else _report.as_text
-    click.echo(show(_report.Result(options, encoder, grid, report, fit, preview)))
+    seconds = time.perf_counter() - started
+    click.echo(show(_report.Result(options, encoder, grid, report, fit, preview, seconds)))
 
 
 def _check_exclusive(options: Options) -> None:
@@ -246,13 +255,16 @@ def _check_paths(options: Options) -> None:
 
 
 def _grid(options: Options) -> Grid:
-    from satclip_engine.grid import make_grid
+    from satclip_engine.grid import make_grid, outside_area_of_use
 
     mentioned = ("resolution", "crs") if options.bounds is None else ("resolution", "crs", "bounds")
     with _naming("like") if options.like is not None else _naming(*mentioned):
-        return make_grid(
+        grid = make_grid(
             resolution=options.resolution, bounds=options.bounds, crs=options.crs, like=options.like
         )
+    if options.bounds is not None and (note := outside_area_of_use(grid)):
+        warnings.warn(note, UserWarning, stacklevel=1)
+    return grid
 
 
 @contextmanager
@@ -264,7 +276,7 @@ def _naming(*options: str) -> Iterator[None]:
     except UsageError as error:
         words = re.findall(r"[a-z]+", str(error).lower())
         named = options if len(options) == 1 else [word for word in words if word in options]
-        name, said = (named[0] if named else ""), str(error)
+        name, said = (named[0] if named else ""), re.sub(r"\b(give) (crs)\b", r"\1 --\2", str(error))
         if name and re.match(rf"{name}\b", said):
             raise UsageError(f"--{said}") from error
         raise UsageError(f"--{name}: {said}" if name else said) from error
@@ -285,7 +297,10 @@ def _write(
 ) -> Report:
     from satclip_engine.raster.write import write_raster
 
-    with _speaking_of_options(), _naming("blocksize", "memory", "dtype", "compress", "threads", "resolution"):
+    with (
+        _speaking_of_options(options),
+        _naming("blocksize", "memory", "dtype", "compress", "threads", "resolution"),
+    ):
         return write_raster(
             encoder,
             options.output,
@@ -303,16 +318,23 @@ def _write(
 
 
 @contextmanager
-def _speaking_of_options() -> Iterator[None]:
-    """Say --resume where the library says resume, and tell whoever stops a run that it can go on."""
+def _speaking_of_options(options: Options) -> Iterator[None]:
+    """Say --resume where the library says resume, and tell whoever stops a run whether it can go on."""
+    from satclip_engine.raster.spool import read_state, spool_folder
+
     try:
         yield
     except OutputError as error:
         said = re.sub(r"\b(use|with|without) (overwrite|resume)\b", r"\1 --\2", str(error))
         raise OutputError(said) from error
     except KeyboardInterrupt as error:
+        folder = spool_folder(options.output)
+        if read_state(folder) is None:  # nothing has been kept yet
+            raise
         word = "terminated" if isinstance(error, Terminated) else "interrupted"
-        raise type(error)(f"{word}; the same command with --resume goes on from here") from error
+        raise type(error)(
+            f"{word}; what is finished lies in {folder}: the same command with --resume goes on from here"
+        ) from error
 
 
 def _preview(options: Options, whole: Encoder, grid: Grid, report: Report, progress: Progress) -> Path | None:

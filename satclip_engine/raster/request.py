@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from satclip_engine._version import __version__
 from satclip_engine.errors import UsageError
 from satclip_engine.raster.codec import Codec
@@ -116,6 +118,20 @@ class Request:
         )
 
 
+def _check_made_by(encoder: Encoder, grid: Any) -> None:
+    """Refuse the embedding of another encoder as a grid: its values would silently be replaced."""
+    function = getattr(grid, "attrs", {}).get("function_sha256")
+    if function is None:
+        return
+    bands = grid.coords["band"].values if "band" in grid.coords else encoder.band_names
+    if function == encoder.sha256 and list(np.atleast_1d(bands)) == encoder.band_names:
+        return
+    raise UsageError(
+        "the grid is an embedding made by another encoder or selection of bands: pass the encoder that made "
+        'it, such as enc.select("1-3") or what with_head returned, or a plain grid (make_grid)'
+    )
+
+
 def _digest(text: str) -> str:
     return DIGEST + hashlib.sha256(text.encode()).hexdigest()
 
@@ -128,6 +144,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
         raise UsageError("overwrite begins anew and resume goes on: give one of them")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads must be a positive whole number, not {options.threads!r}")
+    _check_made_by(encoder, grid)
     check_path(path, replaceable=options.overwrite or options.resume)
     chosen, sample, bands = make_grid(like=grid), sample_type(options.dtype), encoder.embed_dim
     codec = codec_named(options.compress, sample)

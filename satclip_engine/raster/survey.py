@@ -17,7 +17,7 @@ _ROUNDS = (
     4  # samples taken until enough pixels have data: a projection's domain may be a small part of the raster
 )
 _ENOUGH = 1 / 8  # of the sample
-_WINDOWS = 8  # small windows compressed to estimate the file's size
+_WINDOWS = 8  # small windows compressed to estimate the file's size; half as many for every overview
 _WINDOW = 64  # pixels along their sides
 _INDEX_BYTES = 20  # of file a tile takes beside its data: offset, count, leader, trailer
 
@@ -58,15 +58,42 @@ def find_quantiser(encoder: Any, grid: Any, sample: SampleType, threads: int) ->
 
 
 def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: Codec) -> Need:
-    """How much disk the run will take, from a few windows compressed on trial."""
-    side = min(_WINDOW, plan.blocksize)
+    """How much disk the run will take, from a few windows of every level compressed on trial.
+
+    Overviews are sampled by themselves: neighbours differ more there, and a pixel takes half as much again as
+    on the level below.
+    """
+    tiles = sum(level.tiles for level in plan.levels)
+    file = tiles * plan.bands * _INDEX_BYTES + (1 << 16)
+    for number, level in enumerate(plan.levels):
+        rate = _bytes_per_pixel(encoder, grid, plan, number, quantiser, codec)
+        file += int(rate * level.height * level.width)
+    remainders = sum(
+        4
+        * plan.bands
+        * plan.levels[tier.first + tier.count].height
+        * plan.levels[tier.first + tier.count].width
+        for tier in plan.tiers
+        if tier.remainder
+    )
+    return Need(file, file + max(file, remainders))
+
+
+def _bytes_per_pixel(
+    encoder: Any, grid: Any, plan: Plan, number: int, quantiser: Quantiser, codec: Codec
+) -> float:
+    """What compression leaves of a level's pixels, all bands together.
+
+    An overview's pixels are replaced by every 2ⁿth one of full resolution, whose means they are.
+    """
+    level, step, side = plan.levels[number], 2**number, min(_WINDOW, plan.blocksize)
     compress = compressor(codec)
     spent = pixels = 0
     tally = Tally.zero(plan.bands)
     integer = quantiser.scale is not None and quantiser.offset is not None
-    for row, column in _window_corners(plan.shape, side):
-        rows = slice(row, min(row + side, plan.shape[0]))
-        columns = slice(column, min(column + side, plan.shape[1]))
+    for row, column in _window_corners((level.height, level.width), side, max(1, _WINDOWS >> number)):
+        rows = np.arange(row, min(row + side, level.height)) * step
+        columns = np.arange(column, min(column + side, level.width)) * step
         block = encoder.evaluate(grid, rows, columns, threads=plan.threads)
         tiles = np.zeros((1, plan.bands, side, side), quantiser.sample.name)
         _C.pack_tiles(
@@ -83,24 +110,13 @@ def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: C
         )
         spent += sum(len(compress(tile)) for tile in tiles[0])
         pixels += block.shape[0] * block.shape[1]
-    tiles_of_all = sum(level.tiles for level in plan.levels)
-    pixels_of_all = sum(level.height * level.width for level in plan.levels)
-    file = int(spent / pixels * pixels_of_all) + tiles_of_all * plan.bands * _INDEX_BYTES + (1 << 16)
-    remainders = sum(
-        4
-        * plan.bands
-        * plan.levels[tier.first + tier.count].height
-        * plan.levels[tier.first + tier.count].width
-        for tier in plan.tiers
-        if tier.remainder
-    )
-    return Need(file, file + max(file, remainders))
+    return spent / pixels
 
 
-def _window_corners(shape: tuple[int, int], side: int) -> list[tuple[int, int]]:
+def _window_corners(shape: tuple[int, int], side: int, count: int) -> list[tuple[int, int]]:
     """Upper left corners of windows spread over a raster, the same every time."""
     down, across = max(1, shape[0] - side), max(1, shape[1] - side)
-    fractions = (np.arange(_WINDOWS) + 0.5) / _WINDOWS
+    fractions = (np.arange(count) + 0.5) / count
     # The golden ratio spreads columns evenly whatever the number of windows.
     corners = {(int(f * down), int((k * 0.6180339887 + 0.3) % 1 * across)) for k, f in enumerate(fractions)}
     return sorted((min(r, shape[0] - 1), min(c, shape[1] - 1)) for r, c in corners)

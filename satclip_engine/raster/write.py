@@ -80,7 +80,8 @@ def write_raster(
     """Write the embeddings of a grid's pixels as a Cloud-Optimized GeoTIFF, one band a dimension.
 
     enc: Encoder. path: of the file; until it is complete its spool `.NAME.satclip-spool` lies beside it.
-    grid: Grid, odc-geo GeoBox, xarray object or raster file whose pixels are taken.
+    grid: Grid, odc-geo GeoBox, xarray object or raster file whose pixels are taken. An embedding has to be
+        this encoder's own, of all its bands.
     dtype: int8 or int16 with scale and offset per band, float16 or float32. Pixels that are no place on Earth
         are nodata.
     compress: zstd, deflate, lerc or none. blocksize: pixels along a tile's side, a multiple of 16; default
@@ -320,7 +321,6 @@ class _Run:
 
 def _finished_report(request: Request, started: float) -> Report:
     """The report of a run that found its file complete."""
-    request.options.progress.stage(f"{request.path} is complete already")
     return Report(
         **_constants(request),
         bytes=request.path.stat().st_size,

@@ -407,6 +407,22 @@ CONTENT = {
 }
 
 
+def test_the_summary_names_its_threads_and_takes_the_share_of_sgemm_from_one():
+    ours = {"contestant": "satclip", "ours": True, "yardstick": False}
+    rows = [
+        record(**ours, threads=2, of_gemm=1.42),
+        record(threads=2, faster=1.5),
+        record(**ours, threads=1, of_gemm=1.17),
+    ]
+    raster = record(**ours, threads=2, case="global raster", unit="values")
+    content = {"runs": {"points": {"records": rows}, "write": {"records": [raster]}}}
+    title, _, points, whole = tables.summary(content).splitlines()
+    assert title.startswith("| what, with 2 threads |")
+    assert points.endswith("| 1.50 × PyTorch, float64 basis; 117 % of SGEMM (1 thread) |")
+    assert whole.startswith("| global raster, without preview |")
+    assert "SGEMM" not in tables.summary({"runs": {"points": {"records": rows[:2]}}})
+
+
 def test_documents_are_filled_from_results_and_keep_their_words():
     document = "# Title\n\n<!-- bench points -->\nold\n<!-- /bench -->\n\nWords.\n"
     filled = tables.fill(document, CONTENT)

@@ -5,78 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyproj
 import pytest
 import rasterio
-from click.testing import CliRunner, Result
+from cli_runs import SMALL, assert_one_line, names, run
 
 from satclip_engine import __version__
-from satclip_engine.cli.grid import main
 from satclip_engine.encoder import load
 from satclip_engine.grid import make_grid
 from satclip_engine.pca import pca_head
-from satclip_engine.weights import LocationWeights
-
-SMALL = ["--resolution", "10"]  # 36 × 18 pixels
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> str:
-    """A checkpoint of six bands that computes in no time."""
-    rng = np.random.default_rng(7)
-    tensors = {
-        "layers.0.weight": rng.normal(size=(16, 36)) * 0.02,
-        "layers.0.bias": rng.normal(size=16) * 0.1,
-        "last_layer.weight": rng.normal(size=(6, 16)),
-        "last_layer.bias": rng.normal(size=6),
-    }
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    LocationWeights(tensors, "orthonormal").save(path)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def _small_pictures(monkeypatch):
-    monkeypatch.setattr("satclip_engine.raster.preview.MAP_WIDTH", 200)
-    monkeypatch.setattr("satclip_engine.raster.preview.MAP_HEIGHT", 200)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """An empty current folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def assert_one_line(result: Result, code: int, *fragments: str) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stderr.startswith("satclip-grid: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    for fragment in fragments:
-        assert fragment in result.stderr
-
 
 # What it writes
 
@@ -146,6 +91,31 @@ def test_the_summary_says_how_much_of_a_raster_is_no_place_and_names_a_custom_cr
     assert pyproj.CRS(json.loads(result.stdout)["crs"]).equals(pyproj.CRS(window[1]))
 
 
+@pytest.mark.parametrize(
+    ("window", "text"),
+    [
+        (["--bounds", 0.1, 0.2, 0.7, 0.5, "--resolution", 0.1], "west 0.1, south 0.2, east 0.7, north 0.5"),
+        (["--bounds", 178, -20, 182, -18, "--resolution", 1], "west 178, south -20, east 182, north -18"),
+        (
+            ["--crs", "EPSG:32633", "--bounds", 300000, 5e6, 400000, 5.1e6, "--resolution", 50000],
+            "west 300000, south 5000000, east 400000, north 5100000",
+        ),
+    ],
+)
+def test_the_summary_shows_the_extent_in_units_of_the_crs(folder, weights, window, text):
+    result = run("a.tif", "--weights", weights, *window, "--no-preview", "-q")
+    assert f"  extent   {text}\n" in result.stdout
+
+
+def test_degrees_given_to_a_projection_get_a_note_and_a_raster(folder, weights):
+    window = ["--crs", "EPSG:32633", "--bounds", -12, 34, 42, 72, "--resolution", 1]
+    result = run("a.tif", "--weights", weights, *window, "--no-preview", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("satclip-grid: note: the raster lies wholly outside the area of use")
+    assert names(folder) == ["a.tif"]
+
+
 def test_the_raster_that_gives_the_pixels_is_never_replaced(folder, weights):
     run("a.tif", "--weights", weights, *SMALL, "--no-preview", "-q")
     before = Path("a.tif").read_bytes()
@@ -190,6 +160,8 @@ def test_the_summary_goes_to_stdout_and_names_the_files(folder, weights):
     lines = result.stdout.splitlines()
     assert lines[0] == "a.tif"
     assert "36 x 18 pixels of 10°, EPSG:4326" in result.stdout
+    assert "extent   west -180, south -90, east 180, north 90\n" in result.stdout
+    assert re.search(r"time     [\d.]+ s \(raster [\d.]+ s, [\d.]+ k?\s?px/s\)\n", result.stdout)
     assert "a.png" in lines[-1]
     assert max(map(len, lines)) <= 80
 
@@ -204,6 +176,8 @@ def test_json_is_one_object_with_what_was_done(folder, weights):
     assert report["dtype"] == "int8"
     assert report["crs"] == "EPSG:4326"
     assert report["transform"] == [10, 0, -180, 0, -10, 90]
+    assert report["bounds"] == [-180, -90, 180, 90]
+    assert report["total_seconds"] > report["seconds"]
     assert report["bytes"] == Path("a.tif").stat().st_size
     assert report["seconds"] > 0
     assert report["pixels_per_second"] > 0
@@ -255,7 +229,7 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("args", "fragments"),
     [
-        ([], ["OUTPUT"]),
+        ([], ["OUTPUT", "--help"]),
         (["a.zarr"], ["Zarr output is not available", ".tif"]),
         (["a.png"], [".tif or .tiff"]),
         (["a.tif", "--weights", "nosuch"], ["nosuch", "default"]),
@@ -269,12 +243,14 @@ def test_the_version_is_printed():
         (["a.tif", "--bounds", "179", "-20", "-179", "-18"], ["--bounds", "179 -20 181 -18"]),
         (["a.tif", "--bounds", "-10", "-95", "10", "0"], ["--bounds", "pole"]),
         (["a.tif", "--bounds", "-10", "0"], ["--bounds", "4"]),
+        (["a.tif", "--bounds", "3e5", "5e6", "4e5", "6e6"], ["--bounds", "if they are metres, give --crs"]),
         (["a.tif", "--crs", "EPSG:99999"], ["--crs", "EPSG:99999"]),
         (["a.tif", "--crs", "EPSG:32633"], ["--resolution", "metre"]),
         (["a.tif", "--like", "nosuch.tif"], ["--like", "nosuch.tif"]),
         (["a.tif", "--like", "b.tif", "--crs", "EPSG:4326"], ["--like", "--crs"]),
         (["a.tif", "--dtype", "int7"], ["--dtype", "int16"]),
         (["a.tif", "--bands", "0-3"], ["--bands", "0-3"]),
+        (["a.tif", "--bands", "5,5"], ["--bands", "band 5 twice"]),
         (["a.tif", "--bands", "200-300"], ["--bands", "1-256"]),
         (["a.tif", "--bands", "pca:0"], ["--bands"]),
         (["a.tif", "--bands", "pca:257"], ["--bands", "256"]),
@@ -407,172 +383,6 @@ def test_a_preview_that_fails_leaves_the_raster_and_says_so(folder, weights, mon
 
 
 # Stopping and going on
-
-
-def test_resume_without_anything_to_go_on_from_starts_afresh(folder, weights):
-    result = run("a.tif", "--weights", weights, *SMALL, "--resume", "-q")
-    assert result.exit_code == 0, result.output
-    assert names(folder) == ["a.png", "a.tif"]
-
-
-def test_resume_of_a_finished_output_says_so_and_changes_nothing(folder, weights):
-    run("a.tif", "--weights", weights, *SMALL, "-q")
-    before = {name: (Path(name).read_bytes(), Path(name).stat().st_mtime_ns) for name in names(folder)}
-    result = run("a.tif", "--weights", weights, *SMALL, "--resume")
-    assert result.exit_code == 0, result.output
-    assert "already" in result.output
-    assert before == {
-        name: (Path(name).read_bytes(), Path(name).stat().st_mtime_ns) for name in names(folder)
-    }
-
-
-def test_resume_draws_a_preview_that_is_still_missing(folder, weights):
-    run("a.tif", "--weights", weights, *SMALL, "--no-preview", "-q")
-    result = run("a.tif", "--weights", weights, *SMALL, "--resume", "-q")
-    assert result.exit_code == 0, result.output
-    assert names(folder) == ["a.png", "a.tif"]
-
-
-# 720 × 360 pixels in 18 superblocks, one after the other.
-PARTS = ["--resolution", "0.5", "--blocksize", "16", "--threads", "1", "-q"]
-
-# The command in a process of its own, every strip a twentieth of a second slower than it is.
-SLOWED = """
-import time
-from satclip_engine.cli.grid import main
-from satclip_engine.encoder import Encoder
-
-evaluate = Encoder.evaluate
-
-def slow(*args, **kwargs):
-    time.sleep(0.05)
-    return evaluate(*args, **kwargs)
-
-Encoder.evaluate = slow
-main()
-"""
-
-
-def _wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _stopped(folder: Path, weights: str, number: int, *more: str) -> subprocess.Popen:
-    """A run in its own process, sent the signal when the first part is finished."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOWED, "a.tif", "--weights", weights, *PARTS, *more],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    index = folder / ".a.tif.satclip-spool" / "index"
-    _wait_for(lambda: index.is_file() and index.stat().st_size, process)
-    process.send_signal(number)
-    process.wait(timeout=60)
-    return process
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_so_in_one_line_and_can_go_on(folder, weights, number, status):
-    process = _stopped(folder, weights, number)
-    said = process.stderr.read()
-    assert process.returncode == status, said
-    assert said.count("\n") == 1
-    assert "--resume" in said
-    assert not Path("a.tif").exists()
-
-
-COMMAND = "from satclip_engine.cli.grid import main; main()"
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose a core")
-def test_workers_deep_in_kernels_do_not_abort_an_interrupted_run(folder):
-    # Twenty threads on one core: each block of work takes seconds, longer than anyone waits for them.
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            COMMAND,
-            "a.tif",
-            "--resolution",
-            "0.1",
-            "--threads",
-            "20",
-            "--memory",
-            "16GB",
-        ],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
-    )
-    try:
-        _wait_for(lambda: (folder / ".a.tif.satclip-spool" / "index").is_file(), process)
-        time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1].endswith("the same command with --resume goes on from here")
-    assert "Traceback" not in said
-    assert "terminate" not in said
-
-
-def test_a_killed_run_leaves_nothing_under_the_name_and_resume_ends_with_the_same_bytes(folder, weights):
-    process = _stopped(folder, weights, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not Path("a.tif").exists()
-    result = run("a.tif", "--weights", weights, *PARTS, "--resume", "--json")
-    assert result.exit_code == 0, result.output
-    assert 0 < json.loads(result.stdout)["resumed_from"] < 1
-    assert names(folder) == ["a.png", "a.tif"]
-    Path("whole").mkdir()
-    run("whole/a.tif", "--weights", weights, *PARTS)
-    assert Path("a.tif").read_bytes() == Path("whole/a.tif").read_bytes()
-    assert Path("a.png").read_bytes() == Path("whole/a.png").read_bytes()
-
-
-def test_resuming_a_killed_overwrite_replaces_raster_and_preview(folder, weights):
-    run("a.tif", "--weights", weights, *SMALL, "-q")
-    old = Path("a.tif").read_bytes(), Path("a.png").read_bytes()
-    _stopped(folder, weights, signal.SIGKILL, "--overwrite")
-    assert (Path("a.tif").read_bytes(), Path("a.png").read_bytes()) == old
-    result = run("a.tif", "--weights", weights, *PARTS, "--resume")
-    assert result.exit_code == 0, result.output
-    assert names(folder) == ["a.png", "a.tif"]
-    with rasterio.open("a.tif") as raster:
-        assert (raster.height, raster.width) == (360, 720)
-    assert Path("a.png").read_bytes() != old[1]
-
-
-def test_resuming_with_other_options_is_refused_and_keeps_the_state(folder, weights):
-    _stopped(folder, weights, signal.SIGKILL)
-    before = names(folder)
-    result = run("a.tif", "--weights", weights, *PARTS, "--dtype", "int16", "--resume")
-    assert_one_line(result, 1, "a.tif", "dtype was int8, is now int16", "without --resume")
-    assert names(folder) == before
-
-
-def test_a_full_disk_is_one_line_and_the_run_can_go_on(folder, weights):
-    """A limit on the size of files stands for the disk."""
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-    code += "from satclip_engine.cli.grid import main; main()"
-    process = subprocess.run(
-        [sys.executable, "-c", code, "a.tif", "--weights", weights, *PARTS], capture_output=True, text=True
-    )
-    assert process.returncode == 1
-    assert process.stderr.count("\n") == 1, process.stderr
-    assert "a.tif" in process.stderr
-    assert "--resume" in process.stderr
-    assert process.stdout == ""
-    assert names(folder) == [".a.tif.satclip-spool"]
-    assert run("a.tif", "--weights", weights, *PARTS, "--resume").exit_code == 0
-    assert names(folder) == ["a.png", "a.tif"]
 
 
 def test_the_installed_command_is_this_one():

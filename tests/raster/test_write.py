@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.grid import make_grid
 from satclip_engine.raster.quantize import SAMPLE_TYPES, Quantiser
+from satclip_engine.raster.request import Silent
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster
 
@@ -293,6 +295,25 @@ def test_an_existing_file_is_left_alone_unless_it_is_to_be_replaced(tiny, tmp_pa
     assert os.listdir(tmp_path) == ["out.tif"]
 
 
+def test_the_embedding_of_another_encoder_is_no_grid_to_write(tiny, tmp_path):
+    some, head = tiny.select("1-3"), tiny.with_head(np.eye(8)[:2])
+    for encoder, array in (
+        (tiny, tiny.grid(resolution=5, bands="1-3")),
+        (some, tiny.grid(resolution=5)),
+        (tiny, head.grid(resolution=5)),
+        (tiny, tiny.grid(resolution=5)[:3]),
+        (tiny, tiny.grid(resolution=5).isel(band=0)),
+    ):
+        with pytest.raises(UsageError, match="pass the encoder that made it"):
+            write_raster(encoder, tmp_path / "out.tif", array)
+    assert os.listdir(tmp_path) == []
+    for encoder in (tiny, some, head):
+        report = write_raster(encoder, tmp_path / "out.tif", encoder.grid(resolution=5), overwrite=True)
+        assert report.bands == encoder.embed_dim
+    part = tiny.grid(resolution=5).isel(y=slice(4, 9))
+    assert write_raster(tiny, tmp_path / "out.tif", part, overwrite=True).shape == (5, 72)
+
+
 def test_a_missing_folder_and_a_folder_in_the_way_are_named(tiny, tmp_path):
     with pytest.raises(OutputError, match=r"there is no folder .*missing"):
         write_raster(tiny, tmp_path / "missing" / "out.tif", make_grid(**GRID))
@@ -306,6 +327,22 @@ def test_an_unwritable_folder_is_named(tiny, tmp_path):
     folder.mkdir(mode=0o500)
     with pytest.raises(OutputError, match="not writable"):
         write_raster(tiny, folder / "out.tif", make_grid(**GRID))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_the_announced_size_is_right_or_slightly_high_overviews_included(tmp_path, dtype):
+    report_of: dict[str, str] = {}
+
+    class Heard(Silent):
+        def stage(self, text):
+            if match := re.search(r"take about ([\d.]+) MB", text):
+                report_of["size"] = match[1]
+
+    encoder = load("default", threads=2).select("1-32")
+    report = write_raster(
+        encoder, tmp_path / "out.tif", make_grid(resolution=1.0), dtype=dtype, blocksize=64, progress=Heard()
+    )
+    assert 0.99 <= float(report_of["size"]) * 1e6 / report.bytes <= 1.2
 
 
 def test_a_raster_without_any_place_on_earth_is_a_usage_error(tiny, tmp_path):
