@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,11 @@ def test_a_resumed_run_may_be_longer_but_not_another():
 def test_no_two_settings_have_the_same_option():
     flags = [flag for name in settings() if (flag := flag_of(name))]
     assert len(set(flags)) == len(flags)
+
+
+def test_the_documentation_lists_every_setting():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    for name in settings():
+        flag = flag_of(name)
+        assert f"`{name}`" in text
+        assert flag is None or f"`{flag}`" in text
