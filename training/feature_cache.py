@@ -54,7 +54,7 @@ class FeatureCache:
                 np.float16,
                 crc=shard["crc"] if verify else None,
             )
-            for name, shard in sorted(manifest["shards"].items())
+            for name, shard in manifest["shards"].items()
         ]
         return cls(folder, manifest, shards)
 
@@ -73,13 +73,13 @@ class FeatureCache:
     def skipped(self) -> tuple[Skipped, ...]:
         """Images of the source that are not in the cache."""
         before = [Skipped(*item) for item in self.manifest["skipped"]]
-        shards = sorted(self.manifest["shards"].items())
-        return (*before, *(Skipped(*item[1:]) for _, shard in shards for item in shard["skipped"]))
+        shards = self.manifest["shards"].values()
+        return (*before, *(Skipped(*item[1:]) for shard in shards for item in shard["skipped"]))
 
     @property
     def fingerprint(self) -> str:
         """sha256 over what the cache was made of and its content."""
-        shards = [shard["crc"] for _, shard in sorted(self.manifest["shards"].items())]
+        shards = [shard["crc"] for shard in self.manifest["shards"].values()]
         text = repr([sorted(self.manifest["made_of"].items()), shards, self.manifest["lonlat_sha256"]])
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -164,6 +164,7 @@ def _manifest(job: _Job, folder: Path, resume: bool) -> dict[str, Any]:
     found["shards"] = {
         name: entry for name, entry in found["shards"].items() if _is_whole(folder / name, entry["crc"])
     }
+    found["complete"] &= found["shards"].keys() == job.ranges().keys()
     return found
 
 
@@ -232,7 +233,7 @@ def _store_shard(
         "crc": crc,
         "skipped": [[row, item.path, item.reason] for row, item in skipped],
     }
-    manifest["shards"][name] = entry
+    manifest["shards"] = dict(sorted({**manifest["shards"], name: entry}.items()))
     shards.write_manifest(folder, manifest)
     everything = [*job.source.skipped, *(Skipped(*item[1:]) for item in _skipped_rows(manifest))]
     total = len(job.source) + len(job.source.skipped)
@@ -307,7 +308,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _skipped_rows(manifest: dict[str, Any]) -> list[tuple[int, str, str]]:
-    return [tuple(item) for _, entry in sorted(manifest["shards"].items()) for item in entry["skipped"]]
+    return [tuple(item) for _, entry in manifest["shards"].items() for item in entry["skipped"]]
 
 
 def _finish(job: _Job, folder: Path, manifest: dict[str, Any]) -> None:
