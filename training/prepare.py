@@ -29,6 +29,7 @@ from satclip_engine.training.raster_patches import RasterPatches
 from satclip_engine.training.samples import Features
 from satclip_engine.training.shards import MANIFEST
 from satclip_engine.training.source import PatchSource
+from satclip_engine.training.split import split_samples
 
 _ENCODER: Final = "encoder.pt"
 _PREFIX: Final = "model.visual."  # of the names in the state of an image encoder
@@ -83,6 +84,7 @@ def _bounds(config: TrainConfig) -> tuple[float, float, float, float] | None:
 
 def _build(source: PatchSource, folder: Path, config: TrainConfig, ranks: Ranks, progress: Any) -> None:
     """Make the features that are missing, and put the encoder beside them."""
+    _check_source(source, config)
     options = {}
     if config.image_encoder == "rcf":
         options = {"filters": config.rcf_filters, "components": config.rcf_components}
@@ -112,6 +114,14 @@ def _build(source: PatchSource, folder: Path, config: TrainConfig, ranks: Ranks,
     buffer = io.BytesIO()
     torch.save({**vars(visual), "state": dict(visual.state)}, buffer)
     write_whole(folder / _ENCODER, buffer.getvalue())
+
+
+def _check_source(source: PatchSource, config: TrainConfig) -> None:
+    """Raise UsageError now for what would be found only once all features are made."""
+    if config.in_channels not in (None, source.channels):
+        raise UsageError(f"in_channels: {config.in_channels} are wanted, the images have {source.channels}")
+    fraction, degrees = config.val_random_split_fraction, config.val_block_degrees
+    split_samples(source.lonlat, fraction, config.seed, block_degrees=degrees)
 
 
 def visual_of(encoder: ImageEncoder) -> Visual:
