@@ -125,7 +125,9 @@ def _run(trainer: Trainer, config: TrainConfig, visual: Visual | None, notes: Ma
             write_outcome(trainer.outcome(), config, visual, folder, notes)
         raise
     except Diverged as error:
-        good = recovered(folder) if first else None
+        if not first:
+            raise
+        good = recovered(folder)
         if good is None:
             raise Diverged(f"{error}; nothing was trained before it: lower --learning-rate") from error
         write_outcome(good, config, visual, folder, notes)

@@ -114,8 +114,10 @@ class Trainer:
         self.best: Snapshot | None = None
         self.stale = 0  # validations since the best one
         self.history: list[dict[str, Any]] = []
-        self._epoch_loss = 0.0  # sum over the steps of this epoch
+        self._epoch_loss, self._epoch_steps = 0.0, 0  # a sum, and over how many steps, since the last row
         self._seconds = 0.0  # of the run before it was resumed
+        self._first_step = 0  # of this process
+        self._began = self._saved = self._saving = 0.0
         self._data = fingerprint(data)
 
     @property
@@ -177,6 +179,7 @@ class Trainer:
             self.average.update(self.model)
         self.step += 1
         self._epoch_loss += value
+        self._epoch_steps += 1
         return value
 
     @property
@@ -207,7 +210,7 @@ class Trainer:
             "best": None if self.best is None else _plain(self.best),
             "stale": self.stale,
             "history": self.history,
-            "epoch_loss": self._epoch_loss,
+            "epoch_loss": [self._epoch_loss, self._epoch_steps],
             "seconds": self._elapsed(),
         }
 
@@ -229,16 +232,15 @@ class Trainer:
         rate = self.optimizer.param_groups[-1]["lr"]
         done = self.step - self._first_step
         speed = done * self.batches.size / max(1e-9, time.monotonic() - self._began)
-        loss = self._epoch_loss / self._steps_in_epoch()
+        loss = self._epoch_loss / self._epoch_steps
         for observer in self.observers:
             observer.step(self.step, loss, rate, speed)
-        now = time.monotonic()
-        if self.step % self.batches.steps_per_epoch == 0 or self.step == self.total:
+        ended = self.step % self.batches.steps_per_epoch == 0 or self.step == self.total
+        if ended:
             self._end_epoch(rate, speed)
-            due = self._saving < _SAVING_SHARE * (now - self._saved)
-        else:
-            due = False
-        if due or now - self._saved >= 60 * self.config.checkpoint_minutes:
+        since = time.monotonic() - self._saved
+        cheap = self._saving < _SAVING_SHARE * since
+        if (ended and cheap) or since >= 60 * self.config.checkpoint_minutes:
             self.save()
 
     def _end_epoch(self, rate: float, speed: float) -> None:
@@ -246,13 +248,13 @@ class Trainer:
             "epoch": math.ceil(self.step / self.batches.steps_per_epoch),
             "step": self.step,
             "seconds": round(self._elapsed(), 3),
-            "train_loss": self._epoch_loss / self._steps_in_epoch(),
+            "train_loss": self._epoch_loss / self._epoch_steps,
             "learning_rate": rate,
             "logit_scale": float(self.model.scale().detach()),
             "gain": float(gains(self.model.location).square().mean().sqrt()),
             "samples_per_second": round(speed, 1),
         }
-        self._epoch_loss = 0.0
+        self._epoch_loss, self._epoch_steps = 0.0, 0
         if row["epoch"] % self.config.check_val_every_n_epoch == 0 or self.step == self.total:
             scores = self._score()
             self._keep_best(scores, row["epoch"])
@@ -341,18 +343,12 @@ class Trainer:
             self.average.state = {k: v.to(self.ranks.device) for k, v in state["average"].items()}
         self.best = None if state["best"] is None else _snapshot(state["best"])
         self.step, self.stale, self.history = state["step"], state["stale"], list(state["history"])
-        self._epoch_loss, self._seconds = state["epoch_loss"], state["seconds"]
+        self._epoch_loss, self._epoch_steps = state["epoch_loss"]
+        self._seconds = state["seconds"]
         self._first_step = self.step
-
-    def _steps_in_epoch(self) -> int:
-        """Steps of this epoch that are done, at least one of them."""
-        return (self.step - 1) % self.batches.steps_per_epoch + 1
 
     def _elapsed(self) -> float:
         return self._seconds + (time.monotonic() - self._began if self._began else 0.0)
-
-    _began = _saved = _saving = 0.0
-    _first_step = 0
 
 
 def recovered(folder: Path) -> Outcome | None:

@@ -16,33 +16,15 @@ from satclip_engine.encoder import load
 from satclip_engine.training.patches import open_source
 from satclip_engine.training.rcf import RandomFeatures
 
-SMALL = [
-    "--legendre-polys",
-    "5",
-    "--capacity",
-    "32",
-    "--embed-dim",
-    "16",
-    "--dropout",
-    "0",
-    "--learning-rate",
-    "0.01",
-]
-RUN = [
-    *SMALL,
-    *[
-        "--epochs",
-        "30",
-        "--rcf-filters",
-        "16",
-        "--views",
-        "2",
-        "--val-random-split-fraction",
-        "0",
-        "--threads",
-        "1",
-    ],
-]
+SMALL = {"legendre-polys": 5, "capacity": 32, "embed-dim": 16, "dropout": 0, "learning-rate": 0.01}
+FOUR = {"epochs": 30, "rcf-filters": 16, "views": 2, "val-random-split-fraction": 0, "threads": 1}
+
+
+def options(given):
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+RUN = options(SMALL | FOUR)
 
 
 def run(*args):
@@ -121,7 +103,7 @@ def test_patches_cut_from_one_raster_are_data_too(tmp_path):
     transform = rasterio.transform.Affine(2, 0, -180, 0, -2, 90)
     with rasterio.open(path, "w", transform=transform, **profile) as file:
         file.write(pixels)
-    args = ["--from-raster", path, "--patch", 8, "--count", 60, "--out", tmp_path / "run", *SMALL]
+    args = ["--from-raster", path, "--patch", 8, "--count", 60, "--out", tmp_path / "run", *options(SMALL)]
     result = report(*args, "--rcf-filters", 8, "--views", 1, "--epochs", 2)
     assert (result["batch"], result["held_out"]) == (54, 6)
 
