@@ -40,7 +40,7 @@ def write_checkpoint(path: Path, stored: Stored) -> None:
     suffix = path.suffix.lower()
     if suffix not in _ENCODERS:
         raise UsageError(f"{path}: expected a name ending in {' or '.join(SUFFIXES)}")
-    _write_whole(path, _ENCODERS[suffix](stored))
+    write_whole(path, _ENCODERS[suffix](stored))
 
 
 def _check_file(path: Path, source: str, suffix: str) -> None:
@@ -80,7 +80,7 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write under a temporary name in the same folder, sync, rename: the final name never holds a part."""
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist")

@@ -21,6 +21,10 @@ class WeightsError(SatclipError, ValueError):
     """A checkpoint is missing, damaged, hostile or of an unknown layout; file, key and shapes are named."""
 
 
+class DataError(SatclipError, ValueError):
+    """Training data, or features made from them, cannot be used; the files or rows are named."""
+
+
 class OutputError(SatclipError, OSError):
     """An output cannot be written: it exists, its folder does not, the disk is full."""
 

@@ -71,7 +71,7 @@ _NO_IMAGE_ENCODER: Final[Mapping[str, Any]] = {
 def read_ckpt(path: Path, where: str) -> Stored:
     """Read a Lightning checkpoint or a bare state dictionary; messages speak of `where`. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
-    content = _dictionary(_load_safely(torch, path, where), where)
+    content = _dictionary(load_safely(torch, path, where), where)
     state = _dictionary(content.get("state_dict", content), f"{where}: state_dict")
     parameters = plain(_dictionary(content.get("hyper_parameters", {}), f"{where}: hyper_parameters"))
     own = plain(_dictionary(content.get(OWN_KEY, {}), f"{where}: {OWN_KEY}"))
@@ -98,7 +98,7 @@ def read_ckpt(path: Path, where: str) -> Stored:
 def read_state(path: Path, where: str) -> Mapping[str, Any]:
     """All tensors of a checkpoint by their own names, the image encoder's among them. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
-    content = _dictionary(_load_safely(torch, path, where), where)
+    content = _dictionary(load_safely(torch, path, where), where)
     return _dictionary(content.get("state_dict", content), f"{where}: state_dict")
 
 
@@ -180,7 +180,7 @@ def with_published_w0(tensors: Mapping[str, np.ndarray], w0: tuple[float, float]
     return {name: value.astype(np.float64) * factor(name) for name, value in tensors.items()}
 
 
-def _load_safely(torch: ModuleType, path: Path, where: str) -> Any:
+def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
     """torch.load(weights_only=True), its many failures in one line each."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise WeightsError(

@@ -45,9 +45,21 @@ ORDER = (
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
+# The same for satclip_engine.training: from patches to features, from settings to a run.
+TRAINING_ORDER = (
+    ("source", "shards", "tables", "config", "samples", "split", "batches", "interrupts", "ranks", "state"),
+    ("augment", "image_files", "image_weights", "rcf", "feature_cache", "schedule", "optimizer", "model"),
+    ("raster", "timm_encoder", "validate"),
+    ("raster_patches", "images"),
+    ("patches", "features", "trainer"),
+    ("log", "display", "picture", "export"),
+    ("prepare", "session"),
+)
+TRAINING_RANK = {name: rank for rank, names in enumerate(TRAINING_ORDER) for name in names}
 
-def imports_of(path: Path) -> set[str]:
-    """The modules of satclip_engine that a file imports at run time, at its top or inside functions."""
+
+def imports_of(path: Path, package: str = "satclip_engine") -> set[str]:
+    """The modules of `package` that a file imports at run time, at its top or inside functions."""
 
     class Visitor(ast.NodeVisitor):
         def __init__(self) -> None:
@@ -69,7 +81,8 @@ def imports_of(path: Path) -> set[str]:
 
     visitor = Visitor()
     visitor.visit(ast.parse(path.read_text()))
-    return {name.split(".")[1] for name in visitor.found if name.startswith("satclip_engine.")}
+    own = f"{package}."
+    return {name.removeprefix(own).split(".")[0] for name in visitor.found if name.startswith(own)}
 
 
 def unit(path: Path) -> str:
@@ -90,7 +103,18 @@ def test_imports_point_one_way(path):
         if name in RANK:
             assert RANK[name] < RANK[own], f"{own} imports {name}"
         else:  # a name out of satclip_engine/__init__.py
-            assert name in {"__version__"}, f"{own} imports {name} from the package itself"
+            entry = own == "cli" and name == "training"  # of the command that trains
+            assert entry or name in {"__version__"}, f"{own} imports {name} from the package itself"
+
+
+TRAINING_FILES = sorted(path for path in (ROOT / "training").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: path.stem)
+def test_imports_within_training_point_one_way(path):
+    assert path.stem in TRAINING_RANK, f"{path.stem} has no place in the order of modules"
+    for name in imports_of(path, "satclip_engine.training"):
+        assert TRAINING_RANK[name] < TRAINING_RANK[path.stem], f"{path.stem} imports {name}"
 
 
 def test_the_package_never_imports_training():

@@ -26,6 +26,16 @@ def bench() -> None:
         _interrupted("satclip-bench")
 
 
+def train() -> None:
+    """`satclip-train`."""
+    try:
+        from satclip_engine.cli.train import main
+
+        main()
+    except KeyboardInterrupt:
+        _interrupted("satclip-train")
+
+
 def _interrupted(name: str) -> None:
     print(f"{name}: interrupted", file=sys.stderr)
     sys.exit(130)

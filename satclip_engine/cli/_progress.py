@@ -1,7 +1,7 @@
 """Progress on stderr: a live bar on a terminal, a few plain lines elsewhere, nothing when asked to be quiet.
 
-All three answer to what the raster writer reports: start(total_pixels), advance(pixels), stage(text),
-finish().
+All three answer to what long work reports: start(total), advance(count), stage(text), finish(). The raster
+writer counts pixels; others say what they count.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ _LINE_EVERY = 30.0  # seconds between plain lines
 
 
 class Progress(Protocol):
-    """What the raster writer calls; `finish` may be called more than once."""
+    """What long work calls; `finish` may be called more than once."""
 
-    def start(self, total_pixels: int) -> None: ...
+    def start(self, total: int) -> None: ...
 
-    def advance(self, pixels: int) -> None: ...
+    def advance(self, count: int) -> None: ...
 
     def stage(self, text: str) -> None: ...
 
     def finish(self) -> None: ...
 
 
-def progress_for(stream: TextIO | None = None, *, quiet: bool) -> Progress:
-    """The form of progress that suits `stream` (stderr)."""
+def progress_for(
+    stream: TextIO | None = None, *, quiet: bool, command: str = "satclip-grid", unit: str = "px"
+) -> Progress:
+    """The form of progress that suits `stream` (stderr); lines begin with the command's name."""
     stream = stream or sys.stderr
     if quiet:
         return Silence()
-    return Bar(stream) if stream.isatty() else Lines(stream)
+    return Bar(stream, command, unit) if stream.isatty() else Lines(stream, command, unit)
 
 
 class Silence:
     """No progress."""
 
-    def start(self, total_pixels: int) -> None: ...
+    def start(self, total: int) -> None: ...
 
-    def advance(self, pixels: int) -> None: ...
+    def advance(self, count: int) -> None: ...
 
     def stage(self, text: str) -> None: ...
 
@@ -48,24 +50,25 @@ class Silence:
 class Lines:
     """For logs: a line a stage, and one every half minute with share, rate and time left."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, command: str = "satclip-grid", unit: str = "px") -> None:
         self._stream, self._total, self._done = stream, 0, 0
+        self._command, self._unit = command, unit
         self._began = self._spoke = time.monotonic()
         self._stage = ""
 
-    def start(self, total_pixels: int) -> None:
-        self._total, self._done = total_pixels, 0
+    def start(self, total: int) -> None:
+        self._total, self._done = total, 0
         self._began = self._spoke = time.monotonic()
 
-    def advance(self, pixels: int) -> None:
-        self._done += pixels
+    def advance(self, count: int) -> None:
+        self._done += count
         now = time.monotonic()
         if now - self._spoke >= _LINE_EVERY and self._total and now > self._began:
             self._spoke = now
             rate = self._done / (now - self._began)
             left = (self._total - self._done) / rate if rate else 0.0
             share = 100 * self._done / self._total
-            self._say(f"{share:.0f} %, {rate_text(rate)}, {duration_text(left)} left")
+            self._say(f"{share:.0f} %, {rate_text(rate, self._unit)}, {duration_text(left)} left")
 
     def stage(self, text: str) -> None:
         if text != self._stage:
@@ -75,15 +78,16 @@ class Lines:
     def finish(self) -> None: ...
 
     def _say(self, text: str) -> None:
-        print(f"satclip-grid: {text}", file=self._stream, flush=True)
+        print(f"{self._command}: {text}", file=self._stream, flush=True)
 
 
 class Bar:
     """For terminals: stage, bar, share, pixels a second, time left; gone when finished."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, command: str = "satclip-grid", unit: str = "px") -> None:
         from rich.console import Console
 
+        self._command, self._unit = command, unit
         self._console = Console(file=stream)
         self._bar: Any = None
         self._task: Any = None
@@ -105,21 +109,21 @@ class Bar:
         self._task = self._bar.add_task(self._text, total=None, rate="")
         self._bar.start()
 
-    def start(self, total_pixels: int) -> None:
+    def start(self, total: int) -> None:
         if self._bar is None:
             self._show()
-        self._bar.reset(self._task, total=total_pixels, description=self._text, rate="")
+        self._bar.reset(self._task, total=total, description=self._text, rate="")
 
-    def advance(self, pixels: int) -> None:
-        self._bar.advance(self._task, pixels)
+    def advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
         speed = self._bar.tasks[0].speed
         if speed:
-            self._bar.update(self._task, rate=rate_text(speed))
+            self._bar.update(self._task, rate=rate_text(speed, self._unit))
 
     def stage(self, text: str) -> None:
         self._text, _, announced = text.partition("; ")
         if announced:  # too long beside a bar, and worth keeping
-            self._console.print(f"satclip-grid: {announced}", highlight=False)
+            self._console.print(f"{self._command}: {announced}", highlight=False)
         if self._bar is None:
             self._show()
         task = self._bar.tasks[0]
@@ -134,13 +138,13 @@ class Bar:
             self._bar = None
 
 
-def rate_text(pixels_per_second: float) -> str:
+def rate_text(per_second: float, name: str = "px") -> str:
     """123456.7 → "123 k px/s"."""
     for limit, unit in ((1e9, "G "), (1e6, "M "), (1e3, "k ")):
-        if pixels_per_second >= limit:
-            value = pixels_per_second / limit
-            return f"{value:.3g} {unit}px/s" if value < 1000 else f"{value:.0f} {unit}px/s"
-    return f"{pixels_per_second:.3g} px/s"
+        if per_second >= limit:
+            value = per_second / limit
+            return f"{value:.3g} {unit}{name}/s" if value < 1000 else f"{value:.0f} {unit}{name}/s"
+    return f"{per_second:.3g} {name}/s"
 
 
 def duration_text(seconds: float) -> str:

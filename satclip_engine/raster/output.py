@@ -78,7 +78,7 @@ def publish(complete: Path, path: Path, *, replace: bool) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about the disk into one line; the spool stays for a resumed run."""
+    """Turn what the operating system says about the disk into one line; what is whole is kept."""
     try:
         yield
     except OutputError:

@@ -78,7 +78,7 @@ def _map(colours: NDArray[np.float32], canvas: Canvas, lines: Graticule) -> Imag
 def _legend(draw: ImageDraw, at: tuple[int, int], fit: GlobalPCA) -> None:
     """Which colour is which component, and how much of the embedding's variance it holds."""
     x, y = at
-    font = _font(21)
+    font = font_of(21)
     for i, share in enumerate(fit.explained):
         text = f"PC{i + 1}  {100 * share:.0f} %"
         draw.rounded_rectangle(
@@ -92,7 +92,7 @@ def _legend(draw: ImageDraw, at: tuple[int, int], fit: GlobalPCA) -> None:
 def _labels(draw: ImageDraw, lines: Graticule, origin: tuple[int, int]) -> None:
     """Degrees beside the graticule's ends; meridians that would crowd (where they meet at a pole) get
     none."""
-    font = _font(17)
+    font = font_of(17)
     last = -100
     for row, column, lat in lines.left:
         if row - last >= 24:
@@ -136,9 +136,9 @@ def _locator_image(colours: NDArray[np.float32], world: Canvas, region: NDArray[
 def _fitting(draw: ImageDraw, text: str, sizes: tuple[int, ...], room: int) -> tuple[str, FreeTypeFont]:
     """`text` in letters that the font has, and the largest of `sizes` at which it fits `room` pixels; if
     none does, the smallest, with the middle of the text left out."""
-    missing = bytes(_font(sizes[0]).getmask("\uffff"))
-    text = "".join(c if c.isspace() or bytes(_font(sizes[0]).getmask(c)) != missing else "?" for c in text)
-    font = next((f for f in map(_font, sizes) if draw.textlength(text, font=f) <= room), _font(sizes[-1]))
+    missing = bytes(font_of(sizes[0]).getmask("\uffff"))
+    text = "".join(c if c.isspace() or bytes(font_of(sizes[0]).getmask(c)) != missing else "?" for c in text)
+    font = next((f for f in map(font_of, sizes) if draw.textlength(text, font=f) <= room), font_of(sizes[-1]))
     shown, keep = text, len(text)
     while keep > 8 and draw.textlength(shown, font=font) > room:
         keep -= 2
@@ -146,7 +146,7 @@ def _fitting(draw: ImageDraw, text: str, sizes: tuple[int, ...], room: int) -> t
     return shown, font
 
 
-def _font(size: int) -> FreeTypeFont:
+def font_of(size: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(size)  # type: ignore[return-value]

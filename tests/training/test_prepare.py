@@ -1,0 +1,124 @@
+"""From real patches on disk to checkpoints, through the command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+from click.testing import CliRunner
+from made_runs import torch
+from made_training import S2
+
+from satclip_engine.cli.train import main
+from satclip_engine.encoder import load
+from satclip_engine.training.patches import open_source
+from satclip_engine.training.rcf import RandomFeatures
+
+SMALL = {"legendre-polys": 5, "capacity": 32, "embed-dim": 16, "dropout": 0, "learning-rate": 0.01}
+FOUR = {"epochs": 30, "rcf-filters": 16, "views": 2, "val-random-split-fraction": 0, "threads": 1}
+
+
+def options(given):
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+RUN = options(SMALL | FOUR)
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def report(*args):
+    result = run(*args, "--json", "-q")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """A run on the four patches: its folder and its report. Its features are there for others."""
+    out = tmp_path_factory.mktemp("learnt") / "run"
+    return out, report(S2, "--out", out, *RUN)
+
+
+def test_real_patches_are_learnt_by_heart_and_their_checkpoints_read_back(learnt):
+    out, told = learnt
+    scores = told["best"]["scores"]
+    assert (scores["place_r1"], scores["image_r1"], scores["samples"]) == (1.0, 1.0, 4)
+    places = open_source(S2).lonlat
+    written = load(out / "best.ckpt", backend="reference")(places)
+    same = load(out / "best.safetensors", backend="reference")(places)
+    np.testing.assert_allclose(same, written, rtol=1e-4)
+
+    # The checkpoint alone, images included, finds every place's image.
+    content = torch.load(out / "best.ckpt", weights_only=True)
+    assert content["satclip_engine"]["extras"]["data"] == str(S2)
+    tensors = content["image_encoder"]["state_dict"]
+    trunk = {name: value for name, value in tensors.items() if not name.startswith("projection.")}
+    encoder = RandomFeatures(trunk, embed_dim=16, seed=0)
+    encoder.load_state_dict(tensors)
+    images = torch.from_numpy(np.stack(open_source(S2).read(range(4))))
+    with torch.no_grad():
+        found = torch.nn.functional.normalize(encoder.projection(encoder.trunk(images)), dim=-1)
+    similar = torch.nn.functional.normalize(torch.from_numpy(written), dim=-1) @ found.T
+    assert similar.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_folder_of_features_is_data_that_needs_no_images(learnt, tmp_path):
+    features = learnt[0] / "features"
+    report(features, "--out", tmp_path / "b", *RUN)
+    first, second = (
+        torch.load(path / "last.ckpt", weights_only=True) for path in (learnt[0], tmp_path / "b")
+    )
+    for name, value in first["state_dict"].items():
+        assert torch.equal(second["state_dict"][name], value), name
+    assert first["image_encoder"]["state_dict"].keys() == second["image_encoder"]["state_dict"].keys()
+    other = run(features, "--out", tmp_path / "c", *RUN, "--image-encoder", "resnet18", "-q")
+    assert other.exit_code == 2
+    assert "image_encoder: resnet18 is wanted" in other.stderr
+
+
+def test_features_of_something_else_are_refused(learnt, tmp_path):
+    features = learnt[0] / "features"
+    result = run(S2, "--out", tmp_path / "b", "--features", features, *RUN, "--views", "3", "-q")
+    assert result.exit_code == 1
+    assert "holds the features of something else" in result.stderr
+    assert "views (2, now 3)" in result.stderr
+
+
+def test_patches_cut_from_one_raster_are_data_too(tmp_path):
+    path = tmp_path / "world.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 90, 180), np.uint8)
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "height": 90,
+        "width": 180,
+        "dtype": "uint8",
+        "crs": "EPSG:4326",
+    }
+    transform = rasterio.transform.Affine(2, 0, -180, 0, -2, 90)
+    with rasterio.open(path, "w", transform=transform, **profile) as file:
+        file.write(pixels)
+    args = ["--from-raster", path, "--patch", 8, "--count", 60, "--out", tmp_path / "run", *options(SMALL)]
+    result = report(*args, "--rcf-filters", 8, "--views", 1, "--epochs", 2)
+    assert (result["batch"], result["held_out"]) == (54, 6)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "fragment"),
+    [
+        (["absent"], 1, "absent: no such file or folder"),
+        (["s2", "--in-channels", "3"], 2, "in_channels: 3 are wanted, the images have 13"),
+        (["s2", "--image-weights", "w.pth"], 2, "rcf has no weights"),
+        (["s2", "--val-random-split-fraction", "0.1"], 2, "of 4 samples leaves none for validation"),
+    ],
+)
+def test_unusable_data_is_one_line(s2, tmp_path, monkeypatch, args, status, fragment):
+    monkeypatch.chdir(tmp_path)
+    result = run("--out", "run", *RUN, *args, "-q")
+    assert result.exit_code == status, result.output
+    assert fragment in result.stderr.splitlines()[-1]

@@ -1,0 +1,342 @@
+"""Every setting of a training run as one frozen value, from a TOML file and from flags.
+
+    make_config({"legendre_polys": 10}, file="run.toml", flags={"learning_rate": 1e-3})
+
+Settings of the published configuration have its names and, where the model depends on them, its defaults. In
+a file they stand at the top level or, as in the published YAML, in tables [model], [data] and [trainer].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+from satclip_engine.errors import UsageError
+from satclip_engine.stored import MAX_DEGREES
+
+# What the published layout calls the image encoders of the releases.
+VISION_LAYERS: Final[Mapping[str, str]] = {
+    "resnet18": "moco_resnet18",
+    "resnet50": "moco_resnet50",
+    "vit16": "moco_vit16",
+}
+IMAGE_ENCODERS: Final = ("rcf", *VISION_LAYERS)
+PRECISIONS: Final = ("float32", "tf32", "bf16")
+_TABLES: Final = ("model", "data", "trainer")  # of the published configuration
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+    flag: str | None = "",
+    resumable: bool = False,
+    size: int | None = None,
+) -> Any:
+    """A field of TrainConfig.
+
+    flag: the option's name where it is not the setting's own; None for settings of files only.
+    resumable: a resumed run may have another value.
+    size: of a list.
+    """
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    about = {"help": text, "limits": limits, "choices": choices, "flag": flag}
+    return field(default=default, metadata={**about, "resumable": resumable, "size": size})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. Raises UsageError naming the setting for a value that cannot be used."""
+
+    # The location encoder
+    legendre_polys: int = setting(40, "L: harmonics of degree 0 to L-1.", least=1, most=MAX_DEGREES)
+    capacity: int = setting(512, "Width of the hidden layers.", least=1)
+    num_hidden_layers: int = setting(2, "Number of hidden layers.", least=1)
+    embed_dim: int = setting(256, "Dimensions of the embedding.", least=1)
+    dropout: float = setting(0.5, "Share of hidden pre-activations dropped in training.", least=0, below=1)
+    first_layer_taper: float = setting(
+        0.0, "T: initial weights of degree l are multiplied by (1+l)^-T.", least=0
+    )
+    first_layer_gain: float = setting(1.0, "Factor of the first layer's initial weights.", above=0)
+    max_gain: float | None = setting(
+        None, "Limit of the norm of each unit's first weights, in multiples of the published start.", above=0
+    )
+    harmonics_calculation: str | None = setting(
+        None,
+        "Convention of the checkpoints.  [default: analytic up to L = 20, closed-form above]",
+        choices=("analytic", "closed-form"),
+        flag="convention",
+    )
+
+    # Images
+    image_encoder: str = setting("rcf", "What turns images into features.", choices=IMAGE_ENCODERS)
+    image_weights: str | None = setting(None, "File with the image encoder's weights.")
+    views: int = setting(4, "Augmented views of each image in the feature cache.", least=1)
+    rcf_filters: int = setting(256, "Filters of rcf.", least=1)
+    rcf_components: int | None = setting(
+        None,
+        "Principal components of rcf's features that are kept, half-whitened.  [default: all features]",
+        least=1,
+    )
+    in_channels: int | None = setting(
+        None, "Channels that images must have.  [default: what they have]", least=1
+    )
+    patch: int = setting(16, "Side of patches cut from a raster, in pixels.", least=1)
+    count: int = setting(100_000, "Number of patches cut from a raster.", least=1)
+    flat_kept: float = setting(
+        1.0, "Share of flat patches (sea, ice) of a raster that is kept.", least=0, most=1
+    )
+    bounds: tuple[float, ...] | None = setting(
+        None, "W S E N in degrees, for a raster without georeference.", size=4
+    )
+    bands: tuple[int, ...] | None = setting(None, "Bands to read, such as 1,2,3.  [default: all]")
+    divisor: float | None = setting(
+        None, "What pixel values are divided by.  [default: 10000 for 16 bits, 255 for 8]", above=0
+    )
+    max_skipped: int | None = setting(
+        None, "Images that may be unusable.  [default: 1 %, at least 10]", least=0
+    )
+    feature_noise: float = setting(
+        0.0, "Standard deviation of noise on image features, in units of their own.", least=0
+    )
+
+    # The objective
+    logit_scale: float = setting(1 / 0.07, "Scale of the similarities at the start.", above=0)
+    learn_logit_scale: bool = setting(True, "Train the scale of the similarities.")
+    max_logit_scale: float = setting(100.0, "Limit of that scale.", above=0)
+    coordinate_jitter: float = setting(
+        0.01, "Places are moved by up to this many degrees north and east.", least=0, below=90
+    )
+
+    # Batches and updates
+    batch_size: int = setting(8192, "Samples a step, each the others' negative.", least=1)
+    max_epochs: int = setting(500, "Passes over the data.", least=1, flag="epochs", resumable=True)
+    max_steps: int | None = setting(None, "Stop after this many steps.", least=1, resumable=True)
+    learning_rate: float = setting(1e-4, "Learning rate of AdamW.", above=0)
+    first_layer_lr: float | None = setting(
+        None, "Learning rate of the first layer.  [default: the others']", least=0
+    )
+    weight_decay: float = setting(0.01, "Weight decay; none on biases, 1-d tensors and logit_scale.", least=0)
+    schedule: str = setting("constant", "Learning rate over the run.", choices=("constant", "cosine"))
+    warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", least=0)
+    ema: float | None = setting(
+        None, "Decay of an average of the weights, which is then validated and written.", above=0, below=1
+    )
+
+    # Validation
+    val_random_split_fraction: float = setting(
+        0.1, "Share of samples held out; 0 for none.", least=0, below=1
+    )
+    val_block_degrees: float | None = setting(
+        None, "Hold out whole blocks of this many degrees instead of single samples.", above=0, most=90
+    )
+    check_val_every_n_epoch: int = setting(1, "Epochs from one validation to the next.", least=1)
+    patience: int | None = setting(
+        None, "Stop after this many validations without a lower loss.", least=1, resumable=True
+    )
+
+    # The run
+    seed: int = setting(
+        0, "Of everything drawn: weights, split, order, views, noise.", least=0, most=2**32 - 1
+    )
+    precision: str = setting("float32", "Arithmetic of the image side's products.", choices=PRECISIONS)
+    device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one.", resumable=True)
+    threads: int | None = setting(None, "Threads.  [default: all cores]", least=1, resumable=True)
+    num_workers: int | None = setting(
+        None, "Readers of images while features are made.  [default: one a core]", least=0, resumable=True
+    )
+    checkpoint_minutes: float = setting(
+        10.0, "Minutes from one checkpoint to the next.", least=0, resumable=True
+    )
+    tensorboard: bool = setting(False, "Log for TensorBoard too, in DIR/tensorboard.", resumable=True)
+
+    # Published settings that decide nothing here; they are written into the checkpoints.
+    le_type: str = setting("sphericalharmonics", "", choices=("sphericalharmonics",), flag=None)
+    pe_type: str = setting("siren", "", choices=("siren",), flag=None)
+    vision_layers: str | None = setting(
+        None, "Another name for image_encoder.", choices=tuple(VISION_LAYERS.values()), flag=None
+    )
+    image_resolution: int = setting(256, "", least=1, flag=None)
+    vision_width: int = setting(768, "", least=1, flag=None)
+    vision_patch_size: int = setting(32, "", least=1, flag=None)
+    frequency_num: int = setting(16, "", flag=None)
+    max_radius: float = setting(260, "", flag=None)
+    min_radius: float = setting(1, "", flag=None)
+    sh_embedding_dims: int = setting(32, "", flag=None)
+
+    def __post_init__(self) -> None:
+        for name in settings():
+            object.__setattr__(self, name, checked(name, getattr(self, name), name))
+        if self.logit_scale > self.max_logit_scale:
+            raise UsageError(
+                f"logit_scale: {self.logit_scale:g} is above max_logit_scale, {self.max_logit_scale:g}"
+            )
+        stated = VISION_LAYERS.get(self.image_encoder)
+        if self.vision_layers not in (None, stated):
+            raise UsageError(f"vision_layers: {self.vision_layers} is not image_encoder {self.image_encoder}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting that has a value, in plain types."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def as_toml(self) -> str:
+        """A file that make_config reads back to the same value."""
+        return "".join(f"{name} = {_toml(value)}\n" for name, value in self.as_dict().items())
+
+
+def settings() -> Mapping[str, dataclasses.Field[Any]]:
+    """The fields of TrainConfig by name."""
+    return {entry.name: entry for entry in dataclasses.fields(TrainConfig)}
+
+
+def flag_of(name: str) -> str | None:
+    """The option of a setting, such as --epochs; None where there is none."""
+    flag = settings()[name].metadata["flag"]
+    return None if flag is None else "--" + (flag or name).replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of a setting: `of`, or a list of them; `open` when it may have no value."""
+
+    of: type
+    many: bool
+    open: bool
+
+
+@cache
+def kind_of(name: str) -> Kind:
+    """The type of a setting."""
+    hint = get_type_hints(TrainConfig)[name]
+    several = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    one = next(kind for kind in several if kind is not NoneType)
+    many = get_origin(one) is tuple
+    return Kind(get_args(one)[0] if many else one, many, NoneType in several)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a file, those of the published tables too. Raises UsageError naming file and key."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error})") from error
+    given: dict[str, Any] = {}
+    for name, value in content.items():
+        nested = value if name in _TABLES and isinstance(value, dict) else {name: value}
+        for key, inner in nested.items():
+            if key in given:
+                raise UsageError(f"{path}: {key}: given twice")
+            given[key] = inner
+    return given
+
+
+def make_config(
+    given: Mapping[str, Any] | None = None,
+    *,
+    file: str = "",
+    flags: Mapping[str, Any] | None = None,
+    base: TrainConfig | None = None,
+) -> TrainConfig:
+    """`base` (the defaults) with what is `given` in `file`, and over that the flags that are not None.
+
+    Raises UsageError naming the file and the key, or the flag.
+    """
+    values: dict[str, Any] = {}
+    for name, value in (given or {}).items():
+        if name not in settings():
+            raise UsageError(f"{file or 'settings'}: {name}: no such setting{_nearest(name)}")
+        values[name] = checked(name, value, f"{file}: {name}" if file else name)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name] = checked(name, value, flag_of(name) or name)
+    if "vision_layers" in values and "image_encoder" not in values:
+        values["image_encoder"] = next(k for k, v in VISION_LAYERS.items() if v == values["vision_layers"])
+    try:
+        return dataclasses.replace(base or TrainConfig(), **values)
+    except UsageError as error:
+        name = str(error).partition(":")[0]
+        from_file = file and name in (given or {}) and (flags or {}).get(name) is None
+        raise UsageError(f"{file}: {error}" if from_file else str(error)) from error
+
+
+def checked(name: str, value: Any, where: str) -> Any:
+    """`value` in the type of the setting. Raises UsageError that begins with `where`."""
+    kind, rules = kind_of(name), settings()[name].metadata
+    if value is None and kind.open:
+        return None
+    if kind.many:
+        if not isinstance(value, list | tuple) or len(value) != (rules["size"] or max(1, len(value))):
+            raise UsageError(f"{where}: expected a list of {rules['size'] or 'one or more'}, got {value!r}")
+        return tuple(_typed(item, kind.of, where) for item in value)
+    value = _typed(value, kind.of, where)
+    if rules["choices"] and value not in rules["choices"]:
+        raise UsageError(f"{where}: expected one of {', '.join(rules['choices'])}, got {value!r}")
+    if kind.of in (int, float):
+        _check_limits(value, rules["limits"], where)
+    return value
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{where}: expected {_words(kind)}, got {value!r}")
+    return value
+
+
+def changed(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """Settings that differ and that a resumed run may not change."""
+    return [
+        name
+        for name, entry in settings().items()
+        if not entry.metadata["resumable"] and getattr(before, name) != getattr(now, name)
+    ]
+
+
+def _check_limits(value: float, limits: Mapping[str, float | None], where: str) -> None:
+    tests = {
+        "least": (lambda limit: value >= limit, "at least"),
+        "above": (lambda limit: value > limit, "above"),
+        "most": (lambda limit: value <= limit, "at most"),
+        "below": (lambda limit: value < limit, "below"),
+    }
+    if not math.isfinite(value):
+        raise UsageError(f"{where}: expected a finite number, got {value}")
+    stated = {rule: limit for rule, limit in limits.items() if limit is not None}
+    if not all(tests[rule][0](limit) for rule, limit in stated.items()):
+        wanted = " and ".join(f"{tests[rule][1]} {limit:.10g}" for rule, limit in stated.items())
+        raise UsageError(f"{where}: expected a number {wanted}, got {value}")
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, settings(), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _words(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,132 @@
+"""Checkpoints of what was trained: the published Lightning layout, and `.safetensors`.
+
+The published layout holds the location network twice (`model.location.nnet.*`, `model.nnet.*`, float64), the
+image encoder with its trained projection under `model.visual.*`, and the logarithm of the logit scale. The
+published code has no image encoder of ours (rcf) and insists on one: for it the checkpoint describes one of
+zero layers, and the features' projection lies beside, under `image_encoder`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from satclip_engine.basis import EXACT_DEGREES
+from satclip_engine.checkpoint import write_whole
+from satclip_engine.lightning import lightning_dictionary
+from satclip_engine.stored import Convention, Stored
+from satclip_engine.training.config import VISION_LAYERS, TrainConfig
+from satclip_engine.training.model import Model
+from satclip_engine.training.trainer import Outcome, Snapshot
+from satclip_engine.weights import LocationWeights, Provenance
+
+_LOCATION: Final = "location.nnet."
+_VISUAL: Final = "model.visual."
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """The frozen image encoder: `state` by published names without the trained projection, whose name is
+    `projection` ("fc", "head", or "weight" where the published code has none)."""
+
+    name: str
+    channels: int
+    projection: str
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def location_weights(snapshot: Snapshot, config: TrainConfig, notes: Mapping[str, Any]) -> LocationWeights:
+    """The location encoder of a snapshot, orthonormal and in float32, with what it was made by."""
+    tensors = {
+        name.removeprefix(_LOCATION): value.cpu().numpy()
+        for name, value in snapshot.model.items()
+        if name.startswith(_LOCATION)
+    }
+    parameters = {**config.as_dict(), "harmonics_calculation": "orthonormal"}
+    extras = {"epoch": snapshot.epoch, "global_step": snapshot.step, **notes}
+    if snapshot.scores is not None:
+        extras["validation"] = dict(vars(snapshot.scores))
+    provenance = Provenance("satclip-train", hyper_parameters=parameters, extras=extras)
+    return LocationWeights(tensors, "orthonormal", provenance=provenance)
+
+
+def published_checkpoint(
+    snapshot: Snapshot, config: TrainConfig, visual: Visual | None, notes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What torch.save writes for the published loader."""
+    weights = location_weights(snapshot, config, notes).converted(_convention(config))
+    origin = weights.provenance
+    content = lightning_dictionary(
+        Stored(
+            {name: value.astype(np.float64) for name, value in weights.tensors.items()},
+            weights.convention,
+            weights.harmonics,
+            weights.w0,
+            origin.hyper_parameters,
+            origin.extras,
+        )
+    )
+    content["epoch"], content["global_step"] = snapshot.epoch, snapshot.step
+    state = content["state_dict"]
+    state["model.logit_scale"] = snapshot.model["logit_scale"].detach().cpu()
+    weight, bias = _projection(snapshot, config)
+    if visual is not None and visual.name in VISION_LAYERS:
+        _put_visual(content, visual, config, weight, bias)
+    else:
+        name = config.image_encoder if visual is None else visual.name
+        tensors = {} if visual is None else {key: value.cpu() for key, value in visual.state.items()}
+        tensors |= {"projection.weight": weight, "projection.bias": bias}
+        content["image_encoder"] = {"name": name, "state_dict": tensors}
+    return content
+
+
+def write_outcome(
+    outcome: Outcome, config: TrainConfig, visual: Visual | None, folder: Path, notes: Mapping[str, Any]
+) -> list[Path]:
+    """Write last.ckpt, best.ckpt and best.safetensors. Raises OutputError, leaving what was there."""
+    files = {"last.ckpt": outcome.last, "best.ckpt": outcome.best}
+    for name, snapshot in files.items():
+        buffer = io.BytesIO()
+        torch.save(published_checkpoint(snapshot, config, visual, notes), buffer)
+        write_whole(folder / name, buffer.getvalue())
+    location_weights(outcome.best, config, notes).save(folder / "best.safetensors")
+    return [folder / name for name in (*files, "best.safetensors")]
+
+
+def _convention(config: TrainConfig) -> Convention:
+    if config.harmonics_calculation is not None:
+        return cast(Convention, config.harmonics_calculation)
+    return "analytic" if config.legendre_polys <= EXACT_DEGREES else "closed-form"
+
+
+def _projection(snapshot: Snapshot, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """For features as the trunk gives them."""
+    model = Model(config, snapshot.model["feature_mean"].cpu(), snapshot.model["feature_size"].cpu())
+    model.load_state_dict({name: value.cpu() for name, value in snapshot.model.items()})
+    return model.image_projection()
+
+
+def _put_visual(
+    content: dict[str, Any], visual: Visual, config: TrainConfig, weight: Tensor, bias: Tensor
+) -> None:
+    """Replace the image encoder of zero layers by the one that was used."""
+    state, released = content["state_dict"], content["hyper_parameters"]
+    for name in [name for name in state if name.startswith(_VISUAL)]:
+        del state[name]
+    state.update({_VISUAL + name: value.cpu() for name, value in visual.state.items()})
+    state[f"{_VISUAL}{visual.projection}.weight"] = weight
+    state[f"{_VISUAL}{visual.projection}.bias"] = bias
+    released.update(
+        vision_layers=VISION_LAYERS[visual.name],
+        in_channels=visual.channels,
+        image_resolution=config.image_resolution,
+        vision_width=config.vision_width,
+        vision_patch_size=config.vision_patch_size,
+    )

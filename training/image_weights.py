@@ -1,0 +1,126 @@
+"""Weights of an image encoder's trunk, from the files in which people have them.
+
+- SSL4EO-S12's full MoCo checkpoints (`module.encoder_q.*` of MoCo v2, `module.base_encoder.*` of v3) and what
+  torchgeo made of them, for 13 Sentinel-2 bands;
+- a plain state dictionary of timm or torchvision;
+- a SatCLIP checkpoint (`model.visual.*`), whose projection is taken too when it has the same shape.
+
+As `.pth`, `.pt`, `.ckpt`, `.tar` (never executing pickled code) or `.safetensors`. Names and shapes must fit
+exactly; only the head, which MoCo trains for another purpose, may be missing or of another form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satclip_engine.errors import WeightsError
+from satclip_engine.lightning import load_safely
+from satclip_engine.training.source import first_ones
+
+_PUBLISHED = "model.visual."
+# Where the trunk is found among other networks; the first prefix that fits is taken.
+_PREFIXES = (
+    "module.encoder_q.",
+    "module.base_encoder.",
+    "encoder_q.",
+    "base_encoder.",
+    _PUBLISHED,
+    "module.",
+    "backbone.",
+    "",
+)
+_NESTED = ("state_dict", "model")  # under which checkpoints keep their tensors
+_COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old files, used by nobody
+
+
+def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> str:
+    """Load a file's weights into a timm model, and say in words what was taken.
+
+    head: the name of the model's last layer, "fc" or "head".
+    Raises WeightsError naming missing, unknown and ill-shaped tensors.
+    """
+    state = _read(path)
+    expected = visual.state_dict()
+    prefix = _prefix(state, expected, path)
+    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    own_head = {name: value for name, value in found.items() if name.startswith(f"{head}.")}
+    trunk = {name: value for name, value in found.items() if name not in own_head}
+    _check(trunk, {name: value for name, value in expected.items() if not name.startswith(f"{head}.")}, path)
+    taken = prefix == _PUBLISHED and {name: value.shape for name, value in own_head.items()} == {
+        name: value.shape for name, value in expected.items() if name.startswith(f"{head}.")
+    }
+    visual.load_state_dict({**trunk, **(own_head if taken else {})}, strict=False)
+    named = f", named {prefix}*" if prefix else ""
+    left = "its projection taken too" if taken else f"its head left out ({', '.join(own_head) or 'none'})"
+    return f"{path}: {len(trunk)} tensors{named}; {left}"
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file by name. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    content: Any
+    if path.suffix.lower() == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error
+    else:
+        content = load_safely(torch, path, str(path))
+    for name in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensors, but {first_ones(map(str, content)) or 'nothing'}")
+    return tensors
+
+
+def _prefix(state: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> str:
+    """Under which prefix the trunk's tensors are. Raises WeightsError when under none."""
+    first = next(iter(expected))
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) and name.removeprefix(prefix) in expected for name in state):
+            return prefix
+    raise WeightsError(
+        f"{path}: another network: expected names such as {first}, alone or behind "
+        f"{' or '.join(_PREFIXES[:2])}, found {first_ones(state)}"
+    )
+
+
+def _check(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise WeightsError unless names and shapes are the same and all values finite."""
+    missing = [name for name in expected if name not in found and not name.endswith(_COUNTER)]
+    unknown = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {first_ones(names)}"
+        for names, what in ((missing, "missing"), (unknown, "unknown"), (shapes, "of another shape"))
+        if names
+    ]
+    first = next(name for name, value in expected.items() if value.ndim == 4)  # the first convolution
+    if first in found and found[first].ndim == 4 and found[first].shape[1] != expected[first].shape[1]:
+        raise WeightsError(
+            f"{path}: made for images of {found[first].shape[1]} channels, the data have "
+            f"{expected[first].shape[1]}: choose bands that fit, other weights, or rcf"
+        )
+    if problems:
+        raise WeightsError(f"{path}: does not fit the image encoder; {'; '.join(problems)}")
+    broken = [
+        name for name, value in found.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise WeightsError(f"{path}: not finite: {first_ones(broken)}")

@@ -1,0 +1,65 @@
+"""AdamW with the published parameter groups, and an average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from satclip_engine.training.config import TrainConfig
+
+_FIRST_LAYER = "location.nnet.layers.0."
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """The published rule: weights decay; biases, norms, 1-d tensors and the logit scale do not."""
+    return parameter.ndim >= 2 and not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+
+
+def parameter_groups(named: Iterable[tuple[str, Tensor]], config: TrainConfig) -> list[dict[str, Any]]:
+    """Groups for AdamW: without and with weight decay, and with a learning rate of its own the first layer.
+
+    Each holds its full learning rate as `peak`.
+    """
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            own = config.first_layer_lr is not None and name.startswith(_FIRST_LAYER)
+            groups.setdefault((own, decays(name, parameter)), []).append(parameter)
+    rates = {False: config.learning_rate, True: config.first_layer_lr}
+    return [
+        {
+            "params": groups[own, decay],
+            "weight_decay": config.weight_decay if decay else 0.0,
+            "lr": rates[own],
+            "peak": rates[own],
+        }
+        for own, decay in sorted(groups)
+    ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained."""
+    return torch.optim.AdamW(parameter_groups(model.named_parameters(), config), fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group at `factor` of its full learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+class Average:
+    """An exponential average of a model's state: average ← decay · average + (1 − decay) · now."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model as it is now."""
+        for name, value in model.state_dict().items():
+            self.state[name].lerp_(value, 1 - self.decay)
