@@ -23,7 +23,7 @@ _NODATA_SHARE = 0.1  # of a patch's pixels that may be without data; they become
 _FLAT = 0.01  # deviation, after division, below which every band of a flat patch stays
 _BLOCK = 4096  # patches that are looked at at once
 _ROUNDS = 200  # of drawing places, before the raster is taken to have no more
-_FEW = 0.01  # new patches in a round, of those drawn; several such rounds in a row are the end
+_FEW = 0.01  # new windows in a round, of those drawn; several such rounds in a row are the end
 _FEW_ROUNDS = 5
 
 
@@ -108,7 +108,7 @@ class RasterPatches:
             usable = fresh[self._usable(fresh, rng, flat_kept, count - found)]
             kept.append(usable)
             found += len(usable)
-            few = few + 1 if len(usable) <= _FEW * max(count, _BLOCK) else 0
+            few = few + 1 if len(fresh) <= _FEW * len(drawn) else 0
             if found >= count or few == _FEW_ROUNDS:
                 break
         numbers = np.concatenate(kept)[:count]
