@@ -50,9 +50,9 @@ def _mlp(
     kept, held = (torch.from_numpy(rows) for rows in fold)
     model = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes or 1))
     loss_of = nn.functional.cross_entropy if classes else nn.functional.mse_loss
-    model = _trained(model, loss_of, (inputs[kept], wanted[kept]), (inputs[held], wanted[held]))
+    best = _trained(model, loss_of, (inputs[kept], wanted[kept]), (inputs[held], wanted[held]))
     with torch.no_grad():
-        answer = model(questions)
+        answer = best(questions)
     return np.asarray(answer.argmax(1)) if classes else np.asarray(answer[:, 0], np.float64) * scale + offset
 
 
