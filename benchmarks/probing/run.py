@@ -1,0 +1,89 @@
+"""All rows on all targets, in a pool of processes with one thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from probing.features import Row
+from probing.score import score
+from probing.splits import block_split, random_split
+from probing.targets import Target
+
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One score: R² or a share of right answers."""
+
+    row: str
+    target: str
+    split: str
+    probe: str
+    seed: int
+    score: float
+
+
+def measure(
+    rows: Sequence[Row],
+    targets: Sequence[Target],
+    probes: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    jobs: int = 1,
+    done: Callable[[list[Result]], None] = lambda results: None,
+) -> list[Result]:
+    """Scores of every row, target, seed, split and probe, in that order; `done` hears of each row on
+    each target, in whatever order they end.
+
+    A result depends on its seed alone, not on `jobs` or on what else is measured.
+    """
+    work = [(row, target) for row in rows for target in targets]
+    context = multiprocessing.get_context("spawn")  # a fork after PyTorch has computed may hang
+    with _one_thread(), ProcessPoolExecutor(jobs, context) as pool:
+        waiting = {
+            pool.submit(scores, row, target, probes, seeds): place for place, (row, target) in enumerate(work)
+        }
+        found: dict[int, list[Result]] = {}
+        try:
+            for future in as_completed(waiting):
+                place = waiting[future]
+                found[place] = future.result()
+                done(found[place])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [result for place in range(len(work)) for result in found[place]]
+
+
+def scores(row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int]) -> list[Result]:
+    """Of one row on one target."""
+    found = []
+    splits = (random_split(len(target.values)), block_split(target.lonlat))
+    for seed in seeds:
+        features = row.features(target.lonlat, seed)
+        for split in splits:
+            for probe in probes:
+                value = score(features, target.values, split, probe, seed)
+                found.append(Result(row.name, target.name, split.name, probe, seed, value))
+    return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started meanwhile have libraries of linear algebra that compute in one thread."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,72 @@
+"""Results as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from probing.run import Result
+from probing.targets import TARGETS, TITLES
+
+SPLITS = ("random", "block")
+HEADINGS = {
+    "mlp": "MLP probe",
+    "linear": "Linear probe (ridge regression; logistic regression for classes)",
+}
+
+
+def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds (0 for one seed) of each row, target, split and probe."""
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
+    for one in results:
+        groups.setdefault((one.row, one.target, one.split, one.probe), []).append(one.score)
+    return [
+        dict(zip(("row", "target", "split", "probe"), key, strict=True))
+        | {
+            "mean": statistics.fmean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "seeds": len(values),
+        }
+        for key, values in groups.items()
+    ]
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """A table a probe: R² or accuracy, random/block split, mean over seeds; then their deviations."""
+    means = {(one["probe"], one["row"], one["target"], one["split"]): one for one in summary(results)}
+    seeds = len({one.seed for one in results})
+    parts = []
+    for probe in (name for name in HEADINGS if any(one.probe == name for one in results)):
+        parts.append(f"### {HEADINGS[probe]}: random/block split, mean of {seeds} seed{'s' * (seeds > 1)}\n")
+        parts.append(_table(results, {key[1:]: one["mean"] for key, one in means.items() if key[0] == probe}))
+        if seeds > 1:
+            deviations = {key[1:]: one["deviation"] for key, one in means.items() if key[0] == probe}
+            parts += ["Standard deviation over seeds:\n", _table(results, deviations)]
+    return "\n".join(parts)
+
+
+def _table(results: Sequence[Result], values: dict[tuple[str, str, str], float]) -> str:
+    rows = list(dict.fromkeys(one.row for one in results))
+    targets = [name for name in TARGETS if any(one.target == name for one in results)]
+    lines = [["encoder", *(TITLES[name] for name in targets)], ["---"] * (len(targets) + 1)]
+    for row in rows:
+        cells = ["/".join(short(values[row, target, split]) for split in SPLITS) for target in targets]
+        lines.append([row, *cells])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def short(value: float) -> str:
+    """.92, −.20, 1.00"""
+    digits = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # + 0.0: no minus before a zero
+    return digits.replace("0.", ".", 1) if digits.lstrip("−").startswith("0.") else digits
+
+
+def record(
+    results: Sequence[Result], machine: dict[str, Any], versions: dict[str, str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything, ready for JSON."""
+    rounded = [asdict(one) | {"score": round(one.score, 6)} for one in results]
+    means = [one | {key: round(one[key], 6) for key in ("mean", "deviation")} for one in summary(results)]
+    return {"machine": machine, "versions": versions, "options": options, "summary": means, "scores": rounded}
