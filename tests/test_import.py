@@ -56,3 +56,9 @@ def test_every_public_name_exists(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         se.no_such_name  # noqa: B018
+
+
+def test_training_loads_the_heavy_libraries_only_when_they_are_used():
+    modules = ("patches", "raster_patches", "images", "augment", "features")
+    code = "\n".join(f"import satclip_engine.training.{name}" for name in modules)
+    assert loaded_after(code) == set()

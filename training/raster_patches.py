@@ -22,8 +22,9 @@ _MEMORY = 1 << 30  # bytes of a raster that is held rather than read window by w
 _NODATA_SHARE = 0.1  # of a patch's pixels that may be without data; they become 0
 _FLAT = 0.01  # deviation, after division, below which every band of a flat patch stays
 _BLOCK = 4096  # patches that are looked at at once
-_ROUNDS = 200  # of drawing places, before the raster is taken to have no more
-_FEW = 0.01  # new patches in a round, of those drawn; several such rounds in a row are the end
+_DRAWN = 1 << 16  # places that are drawn at least at once
+_ROUNDS = 200  # of drawing, before the raster is taken to have no more
+_FEW = 0.01  # new windows in a round, of those drawn; several such rounds in a row are the end
 _FEW_ROUNDS = 5
 
 
@@ -102,13 +103,13 @@ class RasterPatches:
         kept: list[np.ndarray] = []
         found = few = 0
         for _ in range(_ROUNDS):
-            drawn = self._windows_at(_uniform_on_sphere(rng, max(count, _BLOCK), box))
+            drawn = self._windows_at(_uniform_on_sphere(rng, max(count, _DRAWN), box))
             fresh = drawn[~np.isin(drawn, seen)]
             seen = np.concatenate([seen, fresh])
             usable = fresh[self._usable(fresh, rng, flat_kept, count - found)]
             kept.append(usable)
             found += len(usable)
-            few = few + 1 if len(usable) <= _FEW * max(count, _BLOCK) else 0
+            few = few + 1 if len(fresh) <= _FEW * len(drawn) else 0
             if found >= count or few == _FEW_ROUNDS:
                 break
         numbers = np.concatenate(kept)[:count]

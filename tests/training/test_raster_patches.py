@@ -165,6 +165,17 @@ def test_a_raster_with_fewer_patches_gives_those_and_says_so(tmp_path):
     assert "9 different patches, not 1000" in source.notes[0]
 
 
+def test_data_in_a_hundredth_of_a_raster_are_found(tmp_path):
+    values = np.zeros((1, 1000, 1000), np.uint8)
+    values[:, 500:540, 500:540] = 7
+    options = {"driver": "GTiff", "height": 1000, "width": 1000, "count": 1, "dtype": "uint8", "nodata": 0}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", **options, crs="EPSG:4326", transform=from_origin(0, 10, 0.01, 0.01)
+    ) as file:
+        file.write(values)
+    assert len(RasterPatches(tmp_path / "a.tif", patch=4, count=1000)) == 1000
+
+
 def test_rasters_without_any_patch_are_errors(tmp_path):
     path = write_places(tmp_path / "a.tif", "EPSG:4326", from_origin(0, 1, 0.1, 0.1), (10, 10))
     with pytest.raises(DataError, match="10×10 pixels, less than a patch of 16"):
