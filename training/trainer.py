@@ -229,7 +229,7 @@ class Trainer:
         )
 
     def _after_step(self) -> None:
-        rate = self.optimizer.param_groups[-1]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]
         done = self.step - self._first_step
         speed = done * self.batches.size / max(1e-9, time.monotonic() - self._began)
         loss = self._epoch_loss / self._epoch_steps
