@@ -148,7 +148,7 @@ struct TrainKernels {
                     float* const* saved, float* out, ptrdiff_t stride, float* scratch);
     size_t (*forward_scratch)(const Network&);
     void (*inner)(const BackNetwork&, const float* gradient, ptrdiff_t stride, int count,
-                  const float* const* saved, float scale, float* embedding, float* const* dz,
+                  const float* const* saved, const Dropout&, float* embedding, float* const* dz,
                   float* const* sine);
     void (*first)(const Basis&, int chunk, const double* lonlat, int count, const float* dz, int padded,
                   int begin, int end, const LayerGradient&, float* scratch);
@@ -245,9 +245,9 @@ size_t train_saved(const Kernels&, const std::vector<DenseLayer>&, size_t count)
 bool train_forward(const NetworkData&, const double* lonlat, size_t count, const Dropout&, float* out,
                    ptrdiff_t stride, float* saved, const Control&);
 // Gradients of all layers, written; of the first layer's pre-activations (count, outputs) unless `first` is
-// null. `scale` as in the forward call.
+// null.
 bool train_backward(const Kernels&, int degrees, const std::vector<DenseLayer>&, const double* lonlat,
-                    size_t count, const float* saved, float scale, const float* gradient, ptrdiff_t stride,
+                    size_t count, const float* saved, const Dropout&, const float* gradient, ptrdiff_t stride,
                     const std::vector<LayerGradient>&, float* first, const Control&);
 
 bool encode_grid(const NetworkData&, const double* lat, size_t rows, const double* lon, size_t columns,

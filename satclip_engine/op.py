@@ -4,7 +4,7 @@
 
 Weights are folded, as in Layers: on exact orthonormal harmonics, sine frequencies multiplied in. Longitude
 and latitude are float64 degrees, longitude first. gradients.py defines what is computed; the rows of TABLE
-compute it, best first. This is the only file that registers anything with torch.library.
+compute it, best first. Only this file and op_loss.py register anything with torch.library.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def encode(
 
     lonlat: degrees, longitude first; widened to float64. weights: (H, L²), (H, H)..., (E, H), folded; biases:
         (H,)..., (E,). The result has the widest dtype of the weights, float32 at least.
-    dropout: share of the hidden pre-activations that are dropped, those of `seed`; the same by every backend.
+    dropout: share of the hidden pre-activations that are dropped, those of `seed` (0 to 2⁶³ − 1); the same by
+        every backend.
     backend: "cpu" computes in float32, "reference" in the weights' dtype, "auto" takes the first of them that
         runs on the weights as they are.
 
@@ -221,7 +222,8 @@ def resolve(name: str, weight: Tensor, *, training: bool = True) -> Row:
 def _embed(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str) -> Tensor:
     _check(lonlat, weights, biases)
     _check_values(lonlat, 0.0)
-    return resolve(backend, weights[0], training=False).embed(lonlat, weights, biases)
+    with torch.autocast(lonlat.device.type, enabled=False):
+        return resolve(backend, weights[0], training=False).embed(lonlat, weights, biases)
 
 
 @_embed.register_fake
@@ -242,7 +244,10 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     _check(lonlat, weights, biases)
     _check_values(lonlat, dropout)
-    return resolve(backend, weights[0]).forward(lonlat, weights, biases, dropout, seed)
+    if seed < 0:
+        raise UsageError(f"seed must be from 0 to 2⁶³ − 1, not {seed}")
+    with torch.autocast(lonlat.device.type, enabled=False):
+        return resolve(backend, weights[0]).forward(lonlat, weights, biases, dropout, seed)
 
 
 @_encode.register_fake
@@ -272,7 +277,10 @@ def _encode_backward(
     places: bool,
 ) -> list[Tensor]:
     row = resolve(backend, weights[0])
-    d_lonlat, d_weights, d_biases = row.backward(grad, lonlat, weights, biases, saved, dropout, seed, places)
+    # A backward pass may run inside autocast although the forward pass was widened.
+    with torch.autocast(lonlat.device.type, enabled=False):
+        gradients_of = row.backward(grad, lonlat, weights, biases, saved, dropout, seed, places)
+    d_lonlat, d_weights, d_biases = gradients_of
     pairs = zip(d_weights, d_biases, strict=True)
     return [lonlat.new_empty(0) if d_lonlat is None else d_lonlat, *(t for pair in pairs for t in pair)]
 

@@ -98,6 +98,11 @@ def mean_loss(row_lse: Tensor, column_lse: Tensor, partner: Tensor, count: int) 
     return (total / (2 * count)).to(row_lse.dtype)
 
 
+def unnarrowed(like: Tensor) -> torch.autocast:
+    """Where autocast does not apply: a backward pass may run inside it although the forward pass did not."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
@@ -106,7 +111,8 @@ def _array(tensor: Tensor) -> Any:
 def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """a (N, E), b (N, E), scale () → loss (), row_lse (N,), column_lse (N,)."""
     _check_pairs(a, b, scale)
-    row_lse, column_lse, partner = log_sum_exps(a, b, scale, 0, backend)
+    with unnarrowed(a):
+        row_lse, column_lse, partner = log_sum_exps(a, b, scale, 0, backend)
     return mean_loss(row_lse, column_lse, partner, len(a)), row_lse, column_lse
 
 
@@ -115,7 +121,8 @@ def contrastive_loss_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by a (N, E), b (N, E) and scale (), given the one by the loss ()."""
-    return gradients(a, b, scale, row_lse, column_lse, 0, grad / (2 * len(b)), backend)
+    with unnarrowed(a):
+        return gradients(a, b, scale, row_lse, column_lse, 0, grad / (2 * len(b)), backend)
 
 
 def _check_pairs(a: Tensor, b: Tensor, scale: Tensor) -> None:

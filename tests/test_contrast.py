@@ -343,3 +343,14 @@ def test_what_a_check_raises_ends_a_call():
     a = np.zeros((60_000, 256), np.float32)
     with pytest.raises(Enough):
         _C.loss_forward(a, a, 1.0, threads=2, check=check)
+
+
+def test_the_reference_is_the_same_block_by_block(monkeypatch):
+    a, b, scale = pairs(dtype=torch.float64)
+    value = contrastive_loss(a, b, scale)
+    whole = torch.autograd.grad(value, (a, b, scale))
+    monkeypatch.setattr(contrast_reference, "_BLOCK_BYTES", 8 * len(b) * 5)
+    again = contrastive_loss(a, b, scale)
+    torch.testing.assert_close(again, value, rtol=1e-12, atol=0)
+    for part, expected in zip(torch.autograd.grad(again, (a, b, scale)), whole, strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-10, atol=1e-13)

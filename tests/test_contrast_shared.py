@@ -104,3 +104,29 @@ def test_a_group_of_one_process_equals_none(tmp_path):
             contrastive_loss(values[0], values[1][:40], values[2], group=dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+ALONE = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from satclip_engine.contrast import contrastive_loss
+
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+    a, b = torch.randn(2, 20, 6, requires_grad=True).unbind(0)
+    loss = contrastive_loss(a, b, 2.0, group=dist.group.WORLD)
+    try:
+        torch.autograd.grad(loss, a, create_graph=True)
+    except RuntimeError as error:
+        print(error)
+    """
+
+
+def test_second_derivatives_are_refused_and_not_left_out(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ALONE), str(tmp_path / "meet")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "contrastive_loss has no second derivatives", done.stderr

@@ -21,10 +21,10 @@ int degrees_of(const std::vector<InFloats>& weights) {
     return degrees;
 }
 
-float keep_scale(double dropout) {
-    if (!(dropout >= 0.0 && dropout < 1.0))
-        throw py::value_error("dropout must be at least 0 and below 1, not " + plain(dropout));
-    return static_cast<float>(1.0 / (1.0 - dropout));
+satclip::Dropout dropping(double share, std::uint64_t seed) {
+    if (!(share >= 0.0 && share < 1.0))
+        throw py::value_error("dropout must be at least 0 and below 1, not " + plain(share));
+    return {static_cast<std::uint32_t>(share * 4294967296.0), static_cast<float>(1.0 / (1.0 - share)), seed};
 }
 
 float* flat(const py::array& array, size_t size, const char* name) {
@@ -51,11 +51,10 @@ void forward(const py::object& lonlat, const std::vector<InFloats>& weights,
     const auto layers = layers_of(degrees, weights, biases);
     const Kernels& kernels = kernels_named(isa);
     const InDoubles a = places(lonlat);
-    const float scale = keep_scale(dropout);
+    const satclip::Dropout drop = dropping(dropout, seed);
     std::vector<ptrdiff_t> strides;
     float* to = output(out, {a.shape(0), layers.back().outputs}, strides);
     float* kept = flat(saved, satclip::train_saved(kernels, layers, a.shape(0)), "saved");
-    const satclip::Dropout drop = {static_cast<std::uint32_t>(dropout * 4294967296.0), scale, seed};
     without_gil(threads, check, [&](const Control& control) {
         const satclip::NetworkData network(kernels, degrees, layers);
         return satclip::train_forward(network, a.data(), a.shape(0), drop, to, strides[0], kept, control);
@@ -77,7 +76,7 @@ void backward(const InFloats& gradient, const py::object& lonlat, const std::vec
                               std::to_string(layers.back().outputs) + "), not " + shape_text(gradient));
     if (d_weights.size() != layers.size() || d_biases.size() != layers.size())
         throw py::value_error("a gradient is needed for the weight and the bias of every layer");
-    const float scale = keep_scale(dropout);
+    const satclip::Dropout drop = dropping(dropout, 0);  // the masks are in what was saved
     const float* kept = flat(saved, satclip::train_saved(kernels, layers, count), "saved");
     std::vector<LayerGradient> to;
     std::vector<ptrdiff_t> strides;
@@ -93,8 +92,8 @@ void backward(const InFloats& gradient, const py::object& lonlat, const std::vec
         if (strides[0] != layers[0].outputs && count > 1) throw py::value_error("d_first must be contiguous");
     }
     without_gil(threads, check, [&](const Control& control) {
-        return satclip::train_backward(kernels, degrees, layers, a.data(), count, kept, scale,
-                                       gradient.data(), layers.back().outputs, to, first, control);
+        return satclip::train_backward(kernels, degrees, layers, a.data(), count, kept, drop, gradient.data(),
+                                       layers.back().outputs, to, first, control);
     });
 }
 

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -42,7 +43,8 @@ class Pulse {
     Clock::time_point asked_;
 };
 
-// body(item, scratch, pulse) for each item of 0..items−1; false when interrupted.
+// body(item, scratch, pulse) for each item of 0..items−1; false when interrupted. What a body throws is
+// thrown here, once all threads have ended.
 template <class Body>
 bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
     const size_t workers = std::max<size_t>(1, std::min<size_t>(std::max(1, control.threads), items));
@@ -51,12 +53,19 @@ bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
         aligned_floats(each * workers);  // before any thread starts, so that failure is the caller's
     std::atomic<size_t> next{0};
     std::atomic<bool> stop{false};
+    std::mutex mutex;
+    std::exception_ptr failure;  // the first of any thread, the caller's to have when all threads are joined
     auto work = [&](size_t worker, Pulse& pulse) {
-        for (size_t item; pulse() && (item = next.fetch_add(1)) < items;)
-            body(item, memory.get() + each * worker, pulse);
+        try {
+            for (size_t item; pulse() && (item = next.fetch_add(1)) < items;)
+                body(item, memory.get() + each * worker, pulse);
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            if (!failure) failure = std::current_exception();
+            stop = true;
+        }
     };
 
-    std::mutex mutex;
     std::condition_variable ended;
     size_t running = 0;
     std::vector<std::thread> threads;
@@ -92,6 +101,7 @@ bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
         }
     }
     for (std::thread& thread : threads) thread.join();
+    if (failure) std::rethrow_exception(failure);
     return !stop;
 }
 

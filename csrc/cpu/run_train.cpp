@@ -113,7 +113,7 @@ bool train_forward(const NetworkData& network, const double* lonlat, size_t coun
 }
 
 bool train_backward(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers,
-                    const double* lonlat, size_t count, const float* saved, float scale,
+                    const double* lonlat, size_t count, const float* saved, const Dropout& dropout,
                     const float* gradient, ptrdiff_t stride, const std::vector<LayerGradient>& to,
                     float* first, const Control& control) {
     const TrainKernels& train = *kernels.train;
@@ -152,7 +152,7 @@ bool train_backward(const Kernels& kernels, int degrees, const std::vector<Dense
                 own_sine.push_back(sine + own[i] + at * padded[i]);
             }
             train.inner(back, gradient + static_cast<ptrdiff_t>(begin + at) * stride, stride, some, z.data(),
-                        scale, embedding + at * outputs, own_dz.data(), own_sine.data());
+                        dropout, embedding + at * outputs, own_dz.data(), own_sine.data());
             if (first)
                 for (int p = 0; p < some; ++p) {
                     const size_t tile = train.tile_places, units = layers[0].outputs;

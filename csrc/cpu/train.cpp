@@ -27,7 +27,7 @@ Activations tiles_of(float* data, size_t rows, int tiles) {
 int tiles_for(int count) { return (count + kTile - 1) / kTile; }
 
 // Drops and rescales a tile's rows of four units.
-void drop_rows(float* z, int units, uint64_t row, uint32_t layer, const Dropout& dropout) {
+void drop_rows(float* first, int units, uint64_t row, uint32_t layer, const Dropout& dropout) {
     for (int v = 0; v < kTileVectors; ++v) {
         alignas(64) uint32_t low[kLanes], high[kLanes];
         for (int i = 0; i < kLanes; ++i) {
@@ -41,10 +41,11 @@ void drop_rows(float* z, int units, uint64_t row, uint32_t layer, const Dropout&
         for (int unit = 0; unit < units; unit += 4) {
             const Philox random = Philox::of(row_low, row_high, unit / 4, layer, dropout.seed);
             for (int k = 0; k < 4 && unit + k < units; ++k) {
-                float* at = z + static_cast<size_t>(unit + k) * kTile + v * kLanes;
-                const Words kept = (Words)(random.word[k] >= dropout.threshold);
-                // Adding +0 makes a kept −0 a +0.
-                const Words value = (Words)(load(at) * all(dropout.scale) + all(0.0f));
+                float* at = first + static_cast<size_t>(unit + k) * kTile + v * kLanes;
+                const Floats z = load(at);
+                // What is not a number stays so. Adding +0 makes a kept −0 a +0.
+                const Words kept = (Words)(random.word[k] >= dropout.threshold) | (Words)(z != z);
+                const Words value = (Words)(z * all(dropout.scale) + all(0.0f));
                 store(at, (Floats)((value & kept) | (~kept & kDropped)));
             }
         }
@@ -61,8 +62,8 @@ SATCLIP_INLINE void sines(const float* z, size_t count, float* h) {
 }
 
 // dh → dz = dh · cos z · (0 or `scale`), in place.
-SATCLIP_INLINE void through_sine(const float* z, size_t count, float scale, float* gradient) {
-    const bool dropping = scale != 1.0f;
+SATCLIP_INLINE void through_sine(const float* z, size_t count, const Dropout& dropout, float* gradient) {
+    const bool dropping = dropout.threshold != 0;
     for (size_t i = 0; i < count; i += kLanes) {
         const Floats value = load(z + i);
         const Floats cosine =
@@ -70,7 +71,7 @@ SATCLIP_INLINE void through_sine(const float* z, size_t count, float scale, floa
         Floats factor = cosine;
         if (dropping) {
             const Words kept = (Words)((Words)value != kDropped);
-            factor = (Floats)((Words)(cosine * all(scale)) & kept);
+            factor = (Floats)((Words)(cosine * all(dropout.scale)) & kept);
         }
         store(gradient + i, load(gradient + i) * factor);
     }
@@ -117,7 +118,7 @@ void train_forward(const Network& net, const double* lonlat, int count, uint64_t
 // A block again: from the gradient of its embeddings to those of all pre-activations, and the sines that
 // weight gradients need.
 void train_inner(const BackNetwork& net, const float* gradient, ptrdiff_t stride, int count,
-                 const float* const* saved, float scale, float* embedding, float* const* dz,
+                 const float* const* saved, const Dropout& dropout, float* embedding, float* const* dz,
                  float* const* sine) {
     const int tiles = tiles_for(count), outputs = net.layers[net.hidden - 1].inputs;
     for (int t = 0; t < tiles; ++t) {
@@ -135,7 +136,7 @@ void train_inner(const BackNetwork& net, const float* gradient, ptrdiff_t stride
         const size_t size = static_cast<size_t>(layer.padded) * kTile;
         hidden_layer(layer, from, to, false);
         for (int t = 0; t < tiles; ++t) {
-            through_sine(saved[i] + t * size, size, scale, to.data[t]);
+            through_sine(saved[i] + t * size, size, dropout, to.data[t]);
             sines(saved[i] + t * size, size, sine[i] + t * size);
         }
         from = to;
