@@ -4,9 +4,36 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from made_training import S2
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision's Python part, also where its compiled operators do not load.
+
+    torchvision on PyPI is compiled for PyPI's torch. Beside a CPU build of torch its operators are missing,
+    and its import ends at the first one whose shape function it registers. Declared, they let the import go
+    on; neither timm nor these tests call any.
+    """
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
+            )
+    import torchvision
+
+    return torchvision
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision) -> ModuleType:
+    return pytest.importorskip("timm")
 
 
 @pytest.fixture

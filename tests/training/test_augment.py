@@ -54,12 +54,10 @@ def test_flips_happen_half_of_the_time_along_each_axis():
     assert corners[1].min() > 70
 
 
-def test_the_blur_is_torchvisions():
-    torch = pytest.importorskip("torch")
-    try:
-        from torchvision.transforms.v2.functional import gaussian_blur
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torchvision cannot be imported beside this torch: {error}")
+def test_the_blur_is_torchvisions(torchvision):
+    import torch
+    from torchvision.transforms.v2.functional import gaussian_blur
+
     planes = np.random.default_rng(0).random((6, 17, 23), np.float32)
     for deviation in (0.1, 0.6, 2.0):
         blurred = planes.copy()

@@ -129,8 +129,7 @@ class Published(nn.Module):
     ("name", "architecture", "head"),
     [("resnet18", "resnet18", "fc"), ("vit16", "vit_small_patch16_224", "head")],
 )
-def test_the_published_module_takes_the_checkpoint_strictly_and_computes_the_same(name, architecture, head):
-    timm = pytest.importorskip("timm")
+def test_the_published_module_takes_the_checkpoint_and_computes_the_same(timm, name, architecture, head):
     trunk = timm.create_model(architecture, in_chans=13, num_classes=16).eval()
     dim = trunk.num_features
     config = small_config(image_encoder=name, learning_rate=0.001)

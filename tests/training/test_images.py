@@ -16,16 +16,6 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
-def timm():
-    """timm, when it and its torchvision can be imported beside this torch."""
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm cannot be imported: {str(error).splitlines()[0]}")
-    return timm
-
-
-@pytest.fixture(scope="module")
 def source():
     return MadeSource(60)
 
