@@ -92,6 +92,9 @@ def _names(option: str, known: Sequence[str], default: str | None, text: str) ->
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all numbers there."
 )
+@click.option(
+    "--resume", is_flag=True, help="Keep what the file of --json holds of the same rows, places and seeds."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a failure.")
 def main(
     stations: Path | None,
@@ -104,6 +107,7 @@ def main(
     jobs: int,
     quick: bool,
     json_file: Path | None,
+    resume: bool,
     verbose: bool,
 ) -> None:
     """Judge embeddings of places by what small models predict from them."""
@@ -111,6 +115,8 @@ def main(
         seeds, places = 1, min(places, QUICK_PLACES)
     if json_file and not json_file.absolute().parent.is_dir():
         raise OutputError(f"cannot write {json_file}: there is no folder {json_file.parent}")
+    if resume and not json_file:
+        raise UsageError("--resume goes on with a file: name it with --json")
     if targets is None:
         targets = tuple(name for name in TARGETS if stations or name not in OF_STATIONS)
     if not (targets and probes):
@@ -119,14 +125,36 @@ def main(
     table = make_rows(rows, weights)
     options = {
         "places": {one.name: len(one.values) for one in labelled},
-        "rows": [one.name for one in table],
+        "rows": {one.name: one.sha256 for one in table},
         "probes": probes,
         "seeds": list(range(seeds)),
         "block_degrees": BLOCK_DEGREES,
     }
+    known = _known(json_file, options) if resume and json_file and json_file.exists() else []
     log = Log(len(table) * len(labelled), options, json_file)
-    results = measure(table, labelled, probes, range(seeds), jobs=jobs, done=log)
+    results = measure(table, labelled, probes, range(seeds), jobs=jobs, done=log, known=known)
     click.echo(markdown(results), nl=False)
+
+
+def _known(file: Path, options: dict[str, Any]) -> list[Result]:
+    """Results of an earlier run that this one would repeat: of rows with the same weights on as many places.
+
+    Raises UsageError for a file that is none of ours, or made with other libraries or labels.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        before, found = content["options"], [Result(**one) for one in content["scores"]]
+        rows, places = before["rows"], before["places"]
+        kept = {name for name, sha256 in options["rows"].items() if rows.get(name) == sha256}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file}: cannot be resumed ({error}): name another file with --json") from error
+    now = versions() | _data_versions()
+    other = [name for name, version in content["versions"].items() if now.get(name, version) != version]
+    if other or before["block_degrees"] != options["block_degrees"]:
+        what = ", ".join(f"{name} {content['versions'][name]}" for name in other) or "other blocks"
+        raise UsageError(f"{file} was made with {what}: name another file with --json")
+    same = {name for name, count in options["places"].items() if places.get(name) == count}
+    return [one for one in found if one.row in kept and one.target in same]
 
 
 class Log:

@@ -146,6 +146,7 @@ def test_rows_have_names_of_their_own(tiny_weights, tmp_path):
     assert [row.name for row in rows] == ["unit vector", "default weights", *map(str, files)]
     assert [row.name for row in make_rows((), (str(files[0]),))] == ["w.safetensors"]
     assert rows[2].features(np.zeros((3, 2)), 0).shape == (3, 8)
+    assert [row.sha256 for row in rows[::2]] == ["", tiny_weights.sha256]  # tells weights of one name apart
     with pytest.raises(UsageError, match="no rows"):
         make_rows((), ())
 
@@ -313,5 +314,44 @@ def test_the_command_prints_a_table_and_writes_everything(tmp_path):
     assert content["options"]["places"] == {"temp": 120}
     assert content["options"]["complete"]
     assert {"machine", "versions", "summary"} <= content.keys()
-    for wrong in (["--rows", "moon"], ["--targets", "temp"], ["--rows", "none", "--targets", "temp"]):
+    for wrong in (
+        ["--rows", "moon"],
+        ["--targets", "temp"],
+        ["--rows", "none", "--targets", "temp"],
+        ["--resume"],
+    ):
         assert run.invoke(probes.main, wrong).exit_code == 2
+
+
+def test_a_table_is_extended_by_rows_and_seeds(tmp_path, monkeypatch):
+    file, stations = tmp_path / "all.json", _stations(tmp_path / "s.csv")
+    arguments = [
+        "--stations",
+        stations,
+        "--targets",
+        "temp",
+        "--probes",
+        "linear",
+        "--json",
+        file,
+        "--resume",
+    ]
+
+    def measured(*options: str) -> list[dict]:
+        done = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), *options])
+        assert done.exit_code == 0, done.output
+        return json.loads(file.read_text())["scores"]
+
+    measured("--rows", "lonlat", "--seeds", "1")
+    marked = json.loads(file.read_text())
+    marked["scores"][0]["score"] = 7.0  # whether it is measured again shows
+    file.write_text(json.dumps(marked))
+    found = measured("--rows", "lonlat,unit", "--seeds", "2")
+    assert len(found) == 2 * 2 * 2
+    assert [one["score"] for one in found].count(7.0) == 1
+    assert len(measured("--rows", "unit", "--seeds", "1")) == 2
+    marked["versions"]["numpy"] = "0.1"
+    file.write_text(json.dumps(marked))
+    refused = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), "--rows", "lonlat"])
+    assert refused.exit_code == 2
+    assert "made with numpy 0.1" in refused.output

@@ -23,10 +23,14 @@ Features = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name and what it computes, (lonlat, seed) -> [n, d]."""
+    """A line of the table: its name and what it computes, (lonlat, seed) -> [n, d].
+
+    sha256: of the weights, for rows that have some.
+    """
 
     name: str
     features: Features
+    sha256: str = ""
 
 
 def lonlat_degrees(lonlat: np.ndarray, seed: int = 0) -> np.ndarray:  # [n, 2]
@@ -81,7 +85,8 @@ def make_rows(baselines: Sequence[str], weights: Sequence[str]) -> list[Row]:
     rows = [BASELINES[name] for name in baselines]
     titles = [PurePath(one).name if one != "default" else "default weights" for one in weights]
     for one, title in zip(weights, titles, strict=True):
-        rows.append(Row(title if titles.count(title) == 1 else one, partial(trained, weights=one)))
+        name = title if titles.count(title) == 1 else one
+        rows.append(Row(name, partial(trained, weights=one), load(one).weights.sha256))
     if not rows:
         raise UsageError("no rows: name baselines or weights")
     for row in rows:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from probing.run import Result
+from probing.run import SPLITS, Result
 from probing.targets import TARGETS, TITLES
 
-SPLITS = ("random", "block")
 HEADINGS = {
     "mlp": "MLP probe",
     "linear": "Linear probe (ridge regression; logistic regression for classes)",
