@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from satclip_engine import op_loss
+from satclip_engine.tangents import refuse_tangents
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,6 +45,7 @@ def contrastive_loss(
     if torch.is_autocast_enabled(a.device.type):
         a, b = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (a, b))
     factor = torch.as_tensor(scale, device=a.device).to(a.dtype)
+    refuse_tangents("contrastive_loss", a, b, factor)
     if group is None:
         return op_loss.contrastive_loss(a, b, factor, backend)[0]
     return _SharedLoss.apply(a, b, factor, group, backend)

@@ -18,6 +18,7 @@ from satclip_engine import backends, gradients
 from satclip_engine._optional import need
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.lonlat import as_lonlat
+from satclip_engine.tangents import refuse_tangents
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +47,13 @@ def encode(
 
     Places that are not finite give NaN. Raises UsageError (a ValueError) naming the layer for shapes that do
     not fit and the row where |latitude| > 90, TypeError for dtypes, MissingExtra for a backend that cannot
-    run here.
+    run here, NotImplementedError in forward-mode differentiation.
     """
     if not weights or len(weights) != len(biases):
         raise UsageError(f"expected as many weights as biases, got {len(weights)} and {len(biases)}")
     if lonlat.is_complex() or lonlat.dtype == torch.bool:
         raise TypeError(f"lonlat must be real numbers, not {lonlat.dtype}")
+    refuse_tangents("encode", lonlat, *weights, *biases)
     wide = functools.reduce(torch.promote_types, [t.dtype for t in (*weights, *biases)], torch.float32)
     dtype = _DTYPES.get(backend) or wide
     weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]

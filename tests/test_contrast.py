@@ -276,6 +276,21 @@ def test_what_it_cannot_compute_is_refused():
         contrastive_loss(a, b, scale, backend="gpu")
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("of", [0, 1, 2])
+def test_forward_mode_derivatives_are_refused_rather_than_zero(of, requires_grad):
+    given = [value.detach().requires_grad_(requires_grad) for value in pairs()]
+
+    def loss(value):
+        return contrastive_loss(*given[:of], value, *given[of + 1 :])
+
+    refusal = pytest.raises(NotImplementedError, match="contrastive_loss has no forward-mode derivatives")
+    with refusal, torch.autograd.forward_ad.dual_level():
+        loss(torch.autograd.forward_ad.make_dual(given[of], torch.ones_like(given[of])))
+    with refusal:
+        torch.func.jvp(loss, (given[of],), (torch.ones_like(given[of]),))
+
+
 # Long calls
 
 

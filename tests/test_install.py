@@ -29,7 +29,7 @@ ORDER = (
     ("gradients",),
     ("_C",),
     ("backends",),
-    ("op_loss",),
+    ("tangents", "op_loss"),
     ("contrast",),
     ("crs", "places", "bands", "lonlat", "memory", "axis", "chunks"),
     ("georeference", "op"),

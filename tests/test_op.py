@@ -305,6 +305,29 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         first.sum().backward()
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("of", ["lonlat", "weight", "bias"])
+def test_forward_mode_derivatives_are_refused_rather_than_zero(of: str, requires_grad: bool) -> None:
+    weights, biases = network(3, (6, 5))
+    weights[0].requires_grad_(requires_grad)
+    given = {"lonlat": places(4), "weight": weights[1], "bias": biases[0]}
+
+    def encode(value: Any) -> Any:
+        at = {**given, of: value}
+        return op.encode(at["lonlat"], [weights[0], at["weight"]], [at["bias"], biases[1]])
+
+    value = given[of]
+    refusal = pytest.raises(NotImplementedError, match="encode has no forward-mode derivatives")
+    with refusal, torch.autograd.forward_ad.dual_level():
+        encode(torch.autograd.forward_ad.make_dual(value, torch.ones_like(value)))
+    with refusal:
+        torch.func.jvp(encode, (value,), (torch.ones_like(value),))
+    with refusal:
+        torch.func.jacfwd(encode)(value)
+    with torch.autograd.forward_ad.dual_level():
+        encode(value)  # nobody asks for a derivative of it
+
+
 def test_float32_places_are_widened_and_get_float32_gradients() -> None:
     weights, biases = network(3, (6, 5))
     (narrow,) = trained(places(4).float())

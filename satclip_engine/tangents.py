@@ -1,0 +1,34 @@
+"""Forward-mode differentiation, which none of our operators has.
+
+torch.library lets an operator register its backward pass only, and takes tangents of zero where one is missing:
+a wrong answer without a word. So the functions that call our operators refuse tensors that carry tangents.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from satclip_engine._optional import need
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.autograd import forward_ad
+else:
+    torch = need("torch", extra="torch", why="differentiation")
+    forward_ad = torch.autograd.forward_ad
+
+
+def refuse_tangents(name: str, *tensors: Tensor) -> None:
+    """Raise NotImplementedError when any tensor is a dual one, of forward_ad, torch.func.jvp or jacfwd.
+
+    Nothing is asked, so nothing refused, while torch.compile or torch.export traces: the question would break
+    the graph.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f"{name} has no forward-mode derivatives (torch.autograd.forward_ad, torch.func.jvp, jacfwd): "
+            "take reverse-mode ones, with torch.autograd.grad or backward()"
+        )
