@@ -79,6 +79,10 @@ class LocationEncoder(nn.Module):
     op.encode, but for "cpu", which takes float32, parameters in float64 are narrowed in every call. seed: of
     the initial weights; None draws them from torch's generator.
 
+    As with torch's own dropout, processes whose generators are equal draw equal masks. Under
+    DistributedDataParallel seed each by its rank, `torch.manual_seed(seed + dist.get_rank())`; the parameters
+    stay equal, because DistributedDataParallel broadcasts those of rank 0.
+
     The first weight is U(±1/L²), the others U(±√(6/inputs)/w0), biases as their weights, all drawn in float32
     on the CPU.
 
