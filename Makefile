@@ -11,6 +11,17 @@ SOURCES := $(shell find csrc satclip_engine kernels training -name '*.cpp' -o -n
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# mypy does not follow setuptools' package-dir: it checks a tree of links in which kernels and training lie
+# where they are installed. The messages name the files themselves.
+TREE := build/mypy
+define TYPES
+rm -rf $(TREE) && mkdir -p $(TREE)/satclip_engine
+ln -s "$(CURDIR)"/satclip_engine/* "$(CURDIR)"/kernels "$(CURDIR)"/training $(TREE)/satclip_engine/
+MYPYPATH=$(TREE) $(BIN)/mypy > $(TREE)/report; status=$$?; \
+  sed -e 's,^$(TREE)/,,' -e 's,^satclip_engine/kernels/,kernels/,' -e 's,^satclip_engine/training/,training/,' \
+    $(TREE)/report; exit $$status
+endef
+
 .PHONY: demo test lint unit bench clean
 
 demo: $(VENV)/installed
@@ -23,7 +34,7 @@ lint: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
-	$(BIN)/mypy
+	@$(TYPES)
 
 unit: $(VENV)/developed
 	$(BIN)/pytest $(PYTEST_ARGS)

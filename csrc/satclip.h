@@ -210,14 +210,15 @@ class BasisData {
 // harmonics in the order l² + l + m; every layer but the last is followed by a sine.
 class NetworkData {
   public:
-    NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers);
+    // threads: that pack the first layer, the only large one.
+    NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers, int threads = 1);
     NetworkData(const NetworkData&) = delete;
     const Network& view() const { return view_; }
     const Kernels& kernels() const { return kernels_; }
     int outputs() const { return layers_.back().outputs; }
 
   private:
-    void pack_first(const DenseLayer& from, int padded, float* weight) const;
+    void pack_first(const DenseLayer& from, int panel, int padded, float* weight) const;
 
     const Kernels& kernels_;
     Network view_;

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from satclip_engine import op_loss
+from satclip_engine import op_loss, tensors
+from satclip_engine._optional import need
+from satclip_engine.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+    from torch import Tensor
     from torch.distributed import ProcessGroup
+else:
+    torch = need("torch", extra="torch", why="the contrastive loss")
+    dist = torch.distributed
 
 
 def contrastive_loss(
@@ -30,23 +34,68 @@ def contrastive_loss(
 ) -> Tensor:
     """a (N, E), b (N, E), scale () → loss (), differentiable by all three.
 
-    Row i of a belongs to row i of b. float32 tensors on the CPU are computed by the compiled kernels, float64
-    by the reference; under autocast inputs are converted to float32. Log-sum-exps are kept in float32 there,
-    so the loss errs by some 6e-8 of the largest |S_ij|: nothing up to hundreds, everything at 1e7.
+    Row i of a belongs to row i of b. float16 and bfloat16 are widened to float32: bfloat16 has 8 bits, with
+    which S_ij would be off by 0.4 at scale 100. Log-sum-exps are kept in the dtype of the rows, so in float32
+    the loss errs by some 6e-8 of the largest |S_ij|: nothing up to hundreds, everything at 1e7.
+
+    backend: "cpu", compiled, takes float32 on the CPU; "reference" computes in the dtype and on the device of
+        the rows; "auto" takes "cpu" for what that takes, else "reference".
 
     With a `group` of torch.distributed, each process holds its own rows of a and of b, not necessarily as
     many as the others, and gets the loss of all rows together. Gradients are such that their mean over the
     processes, which is what DistributedDataParallel computes for parameters, is the gradient that a single
     process with all rows would compute: those by a and b are the number of processes times the derivative of
     the loss, the one by scale is the derivative itself, the same everywhere. All processes must call
-    backward, with the same gradient of the loss.
+    backward, with the same gradient of the loss. What one process cannot use is told by all of them, naming
+    its rank.
+
+    Raises UsageError (a ValueError) for shapes that are not pairs and for a backend that does not take such
+    tensors, TypeError for dtypes, MissingExtra for a backend that cannot run here, NotImplementedError in
+    forward-mode differentiation; with a group, UsageError for all of these.
     """
-    if torch.is_autocast_enabled(a.device.type):
-        a, b = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (a, b))
-    factor = torch.as_tensor(scale, device=a.device).to(a.dtype)
     if group is None:
-        return op_loss.contrastive_loss(a, b, factor, backend)[0]
-    return _SharedLoss.apply(a, b, factor, group, backend)
+        return op_loss.contrastive_loss(*_operands(a, b, scale), backend)[0]
+    operands, sizes = _agreed(a, b, scale, group, backend)
+    return _SharedLoss.apply(*operands, sizes, group, backend)
+
+
+def _operands(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """What the operator takes, in float32 at least."""
+    a, b = (rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows for rows in (a, b))
+    factor = torch.as_tensor(scale, device=a.device).to(a.dtype)
+    tensors.refuse_tangents("contrastive_loss", a, b, factor)
+    return a, b, factor
+
+
+def _agreed(
+    a: Tensor, b: Tensor, scale: Tensor | float, group: ProcessGroup, backend: str
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[int]]:
+    """The operands of this process and the rows of each, when every process can compute with its own.
+
+    Processes exchange what is wrong before they exchange rows: one that raised alone would leave the others
+    waiting for it.
+    """
+    own, cause = (0, "", ""), None
+    try:
+        operands = _operands(a, b, scale)
+        op_loss.check_pairs(*operands)
+        tensors.resolve(backend, operands[0])
+        own = (len(a), f"rows of {a.shape[1]} {operands[0].dtype}", "")
+    except Exception as error:  # whatever it is, the others must hear of it
+        own, cause = (0, "", str(error) or repr(error)), error
+    every: list[tuple[int, str, str]] = [own] * dist.get_world_size(group)
+    dist.all_gather_object(every, own, group=group)
+    sizes, kinds, faults = zip(*every, strict=True)
+    told = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
+    if not told:
+        told = [
+            f"rank {rank}: expected {kinds[0]}, as rank 0 has, got {kind}"
+            for rank, kind in enumerate(kinds)
+            if kind != kinds[0]
+        ]
+    if told:
+        raise UsageError("; ".join(told)) from cause
+    return operands, list(sizes)
 
 
 class _SharedLoss(torch.autograd.Function):
@@ -56,16 +105,16 @@ class _SharedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, group: ProcessGroup, backend: str) -> Tensor:
-        op_loss.check_operands(a, b, scale)
-        if a.shape != b.shape:
-            raise ValueError(f"expected as many rows in a as in b, got {len(a)} and {len(b)}")
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, sizes: list[int], group: ProcessGroup, backend: str
+    ) -> Tensor:
         with op_loss.unnarrowed(a):
-            return _SharedLoss._forward(ctx, a, b, scale, group, backend)
+            return _SharedLoss._forward(ctx, a, b, scale, sizes, group, backend)
 
     @staticmethod
-    def _forward(ctx: Any, a: Tensor, b: Tensor, scale: Tensor, group: ProcessGroup, backend: str) -> Tensor:
-        sizes = _sizes(len(a), a.device, group)
+    def _forward(
+        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, sizes: list[int], group: ProcessGroup, backend: str
+    ) -> Tensor:
         offset, count = sum(sizes[: dist.get_rank(group)]), sum(sizes)
         every_b = _gathered(b, sizes, group)  # [N, E]
         row_lse, column_share, partner = op_loss.log_sum_exps(a, every_b, scale, offset, backend)
@@ -78,7 +127,7 @@ class _SharedLoss(torch.autograd.Function):
         return loss.to(a.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         if torch.is_grad_enabled():  # create_graph=True; once_differentiable lets it pass for a scalar loss
             raise RuntimeError("contrastive_loss has no second derivatives")
         a, every_b, scale, row_lse, column_lse = ctx.saved_tensors
@@ -91,15 +140,7 @@ class _SharedLoss(torch.autograd.Function):
         dist.all_reduce(dscale, group=ctx.group)
         processes = dist.get_world_size(ctx.group)
         own_db = db[ctx.offset : ctx.offset + len(a)]
-        return da * processes, own_db * processes, dscale, None, None
-
-
-def _sizes(rows: int, device: torch.device, group: ProcessGroup) -> list[int]:
-    """Rows of each process."""
-    own = torch.tensor([rows], device=device)
-    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, own, group=group)
-    return [int(size) for size in every]
+        return da * processes, own_db * processes, dscale, None, None, None
 
 
 def _gathered(rows: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:

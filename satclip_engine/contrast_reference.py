@@ -10,9 +10,15 @@ a block of rows at a time. Every other implementation is correct when it equals 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from satclip_engine._optional import need
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = need("torch", extra="torch", why="the contrastive loss")
 
 _BLOCK_BYTES = 32 << 20
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 else:
-    torch = need("torch", extra="torch", why="training")
+    torch = need("torch", extra="torch", why="encoding with gradients")
 
 _WORD = 0xFFFFFFFF
 

@@ -76,7 +76,12 @@ class LocationEncoder(nn.Module):
     degrees: L, harmonics of degree 0..L−1. dropout: share of the hidden pre-activations dropped in training;
     masks are drawn by torch's generator. convention, harmonics: what the columns of the first weight mean,
     see LocationWeights. w0: sine frequencies of the first and of the further hidden layers. backend: as in
-    op.encode. seed: of the initial weights; None draws them from torch's generator.
+    op.encode, but for "cpu", which takes float32, parameters in float64 are narrowed in every call. seed: of
+    the initial weights; None draws them from torch's generator.
+
+    As with torch's own dropout, processes whose generators are equal draw equal masks. Under
+    DistributedDataParallel seed each by its rank, `torch.manual_seed(seed + dist.get_rank())`; the parameters
+    stay equal, because DistributedDataParallel broadcasts those of rank 0.
 
     The first weight is U(±1/L²), the others U(±√(6/inputs)/w0), biases as their weights, all drawn in float32
     on the CPU.
@@ -130,8 +135,11 @@ class LocationEncoder(nn.Module):
         weights, biases = self.folded()
         dropout = self.dropout if self.training else 0.0
         seed = 0 if dropout == 0 else torch.randint(2**63 - 1, ()).item()
+        wide = weights[0].dtype
+        if self.backend == "cpu":  # what it computes in, however wide the parameters are kept
+            weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
         out = encode(lonlat.reshape(-1, 2), weights, biases, dropout=dropout, seed=seed, backend=self.backend)
-        return out.reshape(*lonlat.shape[:-1], self.embed_dim)
+        return out.reshape(*lonlat.shape[:-1], self.embed_dim).to(wide)
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases as op.encode takes them, differentiable in the parameters."""

@@ -3,8 +3,8 @@
     encode(lonlat, weights, biases, dropout=0.5, seed=7)     # (N, 2) -> (N, E), differentiable in all tensors
 
 Weights are folded, as in Layers: on exact orthonormal harmonics, sine frequencies multiplied in. Longitude
-and latitude are float64 degrees, longitude first. gradients.py defines what is computed; the rows of TABLE
-compute it, best first. Only this file and op_loss.py register anything with torch.library.
+and latitude are float64 degrees, longitude first. gradients.py defines what is computed; ROWS compute it.
+Only this file and op_loss.py register anything with torch.library.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from satclip_engine import backends, gradients
+from satclip_engine import gradients, tensors
 from satclip_engine._optional import need
-from satclip_engine.errors import MissingExtra, UsageError
+from satclip_engine.errors import UsageError
 from satclip_engine.lonlat import as_lonlat
+from satclip_engine.tensors import refuse_tangents
 
 if TYPE_CHECKING:
     import torch
@@ -41,37 +42,34 @@ def encode(
         (H,)..., (E,). The result has the widest dtype of the weights, float32 at least.
     dropout: share of the hidden pre-activations that are dropped, those of `seed` (0 to 2⁶³ − 1); the same by
         every backend.
-    backend: "cpu" computes in float32, "reference" in the weights' dtype, "auto" takes the first of them that
-        runs on the weights as they are.
+    backend: "cpu", compiled, takes float32 weights on the CPU; "reference" computes in the widest dtype of
+        the weights, on their device; "auto" takes "cpu" for what that takes, else "reference". float16 and
+        bfloat16 are widened to float32 before.
 
     Places that are not finite give NaN. Raises UsageError (a ValueError) naming the layer for shapes that do
     not fit and the row where |latitude| > 90, TypeError for dtypes, MissingExtra for a backend that cannot
-    run here.
+    run here, NotImplementedError in forward-mode differentiation.
     """
     if not weights or len(weights) != len(biases):
         raise UsageError(f"expected as many weights as biases, got {len(weights)} and {len(biases)}")
     if lonlat.is_complex() or lonlat.dtype == torch.bool:
         raise TypeError(f"lonlat must be real numbers, not {lonlat.dtype}")
+    refuse_tangents("encode", lonlat, *weights, *biases)
     wide = functools.reduce(torch.promote_types, [t.dtype for t in (*weights, *biases)], torch.float32)
-    dtype = _DTYPES.get(backend) or wide
-    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    weights, biases = [w.to(wide) for w in weights], [b.to(wide) for b in biases]
     lonlat = lonlat.to(torch.float64)
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (lonlat, *weights, *biases))
     if trained or dropout != 0:
         out, _ = _encode(lonlat, weights, biases, float(dropout), seed, backend)
     else:
         out = _embed(lonlat, weights, biases, backend)
-    return out.to(wide)
+    return out
 
 
 class Row(Protocol):
     """An implementation of the ops. Arguments are checked; lists are by layer; `saved` is the row's own."""
 
-    name: str
-    dtype: torch.dtype | None  # the one it computes in, None for that of the weights
-
-    def missing(self, weight: Tensor, *, training: bool) -> str | None:
-        """Why it cannot run on such weights here, or None."""
+    name: str  # a row of tensors.TABLE, which says what it takes
 
     def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         """(N, E) without anything kept for gradients."""
@@ -102,17 +100,6 @@ class Cpu:
     """The compiled kernels, in float32, with as many threads as torch has."""
 
     name = "cpu"
-    dtype = torch.float32
-
-    def missing(self, weight: Tensor, *, training: bool) -> str | None:
-        reason = backends.Cpu().missing()
-        if reason is not None:
-            return reason
-        if weight.device.type != "cpu":
-            return f"the weights are on {weight.device}"
-        if weight.dtype != torch.float32:
-            return f"it computes in float32, the weights are {weight.dtype}"
-        return None
 
     def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         degrees = math.isqrt(weights[0].shape[1])
@@ -178,10 +165,6 @@ class Reference:
     """gradients.py, in the dtype and on the device of the weights."""
 
     name = "reference"
-    dtype = None
-
-    def missing(self, weight: Tensor, *, training: bool) -> str | None:
-        return None
 
     def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         return gradients.encode_forward(lonlat, weights, biases)[0]
@@ -193,25 +176,12 @@ class Reference:
     backward = staticmethod(gradients.encode_backward)
 
 
-TABLE: tuple[Row, ...] = (Cpu(), Reference())
-_DTYPES = {row.name: row.dtype for row in TABLE}
+ROWS: dict[str, Row] = {row.name: row for row in (Cpu(), Reference())}
 
 
-def resolve(name: str, weight: Tensor, *, training: bool = True) -> Row:
-    """The row of that name, or the first that runs on such weights for "auto".
-
-    Raises UsageError for an unknown name, MissingExtra when that row cannot run here.
-    """
-    if name != "auto" and name not in _DTYPES:
-        raise UsageError(f"unknown backend {name!r}: choose from {', '.join(('auto', *_DTYPES))}")
-    reasons = []
-    for row in TABLE:
-        if name in ("auto", row.name):
-            reason = row.missing(weight, training=training)
-            if reason is None:
-                return row
-            reasons.append(f"backend {row.name!r} cannot run here: {reason}")
-    raise MissingExtra("; ".join(reasons))
+def resolve(name: str, weight: Tensor) -> Row:
+    """The row of that name, or the best for such weights for "auto"; raises as tensors.resolve."""
+    return ROWS[tensors.resolve(name, weight)]
 
 
 @torch.library.custom_op(
@@ -223,7 +193,7 @@ def _embed(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend:
     _check(lonlat, weights, biases)
     _check_values(lonlat, 0.0)
     with torch.autocast(lonlat.device.type, enabled=False):
-        return resolve(backend, weights[0], training=False).embed(lonlat, weights, biases)
+        return resolve(backend, weights[0]).embed(lonlat, weights, biases)
 
 
 @_embed.register_fake

@@ -5,61 +5,48 @@
     satclip_engine::contrastive_loss_backward(Tensor grad, Tensor a, Tensor b, Tensor scale, Tensor row_lse,
         Tensor column_lse, str backend) -> (Tensor da, Tensor db, Tensor dscale)
 
-a and b are (N, E), scale is (), all of one dtype. Backend "auto" takes the compiled kernels for float32 on
-the CPU and the reference for float64; "cpu" and "reference" run or raise. Only the loss has a gradient.
+a and b are (N, E), scale is (), all float32 or all float64. Backends are those of tensors.TABLE. Only the
+loss has a gradient.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from satclip_engine import backends, contrast_reference, tensors
+from satclip_engine._optional import need
 
-from satclip_engine import backends, contrast_reference
-from satclip_engine.errors import MissingExtra, UsageError
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = need("torch", extra="torch", why="the contrastive loss")
+    Tensor = torch.Tensor  # looked up when a schema is made of a signature
 
-NAMES = ("auto", "cpu", "reference")
 
-
-def check_operands(a: Tensor, b: Tensor, scale: Tensor) -> None:
+def check_pairs(a: Tensor, b: Tensor, scale: Tensor) -> None:
     """Raises ValueError or TypeError for what has no loss."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0:
-        raise ValueError(f"expected a (n, E) and b (N, E), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"expected a (N, E) and b (N, E), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.shape != b.shape:
+        raise ValueError(f"expected as many rows in a as in b, got {len(a)} and {len(b)}")
     if scale.ndim != 0:
         raise ValueError(f"scale: expected a tensor without dimensions, got shape {tuple(scale.shape)}")
     if not a.dtype == b.dtype == scale.dtype:
         raise TypeError(f"a, b and scale: expected one dtype, got {a.dtype}, {b.dtype} and {scale.dtype}")
+    if a.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"a, b and scale: expected float32 or float64, got {a.dtype}")
     if not a.device == b.device == scale.device:
         raise ValueError(
             f"expected one device, got a on {a.device}, b on {b.device}, scale on {scale.device}"
         )
 
 
-def runs_compiled(a: Tensor, backend: str) -> bool:
-    """Whether the compiled kernels compute it, else the reference does. Raises when neither may."""
-    if backend not in NAMES:
-        raise UsageError(f"unknown backend {backend!r}: choose from {', '.join(NAMES)}")
-    compiled = a.device.type == "cpu" and a.dtype == torch.float32
-    if backend == "reference" or (backend == "auto" and a.dtype == torch.float64):
-        return False
-    if not compiled:
-        raise TypeError(
-            f"contrastive_loss: expected float32 on the CPU (or float64 for the reference), got {a.dtype} on "
-            f"{a.device.type}; convert the inputs, or use autocast"
-        )
-    if backends._C is None:
-        if backend == "cpu":
-            raise MissingExtra(f"backend 'cpu' cannot run here: {backends._C_MISSING}")
-        return False
-    return True
-
-
 def log_sum_exps(
     a: Tensor, b: Tensor, scale: Tensor, offset: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a (n, E), b (N, E) → row_lse (n,), column_lse (N,) over these rows, S with the partners (n,)."""
-    if not runs_compiled(a, backend):
+    if tensors.resolve(backend, a) == "reference":
         return contrast_reference.log_sum_exps(a, b, scale, offset)
     found = backends._C.loss_forward(_array(a), _array(b), float(scale), offset, torch.get_num_threads())
     row_lse, column_lse, partner = (torch.from_numpy(array) for array in found)
@@ -77,7 +64,7 @@ def gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The share of a's rows in the gradients: da (n, E), db (N, E), dscale (). See the reference."""
-    if not runs_compiled(a, backend):
+    if tensors.resolve(backend, a) == "reference":
         return contrast_reference.gradients(a, b, scale, row_lse, column_lse, offset, factor)
     da, db, dscale = backends._C.loss_backward(
         _array(a),
@@ -110,7 +97,7 @@ def _array(tensor: Tensor) -> Any:
 @torch.library.custom_op("satclip_engine::contrastive_loss", mutates_args=())
 def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """a (N, E), b (N, E), scale () → loss (), row_lse (N,), column_lse (N,)."""
-    _check_pairs(a, b, scale)
+    check_pairs(a, b, scale)
     with unnarrowed(a):
         row_lse, column_lse, partner = log_sum_exps(a, b, scale, 0, backend)
     return mean_loss(row_lse, column_lse, partner, len(a)), row_lse, column_lse
@@ -125,15 +112,9 @@ def contrastive_loss_backward(
         return gradients(a, b, scale, row_lse, column_lse, 0, grad / (2 * len(b)), backend)
 
 
-def _check_pairs(a: Tensor, b: Tensor, scale: Tensor) -> None:
-    check_operands(a, b, scale)
-    if a.shape != b.shape:
-        raise ValueError(f"expected as many rows in a as in b, got {len(a)} and {len(b)}")
-
-
 @contrastive_loss.register_fake
 def _(a: Tensor, b: Tensor, scale: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    _check_pairs(a, b, scale)
+    check_pairs(a, b, scale)
     return a.new_empty(()), a.new_empty(a.shape[0]), a.new_empty(b.shape[0])
 
 

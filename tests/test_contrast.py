@@ -237,6 +237,20 @@ def test_it_compiles_into_one_graph():
         assert torch.equal(found, right)
 
 
+def test_backends_are_those_of_encode():
+    a, b, scale = (t.detach() for t in pairs())
+    compiled = contrastive_loss(a, b, scale, backend="cpu")
+    assert torch.equal(contrastive_loss(a, b, scale), compiled)
+    exact = [t.double() for t in (a, b, scale)]
+    assert torch.equal(contrastive_loss(*exact), contrastive_loss(*exact, backend="reference"))
+    halves = [t.bfloat16() for t in (a, b)]
+    widened = contrastive_loss(*(t.float() for t in halves), scale)
+    assert torch.equal(contrastive_loss(*halves, scale), widened)
+    if torch.cuda.is_available():
+        found = contrastive_loss(*(t.cuda() for t in (a, b, scale)))
+        torch.testing.assert_close(found.cpu(), compiled)
+
+
 def test_under_autocast_it_is_computed_in_float32():
     given = pairs()
     expected = contrastive_loss(*(t.detach().bfloat16().float() for t in given[:2]), given[2])
@@ -260,20 +274,37 @@ def test_tensors_need_not_be_contiguous_and_scale_may_be_a_number():
 
 def test_what_it_cannot_compute_is_refused():
     a, b, scale = (t.detach() for t in pairs())
-    with pytest.raises(TypeError, match=r"expected float32 on the CPU .* got torch\.bfloat16 on cpu"):
-        contrastive_loss(a.bfloat16(), b.bfloat16(), scale)
+    with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.int64"):
+        contrastive_loss(a.long(), b.long(), scale)
     with pytest.raises(TypeError, match="one dtype"):
         contrastive_loss(a, b.double(), scale)
-    with pytest.raises(TypeError, match="expected float32"):
+    with pytest.raises(
+        UsageError, match=r"takes torch\.float32 on cpu, not torch\.float64 on cpu: .*'reference'"
+    ):
         contrastive_loss(a.double(), b.double(), scale, backend="cpu")
     with pytest.raises(ValueError, match="expected as many rows in a as in b, got 49 and 40"):
         contrastive_loss(a, b[:40], scale)
-    with pytest.raises(ValueError, match=r"expected a \(n, E\) and b \(N, E\)"):
+    with pytest.raises(ValueError, match=r"expected a \(N, E\) and b \(N, E\)"):
         contrastive_loss(a[0], b, scale)
     with pytest.raises(ValueError, match="without dimensions"):
         contrastive_loss(a, b, torch.ones(1))
     with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
         contrastive_loss(a, b, scale, backend="gpu")
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("of", [0, 1, 2])
+def test_forward_mode_derivatives_are_refused_rather_than_zero(of, requires_grad):
+    given = [value.detach().requires_grad_(requires_grad) for value in pairs()]
+
+    def loss(value):
+        return contrastive_loss(*given[:of], value, *given[of + 1 :])
+
+    refusal = pytest.raises(NotImplementedError, match="contrastive_loss has no forward-mode derivatives")
+    with refusal, torch.autograd.forward_ad.dual_level():
+        loss(torch.autograd.forward_ad.make_dual(given[of], torch.ones_like(given[of])))
+    with refusal:
+        torch.func.jvp(loss, (given[of],), (torch.ones_like(given[of]),))
 
 
 # Long calls

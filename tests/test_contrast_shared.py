@@ -52,29 +52,30 @@ WORKER = """
     """
 
 
-@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in SHARES), ("unequal", "float64")])
-def test_the_mean_gradient_over_processes_is_that_of_a_single_one(tmp_path, case, dtype):
-    shares = SHARES[case]
+def run_ranks(code, store, count, *arguments):
+    """What each process prints that runs the code with a place to meet, its rank and further arguments."""
     processes = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                textwrap.dedent(WORKER),
-                str(tmp_path / "store"),
-                str(rank),
-                json.dumps(shares),
-                dtype,
-            ],
+            [sys.executable, "-c", textwrap.dedent(code), str(store), str(rank), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(len(shares))
+        for rank in range(count)
     ]
-    ended = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(shares), ended[0][1][-2000:]
-    for out, _ in ended:
+    try:
+        ended = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * count, ended[0][1][-2000:]
+    return [out for out, _ in ended]
+
+
+@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in SHARES), ("unequal", "float64")])
+def test_the_mean_gradient_over_processes_is_that_of_a_single_one(tmp_path, case, dtype):
+    shares = SHARES[case]
+    for out in run_ranks(WORKER, tmp_path / "store", len(shares), json.dumps(shares), dtype):
         loss, alone, grads, expected = json.loads(out.splitlines()[-1])
         assert loss == pytest.approx(alone, rel=1e-6)
         for name, right in expected.items():
@@ -104,6 +105,65 @@ def test_a_group_of_one_process_equals_none(tmp_path):
             contrastive_loss(values[0], values[1][:40], values[2], group=dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+FAULTY = """
+    import json, sys
+    import torch
+    import torch.distributed as dist
+    from satclip_engine.contrast import contrastive_loss
+    from satclip_engine.errors import UsageError
+
+    where, rank = sys.argv[1], int(sys.argv[2])
+    dist.init_process_group("gloo", init_method="file://" + where, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 10, 6).unbind(0)
+    # What rank 1 gives; rank 0 has nothing to blame.
+    cases = {
+        "rows": (a, b[:9], 2.0, "auto"),
+        "shape": (a[0], b, 2.0, "auto"),
+        "columns": (a[:, :5], b[:, :5], 2.0, "auto"),
+        "no columns": (a[:, :0], b[:, :0], 2.0, "auto"),
+        "one dtype": (a, b.double(), 2.0, "auto"),
+        "dtype": (a.double(), b.double(), 2.0, "auto"),
+        "integers": (a.long(), b.long(), 2.0, "auto"),
+        "backend": (a, b, 2.0, "gpu"),
+        "scale": (a, b, torch.ones(2), "auto"),
+        "no tensor": (a, None, 2.0, "auto"),
+        "nothing": (a, b, 2.0, "auto"),
+    }
+    told = {}
+    for case, given in cases.items():
+        *given, backend = given if rank == 1 else cases["nothing"]
+        try:
+            told[case] = contrastive_loss(*given, group=dist.group.WORLD, backend=backend).item()
+        except UsageError as error:
+            told[case] = str(error)
+    print(json.dumps(told))
+    dist.destroy_process_group()
+    """
+
+TOLD = {
+    "rows": "rank 1: expected as many rows in a as in b, got 10 and 9",
+    "shape": "rank 1: expected a (N, E) and b (N, E), got (6,) and (10, 6)",
+    "columns": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 5 torch.float32",
+    "no columns": "rank 1: expected a (N, E) and b (N, E), got (10, 0) and (10, 0)",
+    "one dtype": "rank 1: a, b and scale: expected one dtype, "
+    "got torch.float32, torch.float64 and torch.float32",
+    "dtype": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
+    "integers": "rank 1: a, b and scale: expected float32 or float64, got torch.int64",
+    "backend": "rank 1: unknown backend 'gpu': choose from auto, cpu, reference",
+    "scale": "rank 1: scale: expected a tensor without dimensions, got shape (2,)",
+    "no tensor": "rank 1: 'NoneType' object has no attribute 'dtype'",
+}
+
+
+def test_every_process_tells_what_one_of_them_cannot_use(tmp_path):
+    ended = run_ranks(FAULTY, tmp_path / "store", 2)
+    first, second = (json.loads(out) for out in ended)
+    assert first == second
+    assert first.pop("nothing") > 0  # after all that the group is as good as before
+    assert first == TOLD
 
 
 ALONE = """

@@ -29,6 +29,7 @@ ORDER = (
     ("gradients",),
     ("_C",),
     ("backends",),
+    ("tensors",),
     ("op_loss",),
     ("contrast",),
     ("crs", "places", "bands", "lonlat", "memory", "axis", "chunks"),

@@ -200,6 +200,8 @@ def test_dropout_acts_in_training_alone_anew_in_each_call_and_by_the_generator_o
     torch.manual_seed(5)
     assert torch.equal(model(lonlat), first)
     assert torch.equal(model(lonlat), second)
+    torch.manual_seed(5 + 1)  # as another process does
+    assert not torch.equal(model(lonlat), first)
     model.dropout = 0.0
     assert torch.equal(model(lonlat), model.eval()(lonlat))
 
@@ -309,7 +311,7 @@ def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
     np.testing.assert_allclose(losses[backend], losses["reference"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("module", ["gradients", "op", "nn"])
+@pytest.mark.parametrize("module", ["gradients", "op", "nn", "op_loss", "contrast", "tensors"])
 def test_without_torch_the_command_that_installs_it_is_told(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None\nimport satclip_engine.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

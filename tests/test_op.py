@@ -305,6 +305,29 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         first.sum().backward()
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("of", ["lonlat", "weight", "bias"])
+def test_forward_mode_derivatives_are_refused_rather_than_zero(of: str, requires_grad: bool) -> None:
+    weights, biases = network(3, (6, 5))
+    weights[0].requires_grad_(requires_grad)
+    given = {"lonlat": places(4), "weight": weights[1], "bias": biases[0]}
+
+    def encode(value: Any) -> Any:
+        at = {**given, of: value}
+        return op.encode(at["lonlat"], [weights[0], at["weight"]], [at["bias"], biases[1]])
+
+    value = given[of]
+    refusal = pytest.raises(NotImplementedError, match="encode has no forward-mode derivatives")
+    with refusal, torch.autograd.forward_ad.dual_level():
+        encode(torch.autograd.forward_ad.make_dual(value, torch.ones_like(value)))
+    with refusal:
+        torch.func.jvp(encode, (value,), (torch.ones_like(value),))
+    with refusal:
+        torch.func.jacfwd(encode)(value)
+    with torch.autograd.forward_ad.dual_level():
+        encode(value)  # nobody asks for a derivative of it
+
+
 def test_float32_places_are_widened_and_get_float32_gradients() -> None:
     weights, biases = network(3, (6, 5))
     (narrow,) = trained(places(4).float())
@@ -412,15 +435,44 @@ def test_autocast_widens_what_arrives_narrow() -> None:
     torch.testing.assert_close(out, wide)
 
 
-def test_cpu_by_name_computes_float64_parameters_in_float32_and_auto_leaves_them_to_the_reference() -> None:
+def test_auto_takes_the_kernels_for_float32_on_the_cpu_and_the_reference_for_the_rest() -> None:
     weights, biases = network(4, (6, 5, 4))
     lonlat = places(10)
-    by_name = op.encode(lonlat, weights, biases, backend="cpu")
-    narrow = op.encode(lonlat, [w.float() for w in weights], [b.float() for b in biases], backend="cpu")
-    assert by_name.dtype == torch.float64
-    assert torch.equal(by_name, narrow.double())
-    automatic = op.encode(lonlat, weights, biases)
-    assert torch.equal(automatic, gradients.encode_forward(lonlat, weights, biases)[0])
+    exact = gradients.encode_forward(lonlat, weights, biases)[0]
+    assert torch.equal(op.encode(lonlat, weights, biases), exact)
+    narrow = [w.float() for w in weights], [b.float() for b in biases]
+    by_name = op.encode(lonlat, *narrow, backend="cpu")
+    assert torch.equal(op.encode(lonlat, *narrow), by_name)
+    halves = [w.bfloat16() for w in weights], [b.bfloat16() for b in biases]
+    widened = [[t.float() for t in tensors] for tensors in halves]
+    for backend in ("auto", "cpu"):
+        found = op.encode(lonlat, *halves, backend=backend)
+        assert torch.equal(found, op.encode(lonlat, *widened, backend="cpu"))
+    assert op.resolve("auto", narrow[0][0].to("meta")).name == "reference"
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_cpu_by_name_refuses_what_it_does_not_compute(trains: bool) -> None:
+    weights, biases = network(4, (6, 5, 4))
+    weights[0].requires_grad_(trains)
+    refusal = r"backend 'cpu' takes torch\.float32 on cpu, not torch\.float64 on cpu: .*'reference'"
+    with pytest.raises(UsageError, match=refusal):
+        op.encode(places(10), weights, biases, backend="cpu")
+    with pytest.raises(UsageError, match=r"not torch\.float32 on meta"):
+        op.resolve("cpu", weights[0].float().to("meta"))
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_a_backend_that_is_not_there_raises_by_name_and_is_passed_over_otherwise(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(backends, "_C", None)
+    monkeypatch.setattr(backends, "_C_MISSING", "no kernels", raising=False)
+    if name == "auto":
+        assert op.resolve(name, torch.zeros(1)).name == "reference"
+        return
+    with pytest.raises(MissingExtra, match="backend 'cpu' cannot run here: no kernels"):
+        op.resolve(name, torch.zeros(1))
 
 
 def test_the_size_of_what_is_saved_is_the_kernels_own() -> None:
@@ -458,7 +510,7 @@ def test_what_does_not_fit_is_told_by_layer_and_row() -> None:
         torch.ops.satclip_engine.encode(at, mixed, biases, 0.0, 0, "auto")
     with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
         op.encode(at, weights, biases, backend="gpu")
-    with pytest.raises(MissingExtra, match=r"'cpu' cannot run here: .*float64"):
+    with pytest.raises(UsageError, match=r"'cpu' takes torch\.float32 on cpu, not torch\.float64"):
         torch.ops.satclip_engine.encode(at, weights, biases, 0.0, 0, "cpu")
 
 

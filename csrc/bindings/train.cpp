@@ -56,7 +56,7 @@ void forward(const py::object& lonlat, const std::vector<InFloats>& weights,
     float* to = output(out, {a.shape(0), layers.back().outputs}, strides);
     float* kept = flat(saved, satclip::train_saved(kernels, layers, a.shape(0)), "saved");
     without_gil(threads, check, [&](const Control& control) {
-        const satclip::NetworkData network(kernels, degrees, layers);
+        const satclip::NetworkData network(kernels, degrees, layers, control.threads);
         return satclip::train_forward(network, a.data(), a.shape(0), drop, to, strides[0], kept, control);
     });
 }

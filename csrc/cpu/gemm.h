@@ -19,12 +19,15 @@
 namespace satclip::SATCLIP_ISA {
 
 constexpr int kTile = 3 * kLanes;  // lanes of a full tile
-constexpr int kBlockTiles = 4;     // tiles that share a panel of weights while it is in L1
+// Tiles that share a panel of weights while it is in L1: a panel comes from L2 once for four. More would need
+// as much more of L2 for activations (at 512 inputs a tile is 98 KB with 16 lanes).
+constexpr int kBlockTiles = 4;
 static_assert(kBlockTiles >= 4, "a tile of folded longitudes has up to four members");
 // Inputs of a hidden layer taken at once: a panel of 8 × 512 floats is half of L1.
 constexpr int kChunkInputs = 512;
-constexpr int kWide = 2 * kLanes;                 // outputs in a panel of the last layer
-constexpr int kRowPlaces = kLanes == 16 ? 8 : 4;  // places per micro-tile of the last layer
+constexpr int kWide = 2 * kLanes;  // outputs in a panel of the last layer
+// Places per micro-tile of the last layer, two accumulators each: half of the registers that x86 has.
+constexpr int kRowPlaces = kLanes == 16 ? 8 : 4;
 
 template <int R>
 SATCLIP_INLINE void accumulate(const float* x, const float* w, int inputs, Floats* acc) {

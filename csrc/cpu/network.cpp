@@ -5,6 +5,7 @@
 
 #include "harmonics.h"
 #include "memory.h"
+#include "parallel.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -48,7 +49,8 @@ Basis BasisData::view() const {
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers)
+NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers,
+                         int threads)
     : kernels_(kernels), basis_(degrees) {
     auto hold = [this](size_t floats) {
         memory_.push_back(aligned_floats(floats));
@@ -61,12 +63,16 @@ NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<
         const int padded = round_up(from.outputs, last ? kernels.lanes : kernels.units);
         float* weight = hold(static_cast<size_t>(padded) * from.inputs);
         float* bias = hold(round_up(padded, kernels.wide_panel));
-        std::fill_n(weight, static_cast<size_t>(padded) * from.inputs, 0.0f);
         std::fill_n(bias, round_up(padded, kernels.wide_panel), 0.0f);
         std::copy_n(from.bias, from.outputs, bias);
         if (i == 0) {
-            pack_first(from, padded, weight);
+            Control control;
+            control.threads = threads;
+            run(padded / kernels.units, 0, control, [&](size_t panel, float*, Pulse&) {
+                pack_first(from, static_cast<int>(panel), padded, weight);
+            });
         } else {
+            std::fill_n(weight, static_cast<size_t>(padded) * from.inputs, 0.0f);
             const int panel = last ? kernels.wide_panel : kernels.units;
             for (int o = 0; o < from.outputs; ++o) {
                 const int begin = o / panel * panel, width = std::min(panel, padded - begin);
@@ -82,13 +88,18 @@ NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<
     view_ = {basis_.view(), static_cast<int>(layers.size()) - 1, layers_.data(), widest};
 }
 
-// Chunk after chunk of orders; (−1)^m turns the kernels' cos(m·lon) into cos(m·φ), φ = lon + 180°.
-void NetworkData::pack_first(const DenseLayer& from, int padded, float* weight) const {
+// A panel of units, chunk after chunk of orders; (−1)^m turns the kernels' cos(m·lon) into cos(m·φ), φ = lon
+// + 180°. By panels, because a panel's rows of weights stay in cache while their columns are picked out of
+// order.
+void NetworkData::pack_first(const DenseLayer& from, int panel, int padded, float* weight) const {
     const Basis basis = basis_.view();
     const int units = kernels_.units, degrees = basis.legendre.degrees;
+    const int present = std::min(units, from.outputs - panel * units);
+    const float* rows = from.weight + static_cast<size_t>(panel) * units * from.inputs;
     for (int c = 0; c < basis.chunks; ++c) {
         const int inputs = basis.chunk_input[c + 1] - basis.chunk_input[c];
-        float* chunk = weight + static_cast<size_t>(basis.chunk_input[c]) * padded;
+        float* to = weight + static_cast<size_t>(basis.chunk_input[c]) * padded +
+                    static_cast<size_t>(panel) * inputs * units;
         for (int m = basis.chunk_order[c]; m < basis.chunk_order[c + 1]; ++m) {
             const float sign = m % 2 ? -1.0f : 1.0f;
             const int start = input_of_order(degrees, m) - basis.chunk_input[c];
@@ -96,9 +107,9 @@ void NetworkData::pack_first(const DenseLayer& from, int padded, float* weight) 
                 for (int sine = 0; sine <= (m ? 1 : 0); ++sine) {
                     const size_t k = start + input_within_order(degrees, m, l, sine != 0);
                     const size_t feature = static_cast<size_t>(l) * l + l + (sine ? -m : m);
-                    for (int o = 0; o < from.outputs; ++o)
-                        chunk[(static_cast<size_t>(o / units) * inputs + k) * units + o % units] =
-                            sign * from.weight[static_cast<size_t>(o) * from.inputs + feature];
+                    for (int u = 0; u < units; ++u)
+                        to[k * units + u] =
+                            u < present ? sign * rows[static_cast<size_t>(u) * from.inputs + feature] : 0.0f;
                 }
         }
     }

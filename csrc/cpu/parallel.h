@@ -20,6 +20,8 @@
 namespace satclip {
 
 using Clock = std::chrono::steady_clock;
+// A question to the caller takes Python's lock, which other threads may hold; an answer later than this is
+// felt at Ctrl-C.
 constexpr auto kPollEvery = std::chrono::milliseconds(50);
 
 // Whether to go on: asked between pieces of work. Only the calling thread asks the caller, and not too often.

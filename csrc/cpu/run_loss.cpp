@@ -22,7 +22,9 @@ namespace {
 // At least so many blocks each way, where there are rows enough: as many threads can be busy. With 32, blocks
 // are so small that at N = 4096 one thread does 40 G multiply-adds a second of backward, not 47 (Zen 4).
 constexpr size_t kWantedBlocks = 16;
-constexpr size_t kLeastColumns = 64;  // of a block: sums over fewer cost more to store than to make
+// Columns of a block, at least: sums over fewer cost more to store than to make, and more leave small batches
+// fewer blocks for threads. Backward at N = 256, one thread of a Zen 4: 1.15 ms, 1.27 with 16, 1.15 with 256.
+constexpr size_t kLeastColumns = 64;
 
 size_t blocks_of(size_t items, size_t in_block) { return (items + in_block - 1) / in_block; }
 

@@ -10,7 +10,10 @@ namespace {
 
 // What marks a dropped pre-activation: −0, which no kept one is.
 constexpr uint32_t kDropped = 0x80000000u;
-constexpr int kGroupTiles = 768 / kTile;            // summed at once in registers
+// Tiles summed at once in registers. More are fewer additions to the gradient in memory; dz of 128 units at
+// 768 places is 393 KB, within L2 beside the harmonics. Backward at L = 40 on a Zen 4 with 1 MB of L2: 268
+// ms, as with 384, 277 with 1536.
+constexpr int kGroupTiles = 768 / kTile;
 constexpr int kMostChunkInputs = 2 * kMostDegrees;  // a chunk that is not a single order has at most 256
 constexpr int kTileVectors = kTile / kLanes;
 
