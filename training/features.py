@@ -273,7 +273,8 @@ def _make_views(job: _Job, rows: range) -> _Block:
         else:
             images.append(image)
             kept.append(row)
-    views = job.augmentation.views(images, kept, count=job.views, seed=job.seed) if images else None
+    numbers = np.arange(job.views)
+    views = job.augmentation.views(images, kept, numbers, seed=job.seed) if images else None
     return _Block(len(rows), kept, views, skipped)
 
 
