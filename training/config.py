@@ -84,7 +84,7 @@ class TrainConfig:
     image_encoder: str = setting("rcf", "What turns images into features.", choices=IMAGE_ENCODERS)
     image_weights: str | None = setting(None, "File with the image encoder's weights.")
     unfreeze: bool = setting(
-        False, "Train the image encoder too, on fresh views at every step; its normalisation stands still."
+        False, "Train the image encoder too, on fresh views; normalisation statistics stand still."
     )
     trunk_batch: int = setting(
         64, "Images in the unfrozen encoder at once: a matter of memory only.", least=1, resumable=True

@@ -10,7 +10,6 @@ made when it is asked for; asked for again, it is the same to the bit.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,13 @@ import numpy as np
 from satclip_engine.cli._progress import Progress, Silence
 from satclip_engine.errors import DataError
 from satclip_engine.training.augment import Augmentation
-from satclip_engine.training.source import PatchSource, Skipped, check_skipped, fingerprint
+from satclip_engine.training.source import (
+    PatchSource,
+    Skipped,
+    check_skipped,
+    default_readers,
+    fingerprint,
+)
 
 _VIEWS: Final = 2**31  # so many that no two epochs show an image in the same one
 _BLOCK: Final = 8  # images that a thread takes at once
@@ -54,7 +59,7 @@ class ImageViews:
     ) -> None:
         self.source, self.rows, self.augmentation = source, np.asarray(rows, np.int64), augmentation
         self.lonlat = np.ascontiguousarray(source.lonlat[self.rows])
-        self._seed, self._workers = seed, workers or default_workers()
+        self._seed, self._workers = seed, workers or default_readers()
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +112,7 @@ def usable_rows(
     total = len(source) + len(source.skipped)
     progress.stage("checking images")
     progress.start(len(source))
-    with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="images") as pool:
+    with ThreadPoolExecutor(workers or default_readers(), thread_name_prefix="images") as pool:
         try:
             found = pool.map(partial(_faults, source), blocks)
             for block, faults in zip(blocks, found, strict=True):
@@ -120,11 +125,6 @@ def usable_rows(
             pool.shutdown(wait=True, cancel_futures=True)
             progress.finish()
     return np.array(rows, np.int64), skipped
-
-
-def default_workers() -> int:
-    """One a core, but not more than a disk can serve."""
-    return min(4, os.cpu_count() or 1)
 
 
 def _faults(source: PatchSource, rows: range) -> dict[int, Skipped]:

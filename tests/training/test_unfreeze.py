@@ -266,6 +266,7 @@ def test_a_folder_of_features_has_no_images_to_train_on(tmp_path):
         prepared(tmp_path, False, unfrozen_config(), tmp_path / "features", ALONE)
 
 
+@pytest.mark.filterwarnings("ignore:resnet18 has no weights")
 def test_real_patches_become_samples_but_for_the_damaged_one(timm, s2, tmp_path):
     damaged = sorted((s2 / "images").iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:20_000])
