@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,3 +56,31 @@ class MadeEncoder:
 
         parts = (batch[:, :, :6, :6], batch[:, :, 6:, 6:])
         return torch.cat([part.mean(dim=(2, 3)) for part in parts], dim=1) * self.factor
+
+
+def made_trunk(seed: int = 0) -> Any:
+    """Two convolutions, the first one normalised by statistics that are not those of the images."""
+    import torch
+
+    nn = torch.nn
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Tanh()]
+        trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        trunk[1].running_mean.normal_(std=0.1)
+        trunk[1].running_var.uniform_(0.05, 0.1)
+    return trunk.eval()
+
+
+def made_images(
+    count: int = 20, *, chunk: int = 5, seed: int = 0, source: Any = None, start: str = "a"
+) -> Any:
+    """Images of noise through a small trunk to train."""
+    from satclip_engine.training.augment import Augmentation
+    from satclip_engine.training.image_views import ImageViews, usable_rows
+    from satclip_engine.training.trunk_passes import TrunkFeatures
+
+    source = source or MadeSource(count, seed=seed)
+    rows, _ = usable_rows(source, workers=2)
+    images = ImageViews(source, rows, Augmentation(8), seed=0, workers=2)
+    return TrunkFeatures(images, made_trunk(), dim=12, chunk=chunk, start=start)

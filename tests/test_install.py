@@ -50,8 +50,8 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TRAINING_ORDER = (
     ("source", "shards", "tables", "config", "samples", "split", "batches", "interrupts", "ranks", "state"),
     ("augment", "image_files", "image_weights", "rcf", "feature_cache", "schedule", "optimizer", "model"),
-    ("raster", "timm_encoder", "validate"),
-    ("raster_patches", "images"),
+    ("raster", "timm_encoder", "validate", "image_views"),
+    ("raster_patches", "images", "trunk_passes"),
     ("patches", "features", "trainer"),
     ("log", "display", "picture", "export"),
     ("prepare", "session"),

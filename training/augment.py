@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from satclip_engine._optional import need
 from satclip_engine.errors import UsageError
@@ -71,13 +72,17 @@ class Augmentation:
         return self.crop, self.crop
 
     def views(
-        self, images: Sequence[np.ndarray], indices: Sequence[int], *, count: int, seed: int
+        self, images: Sequence[np.ndarray], indices: ArrayLike, numbers: ArrayLike, *, seed: int
     ) -> np.ndarray:
-        """(n, count, C, h, w) float32 views of n images (C, H, W), the `indices` of their source."""
+        """(n, k, C, h, w) float32 views of n images (C, H, W), the `indices` (n,) of their source.
+
+        numbers: which views of each; (k,) the same of all, or (n, k) each image's own.
+        """
         channels, *size = images[0].shape
         height, width = self.output_size((size[0], size[1]))
-        views = np.empty((len(images), count, channels, height, width), np.float32)
-        draws = uniforms(seed, np.asarray(indices)[:, None], np.arange(count), _DRAWS)
+        wanted = np.asarray(numbers)
+        views = np.empty((len(images), wanted.shape[-1], channels, height, width), np.float32)
+        draws = uniforms(seed, np.asarray(indices)[:, None], wanted, _DRAWS)
         for image, own_views, own_draws in zip(images, views, draws, strict=True):
             for view, draw in zip(own_views, own_draws, strict=True):
                 view[...] = self._cut(image, draw)

@@ -83,6 +83,12 @@ class TrainConfig:
     # Images
     image_encoder: str = setting("rcf", "What turns images into features.", choices=IMAGE_ENCODERS)
     image_weights: str | None = setting(None, "File with the image encoder's weights.")
+    unfreeze: bool = setting(
+        False, "Train the image encoder too, on fresh views; normalisation statistics stand still."
+    )
+    trunk_batch: int = setting(
+        64, "Images in the unfrozen encoder at once: a matter of memory only.", least=1, resumable=True
+    )
     views: int = setting(4, "Augmented views of each image in the feature cache.", least=1)
     rcf_filters: int = setting(256, "Filters of rcf.", least=1)
     rcf_components: int | None = setting(
@@ -128,6 +134,9 @@ class TrainConfig:
     first_layer_lr: float | None = setting(
         None, "Learning rate of the first layer.  [default: the others']", least=0
     )
+    image_lr: float | None = setting(
+        None, "Learning rate of the unfrozen image encoder.  [default: the others']", least=0
+    )
     weight_decay: float = setting(0.01, "Weight decay; none on biases, 1-d tensors and logit_scale.", least=0)
     schedule: str = setting("constant", "Learning rate over the run.", choices=("constant", "cosine"))
     warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", least=0)
@@ -155,7 +164,7 @@ class TrainConfig:
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one.", resumable=True)
     threads: int | None = setting(None, "Threads.  [default: all cores]", least=1, resumable=True)
     num_workers: int | None = setting(
-        None, "Readers of images while features are made.  [default: one a core]", least=0, resumable=True
+        None, "Readers of images.  [default: one a core, at most 4]", least=0, resumable=True
     )
     checkpoint_minutes: float = setting(
         10.0, "Minutes from one checkpoint to the next.", least=0, resumable=True
@@ -186,6 +195,13 @@ class TrainConfig:
         stated = VISION_LAYERS.get(self.image_encoder)
         if self.vision_layers not in (None, stated):
             raise UsageError(f"vision_layers: {self.vision_layers} is not image_encoder {self.image_encoder}")
+        if self.unfreeze and self.image_encoder not in VISION_LAYERS:
+            raise UsageError(
+                f"unfreeze: {self.image_encoder} has nothing to fine-tune: choose --image-encoder "
+                f"{', '.join(VISION_LAYERS)}, or leave out --unfreeze"
+            )
+        if self.image_lr is not None and not self.unfreeze:
+            raise UsageError("image_lr: the image encoder is frozen: give --unfreeze too, or leave it out")
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting that has a value, in plain types."""

@@ -29,12 +29,14 @@ from satclip_engine.weights import LocationWeights, Provenance
 
 _LOCATION: Final = "location.nnet."
 _VISUAL: Final = "model.visual."
+_TRUNK: Final = "trunk."
 
 
 @dataclass(frozen=True, eq=False)
 class Visual:
-    """The frozen image encoder: `state` by published names without the trained projection, whose name is
-    `projection` ("fc", "head", or "weight" where the published code has none)."""
+    """The image encoder: `state` by published names without the trained projection, whose name is
+    `projection` ("fc", "head", or "weight" where the published code has none). The state of an encoder that
+    was trained too is in the snapshots instead."""
 
     name: str
     channels: int
@@ -78,7 +80,8 @@ def published_checkpoint(
     state["model.logit_scale"] = snapshot.model["logit_scale"].detach().cpu()
     weight, bias = _projection(snapshot, config)
     if visual is not None and visual.name in VISION_LAYERS:
-        _put_visual(content, visual, config, weight, bias)
+        trunk = {**visual.state, **_trained_trunk(snapshot)}
+        _put_visual(content, visual, trunk, config, weight, bias)
     else:
         name = config.image_encoder if visual is None else visual.name
         tensors = {} if visual is None else {key: value.cpu() for key, value in visual.state.items()}
@@ -109,18 +112,33 @@ def _convention(config: TrainConfig) -> Convention:
 def _projection(snapshot: Snapshot, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """For features as the trunk gives them."""
     model = Model(config, snapshot.model["feature_mean"].cpu(), snapshot.model["feature_size"].cpu())
-    model.load_state_dict({name: value.cpu() for name, value in snapshot.model.items()})
+    own = {name: value for name, value in snapshot.model.items() if not name.startswith(_TRUNK)}
+    model.load_state_dict({name: value.cpu() for name, value in own.items()})
     return model.image_projection()
 
 
+def _trained_trunk(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The trunk of a model that trains it, by published names; empty where it was frozen."""
+    return {
+        name.removeprefix(_TRUNK): value.contiguous()
+        for name, value in snapshot.model.items()
+        if name.startswith(_TRUNK)
+    }
+
+
 def _put_visual(
-    content: dict[str, Any], visual: Visual, config: TrainConfig, weight: Tensor, bias: Tensor
+    content: dict[str, Any],
+    visual: Visual,
+    trunk: Mapping[str, Tensor],
+    config: TrainConfig,
+    weight: Tensor,
+    bias: Tensor,
 ) -> None:
-    """Replace the image encoder of zero layers by the one that was used."""
+    """Replace the image encoder of zero layers by the one that was used; trunk: by published names."""
     state, released = content["state_dict"], content["hyper_parameters"]
     for name in [name for name in state if name.startswith(_VISUAL)]:
         del state[name]
-    state.update({_VISUAL + name: value.cpu() for name, value in visual.state.items()})
+    state.update({_VISUAL + name: value.cpu() for name, value in trunk.items()})
     state[f"{_VISUAL}{visual.projection}.weight"] = weight
     state[f"{_VISUAL}{visual.projection}.bias"] = bias
     released.update(

@@ -28,7 +28,7 @@ from satclip_engine.training import shards
 from satclip_engine.training.augment import Augmentation
 from satclip_engine.training.feature_cache import FeatureCache
 from satclip_engine.training.images import ImageEncoder, augmentation_for
-from satclip_engine.training.source import PatchSource, Skipped, check_skipped
+from satclip_engine.training.source import PatchSource, Skipped, check_skipped, default_readers
 
 if TYPE_CHECKING:
     pass
@@ -123,7 +123,7 @@ def build_cache(
     try:
         with locked_folder(folder):
             manifest = _manifest(job, folder, resume)
-            _compute(job, folder, manifest, workers or min(4, os.cpu_count() or 1), progress)
+            _compute(job, folder, manifest, workers or default_readers(), progress)
             _finish(job, folder, manifest)
     finally:
         progress.finish()
@@ -273,7 +273,8 @@ def _make_views(job: _Job, rows: range) -> _Block:
         else:
             images.append(image)
             kept.append(row)
-    views = job.augmentation.views(images, kept, count=job.views, seed=job.seed) if images else None
+    numbers = np.arange(job.views)
+    views = job.augmentation.views(images, kept, numbers, seed=job.seed) if images else None
     return _Block(len(rows), kept, views, skipped)
 
 

@@ -1,6 +1,7 @@
 """Image encoders: what turns a patch into the vector that a place is trained to match.
 
-Each is a frozen trunk, (B, C, H, W) → (B, dim), and one linear projection to the embedding, which is trained.
+Each is a trunk, (B, C, H, W) → (B, dim), and one linear projection to the embedding. The projection is always
+trained; the trunk is frozen unless --unfreeze asks for a copy of it to train.
 
 | name | trunk | dim |
 |---|---|---|
@@ -70,6 +71,8 @@ class ImageEncoder(Protocol):
     def to(self, device: str | torch.device) -> Any: ...  # itself, moved
 
     def trunk(self, batch: torch.Tensor) -> torch.Tensor: ...  # (B, C, H, W) float32 → (B, dim)
+
+    def network(self) -> torch.nn.Module | None: ...  # a copy of the trunk to train; None without weights
 
     def state_dict(self) -> dict[str, torch.Tensor]: ...  # trunk and projection
 

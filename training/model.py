@@ -1,4 +1,6 @@
-"""What is trained: the location encoder, the projection of image features, and the scale of similarities."""
+"""What is trained: the location encoder, the projection of image features, and the scale of similarities;
+with --unfreeze, the trunk that makes the features too.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,22 @@ class Model(nn.Module):
     Features are centred and divided by their size before they are projected, both measured once on the
     training samples: features of a frozen trunk are far from centred, and a projection trained on them as
     they are spends its first epochs on finding their mean. `image_projection` undoes it for checkpoints.
+
+    trunk: the image encoder without its last layer, where it is trained too. It stays in evaluation mode:
+    with running statistics that stand still, an image's features do not depend on the others beside it, so
+    that chunks of a batch, the processes of a run and its checkpoints agree on them.
     """
 
     feature_mean: Tensor
     feature_size: Tensor
 
-    def __init__(self, config: TrainConfig, feature_mean: Tensor, feature_size: Tensor) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        feature_mean: Tensor,
+        feature_size: Tensor,
+        trunk: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.location = LocationEncoder(
             config.legendre_polys,
@@ -43,6 +55,14 @@ class Model(nn.Module):
         )
         self.register_buffer("feature_mean", feature_mean)
         self.register_buffer("feature_size", feature_size)
+        self.trunk = trunk
+
+    def train(self, mode: bool = True) -> Model:
+        """As every module's, but the trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.trunk is not None:
+            self.trunk.eval()
+        return self
 
     def embed_places(self, lonlat: Tensor) -> Tensor:  # (n, 2) -> (n, E)
         """Unit vectors."""

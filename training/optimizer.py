@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from satclip_engine.training.config import TrainConfig
 
-_FIRST_LAYER = "location.nnet.layers.0."
+# What may have a learning rate of its own, by the beginning of its names; "" is all the rest.
+_FIRST_LAYER, _TRUNK, _REST = "location.nnet.layers.0.", "trunk.", ""
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -19,24 +20,25 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def parameter_groups(named: Iterable[tuple[str, Tensor]], config: TrainConfig) -> list[dict[str, Any]]:
-    """Groups for AdamW: without and with weight decay, and with a learning rate of its own the first layer.
+    """Groups for AdamW: without and with weight decay, and apart where the learning rate is another one.
 
-    Each holds its full learning rate as `peak`.
+    Each holds its full learning rate as `peak`; those of the main one come first.
     """
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    special = {_FIRST_LAYER: config.first_layer_lr, _TRUNK: config.image_lr}
+    rates = {_REST: config.learning_rate} | {part: lr for part, lr in special.items() if lr is not None}
+    groups: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
-            own = config.first_layer_lr is not None and name.startswith(_FIRST_LAYER)
-            groups.setdefault((own, decays(name, parameter)), []).append(parameter)
-    rates = {False: config.learning_rate, True: config.first_layer_lr}
+            part = next((part for part in rates if part and name.startswith(part)), _REST)
+            groups.setdefault((part, decays(name, parameter)), []).append(parameter)
     return [
         {
-            "params": groups[own, decay],
+            "params": groups[part, decay],
             "weight_decay": config.weight_decay if decay else 0.0,
-            "lr": rates[own],
-            "peak": rates[own],
+            "lr": rates[part],
+            "peak": rates[part],
         }
-        for own, decay in sorted(groups)
+        for part, decay in sorted(groups)
     ]
 
 
@@ -62,4 +64,7 @@ class Average:
     def update(self, model: nn.Module) -> None:
         """Take in the model as it is now."""
         for name, value in model.state_dict().items():
-            self.state[name].lerp_(value, 1 - self.decay)
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - self.decay)
+            else:  # batch normalisation counts its batches
+                self.state[name].copy_(value)

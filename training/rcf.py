@@ -70,6 +70,10 @@ class RandomFeatures:
         features = (_raw_features(batch, tensors) - tensors["mean"]) / tensors["deviation"]
         return features @ tensors["components"].T if "components" in tensors else features
 
+    def network(self) -> None:
+        """Nothing: filters taken from the data are not trained."""
+        return None
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         projection = {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
         return {**self._tensors, **projection}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from satclip_engine.errors import UsageError
 
-_STATISTICS = 8192  # samples that the features' mean and size are taken from
+STATISTICS = 8192  # samples that the features' mean and size are taken from
 
 
 class Features(Protocol):
@@ -56,15 +56,22 @@ def fingerprint(data: Features) -> str:
     return digest.hexdigest()
 
 
-def statistics(data: Features, samples: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean (F,) of the features of some samples, and the root mean square () of what departs from it."""
+def statistics(
+    data: Features, samples: Sequence[int] | np.ndarray, *, most: int = STATISTICS
+) -> tuple[Tensor, Tensor]:
+    """Mean (F,) of the features of some samples, and the root mean square () of what departs from it.
+
+    most: of the samples, evenly spread, that are looked at.
+    """
     chosen = np.asarray(samples)
-    if len(chosen) > _STATISTICS:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, _STATISTICS).astype(np.int64)]
+    if len(chosen) > most:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
     features = data.batch(chosen, np.zeros(len(chosen), np.int64)).double()
     if not torch.isfinite(features).all():
         row = int(chosen[int((~torch.isfinite(features)).any(1).nonzero()[0])])
-        raise UsageError(f"the features of sample {row} are not finite: make the feature cache anew")
+        raise UsageError(
+            f"the features of sample {row} are not finite: take its image out, and make a feature cache anew"
+        )
     mean = features.mean(0)
     size = (features - mean).square().mean().sqrt()
     return mean.float(), torch.where(size > 0, size, 1.0).float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,6 +68,11 @@ class PatchSource(Protocol):
 def allowed_skips(total: int, max_skipped: int | None) -> int:
     """How many of `total` images may be left out: 1 % but at least 10, unless the user says."""
     return max(_ALLOWED_AT_LEAST, int(total * _ALLOWED_SHARE)) if max_skipped is None else max_skipped
+
+
+def default_readers() -> int:
+    """Threads that read images and make views: one a core, though not many, because they share a disk."""
+    return min(4, os.cpu_count() or 1)
 
 
 def check_skipped(skipped: Sequence[Skipped], total: int, allowed: int, where: str) -> None:

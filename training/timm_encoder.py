@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +83,12 @@ class TimmEncoder:
             raise UsageError(f"{self.name} takes images of {_SIZE}×{_SIZE} pixels, not {height}×{width}")
         batch = batch.contiguous(memory_format=torch.channels_last)
         return self.visual.forward_head(self.visual.forward_features(batch), pre_logits=True)
+
+    def network(self) -> torch.nn.Module:
+        """A copy of the trunk to train: without the last layer, in evaluation mode."""
+        network: Any = copy.deepcopy(self.visual)
+        network.reset_classifier(0)
+        return network.eval().requires_grad_(True)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors under the names of published checkpoints."""

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,20 +27,22 @@ from torch import Tensor
 
 from satclip_engine.contrast import contrastive_loss
 from satclip_engine.errors import SatclipError, UsageError
-from satclip_engine.training.batches import Batches, dropout_seed, jittered, noise
+from satclip_engine.training.batches import Batch, Batches, dropout_seed, jittered, noise
 from satclip_engine.training.config import TrainConfig, changed, make_config
 from satclip_engine.training.interrupts import Interrupts, Stopped
 from satclip_engine.training.model import Model, gains, limit_gains, limit_logit_scale
 from satclip_engine.training.optimizer import Average, make_optimizer, set_learning_rate
 from satclip_engine.training.ranks import Ranks
-from satclip_engine.training.samples import Features, fingerprint, statistics
+from satclip_engine.training.samples import STATISTICS, Features, fingerprint, statistics
 from satclip_engine.training.schedule import learning_rate_factor, total_steps
 from satclip_engine.training.split import split_samples
 from satclip_engine.training.state import load_state, save_state
+from satclip_engine.training.trunk_passes import TrunkFeatures, TrunkPasses
 from satclip_engine.training.validate import Scores, validate
 
 _SAVING_SHARE = 0.05  # of the time that checkpoints at the ends of epochs may take
 _SCORED = 8192  # training samples that are scored when none are held out
+_MEASURED = 1024  # images that the features' mean and size are taken from where they pass a trunk for it
 
 
 class Diverged(SatclipError):
@@ -106,7 +109,8 @@ class Trainer:
         self.batches = Batches(split.train, config.batch_size, data.views, config.seed)
         self.total = total_steps(self.batches.steps_per_epoch, config)
         self._check_batch()
-        self.model = Model(config, *statistics(data, split.train)).to(self.ranks.device)
+        self.model = self._new_model(split.train)
+        self._passes = self._new_passes()
         self._limit()
         self.optimizer = make_optimizer(self.model, config)
         self.average = None if config.ema is None else Average(self.model, config.ema)
@@ -142,11 +146,15 @@ class Trainer:
         if self.step == 0:
             self.save()  # there is always a good one to go back to
         with Interrupts() as interrupts, torch.random.fork_rng(devices=[]):
-            while self.step < self.total and not self.finished_early:
-                self.train_step()
-                self._after_step()
-                if self.ranks.any(interrupts.signal is not None):
-                    self._stop(interrupts.signal or 15)
+            try:
+                while self.step < self.total and not self.finished_early:
+                    self.train_step()
+                    self._after_step()
+                    if self.ranks.any(interrupts.signal is not None):
+                        self._stop(interrupts.signal or 15)
+            finally:
+                if self._passes is not None:
+                    self._passes.close()
         self.save()
         return self.outcome()
 
@@ -155,13 +163,13 @@ class Trainer:
         batch = self.batches.at(self.step, rank=self.ranks.rank, ranks=self.ranks.count)
         config, device = self.config, self.ranks.device
         lonlat = jittered(self.data.lonlat[batch.samples], batch, config.coordinate_jitter, config.seed)
-        features = self.data.batch(batch.samples, batch.views).to(device)
         disturbed: Tensor | float = 0.0
         if config.feature_noise:
             disturbed = config.feature_noise * noise(self.data.dim, batch, config.seed).to(device)
         torch.manual_seed(dropout_seed(config.seed, self.step, self.ranks.rank))
 
         with self._arithmetic():
+            features = self._features(batch)
             places = self.model.embed_places(torch.from_numpy(lonlat).to(device))
             images = self.model.embed_images(features, disturbed)
         loss = contrastive_loss(places, images, self.model.scale(), group=self.ranks.group)
@@ -171,6 +179,8 @@ class Trainer:
 
         self.optimizer.zero_grad()
         loss.backward()
+        if self._passes is not None:
+            self._passes.backward(self._arithmetic)
         self.ranks.average_gradients(self.model.parameters())
         set_learning_rate(self.optimizer, learning_rate_factor(self.step, self.total, config))
         self.optimizer.step()
@@ -228,6 +238,28 @@ class Trainer:
             len(self.held_out),
         )
 
+    def _new_model(self, samples: np.ndarray) -> Model:
+        """The model at its start. A trunk that is trained is a copy, so that the data keep theirs."""
+        if not isinstance(self.data, TrunkFeatures):
+            return Model(self.config, *statistics(self.data, samples, most=STATISTICS)).to(self.ranks.device)
+        # One process measures: on GPUs, the others' features would differ in their last bits.
+        measured = statistics(self.data, samples, most=_MEASURED) if self.ranks.first else None
+        mean, size = (value.cpu() for value in self.ranks.shared(measured))
+        trunk = copy.deepcopy(self.data.trunk)
+        return Model(self.config, mean, size, trunk).to(self.ranks.device)
+
+    def _new_passes(self) -> TrunkPasses | None:
+        """The steps' images through the model's trunk; None where features come as they are."""
+        if not isinstance(self.data, TrunkFeatures) or self.model.trunk is None:
+            return None
+        batch_at = partial(self.batches.at, rank=self.ranks.rank, ranks=self.ranks.count)
+        return TrunkPasses(self.data, self.model.trunk, batch_at, self.total)
+
+    def _features(self, batch: Batch) -> Tensor:  # (n, F)
+        if self._passes is not None:
+            return self._passes.forward(batch)
+        return self.data.batch(batch.samples, batch.views).to(self.ranks.device)
+
     def _after_step(self) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
         done = self.step - self._first_step
@@ -268,7 +300,10 @@ class Trainer:
         scores = None
         if self.ranks.first:
             samples = self.held_out if len(self.held_out) else _some(self.batches.samples)
-            scores = validate(self._written_model(), self.data, samples, self.ranks.device)
+            model, data = self._written_model(), self.data
+            if isinstance(data, TrunkFeatures) and model.trunk is not None:
+                data = data.by(model.trunk)
+            scores = validate(model, data, samples, self.ranks.device)
         found: Scores = self.ranks.shared(scores)
         if not found.finite:
             raise Diverged(f"the validation loss is {found.loss} after step {self.step}")
@@ -301,6 +336,7 @@ class Trainer:
         if self.config.precision == "bf16":
             return torch.autocast(self.ranks.device.type, torch.bfloat16)
         torch.set_float32_matmul_precision("high" if self.config.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"  # which torch allows by itself
         return nullcontext()
 
     def _stop(self, number: int) -> None:

@@ -25,12 +25,14 @@ HELP = """Train a location encoder on images and the places where they were take
 
 DATA is a folder in the S2-100K layout (index.csv, images/), a CSV or GeoParquet that lists images, a folder
 of georeferenced images, or a folder of features that an earlier run made. --from-raster cuts patches from one
-large raster instead. Images pass through a frozen encoder once; training then reads features only.
+large raster instead. Images pass through a frozen encoder once; training then reads features only. With
+--unfreeze the encoder is trained too, and images pass through it at every step.
 
 \b
 Examples:
   satclip-train s2-100k --out run --image-encoder resnet50 --image-weights moco.pth
   satclip-train s2-100k --out run --legendre-polys 10 --epochs 100 --schedule cosine
+  satclip-train s2-100k --out run --image-encoder resnet18 --unfreeze --image-lr 1e-5
   satclip-train --from-raster world.tif --patch 16 --count 100000 --out run
   satclip-train s2-100k --out run --resume
   torchrun --nproc-per-node 4 -m satclip_engine.cli.train s2-100k --out run
@@ -155,6 +157,8 @@ def main(
     from satclip_engine.training.session import settle
 
     settled = settle(out, resume=resume, overwrite=overwrite, file=config, flags=flags)
+    if settled.unfreeze and features is not None:
+        raise click.UsageError("--unfreeze makes no features: leave out --features")
     try:
         done = _run(
             settled, data or from_raster, from_raster is not None, out, features, resume, quiet, verbose

@@ -12,6 +12,7 @@ from satclip_engine.basis import column_factors
 from satclip_engine.encoder import load
 from satclip_engine.reference import harmonics
 from satclip_engine.training.export import Visual, published_checkpoint, write_outcome
+from satclip_engine.training.images import load_encoder
 from satclip_engine.training.model import Model
 from satclip_engine.training.samples import statistics
 from satclip_engine.training.trainer import Outcome, Snapshot
@@ -126,16 +127,28 @@ class Published(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "head"),
-    [("resnet18", "resnet18", "fc"), ("vit16", "vit_small_patch16_224", "head")],
+    ("name", "architecture", "head", "unfreeze"),
+    [
+        ("resnet18", "resnet18", "fc", False),
+        ("vit16", "vit_small_patch16_224", "head", False),
+        ("resnet18", "resnet18", "fc", True),
+        ("vit16", "vit_small_patch16_224", "head", True),
+    ],
 )
-def test_the_published_module_takes_the_checkpoint_and_computes_the_same(timm, name, architecture, head):
+def test_the_published_module_takes_the_checkpoint_and_computes_the_same(
+    timm, name, architecture, head, unfreeze
+):
+    config = small_config(image_encoder=name, learning_rate=0.001, unfreeze=unfreeze)
     trunk = timm.create_model(architecture, in_chans=13, num_classes=16).eval()
-    dim = trunk.num_features
-    config = small_config(image_encoder=name, learning_rate=0.001)
-    data = random_features(dim=dim)
-    model = Model(config, *statistics(data, np.arange(20))).eval()
+    data = random_features(dim=trunk.num_features)
     state = {key: value for key, value in trunk.state_dict().items() if not key.startswith(f"{head}.")}
+    model = Model(config, *statistics(data, np.arange(20)))
+    if unfreeze:  # the trunk that the checkpoint is to hold is then the model's, not the one at the start
+        encoder = load_encoder(name, channels=13, embed_dim=16)
+        encoder.visual.load_state_dict(trunk.state_dict())
+        model = Model(config, model.feature_mean, model.feature_size, encoder.network())
+        state = {}
+    model.eval()
     snapshot = Snapshot(model.state_dict(), 30, 3, None)
     content = published_checkpoint(snapshot, config, Visual(name, 13, head, state), {})
     parameters = content["hyper_parameters"]

@@ -42,7 +42,7 @@ def test_the_cache_holds_the_trunks_output_for_every_view(tmp_path):
     assert (len(cache), cache.views, cache.dim) == (50, 3, 6)
     np.testing.assert_array_equal(cache.lonlat, source.lonlat)
     images = source.read(range(50))
-    views = torch.from_numpy(Augmentation().views(images, range(50), count=3, seed=4))
+    views = torch.from_numpy(Augmentation().views(images, range(50), range(3), seed=4))
     for view in range(3):
         expected = encoder.trunk(views[:, view]).half().float()
         assert torch.equal(cache.batch(range(50), view), expected)

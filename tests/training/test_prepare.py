@@ -37,6 +37,23 @@ def report(*args):
     return json.loads(result.stdout)
 
 
+def colours(path):
+    """A raster of noise in three bands, all over the globe."""
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 90, 180), np.uint8)
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "height": 90,
+        "width": 180,
+        "dtype": "uint8",
+        "crs": "EPSG:4326",
+    }
+    transform = rasterio.transform.Affine(2, 0, -180, 0, -2, 90)
+    with rasterio.open(path, "w", transform=transform, **profile) as file:
+        file.write(pixels)
+    return path
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
     """A run on the four patches: its folder and its report. Its features are there for others."""
@@ -81,6 +98,31 @@ def test_a_folder_of_features_is_data_that_needs_no_images(learnt, tmp_path):
     assert "image_encoder: resnet18 is wanted" in other.stderr
 
 
+def test_a_trunk_that_is_trained_lies_in_the_checkpoint_and_a_run_goes_on_with_it(timm, tmp_path):
+    def visual():
+        state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+        prefix = "model.visual."
+        found = timm.create_model("resnet18", in_chans=3, num_classes=16)
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        found.load_state_dict(own, strict=True)
+        return found
+
+    raster = ["--from-raster", colours(tmp_path / "world.tif"), "--out", tmp_path / "run"]
+    patches = ["--patch", 8, "--count", 24, "--image-encoder", "resnet18", *options(SMALL)]
+    args = [*raster, *patches, "--unfreeze", "--trunk-batch", 10, "--image-lr", 0.001]
+    told = report(*args, "--epochs", 2)
+    assert (told["batch"], told["steps"], told["held_out"]) == (22, 2, 2)
+    assert not (tmp_path / "run" / "features").exists()
+    before = visual()
+    assert report(*raster, "--resume", "--epochs", 3)["steps"] == 3
+    after = visual()
+    assert not torch.equal(before.conv1.weight, after.conv1.weight)
+    assert torch.equal(before.bn1.running_mean, after.bn1.running_mean)
+    refused = run(*args, "--features", tmp_path / "f", "--overwrite", "-q")
+    assert refused.exit_code == 2
+    assert "--unfreeze makes no features: leave out --features" in refused.stderr
+
+
 def test_features_of_something_else_are_refused(learnt, tmp_path):
     features = learnt[0] / "features"
     result = run(S2, "--out", tmp_path / "b", "--features", features, *RUN, "--views", "3", "-q")
@@ -90,19 +132,7 @@ def test_features_of_something_else_are_refused(learnt, tmp_path):
 
 
 def test_patches_cut_from_one_raster_are_data_too(tmp_path):
-    path = tmp_path / "world.tif"
-    pixels = np.random.default_rng(0).integers(0, 255, (3, 90, 180), np.uint8)
-    profile = {
-        "driver": "GTiff",
-        "count": 3,
-        "height": 90,
-        "width": 180,
-        "dtype": "uint8",
-        "crs": "EPSG:4326",
-    }
-    transform = rasterio.transform.Affine(2, 0, -180, 0, -2, 90)
-    with rasterio.open(path, "w", transform=transform, **profile) as file:
-        file.write(pixels)
+    path = colours(tmp_path / "world.tif")
     args = ["--from-raster", path, "--patch", 8, "--count", 60, "--out", tmp_path / "run", *options(SMALL)]
     result = report(*args, "--rcf-filters", 8, "--views", 1, "--epochs", 2)
     assert (result["batch"], result["held_out"]) == (54, 6)
