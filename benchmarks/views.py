@@ -73,7 +73,7 @@ def main(
 ) -> None:
     """Measure what the number of cached views does to retrieval."""
     numbers = [int(word) for word in views.split(",")]
-    source = RasterPatches(raster, patch=patch, count=count, bounds=bounds or None, flat_kept=0.1)
+    source = RasterPatches(raster, patch=patch, count=count, bounds=bounds or None, water_kept=0.1)
     config = TrainConfig(
         legendre_polys=legendre_polys, max_epochs=passes, check_val_every_n_epoch=passes, batch_size=2048,
         learning_rate=1e-3, dropout=0.1, logit_scale=8.0, learn_logit_scale=False, coordinate_jitter=0.0,

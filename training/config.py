@@ -90,6 +90,8 @@ class TrainConfig:
         64, "Images in the unfrozen encoder at once: a matter of memory only.", least=1, resumable=True
     )
     views: int = setting(4, "Augmented views of each image in the feature cache.", least=1)
+    flips: bool = setting(True, "Mirror views at random.")
+    blur: bool = setting(True, "Blur views at random, by 3 by 3 pixels.")
     rcf_filters: int = setting(256, "Filters of rcf.", least=1)
     rcf_components: int | None = setting(
         None,
@@ -101,8 +103,8 @@ class TrainConfig:
     )
     patch: int = setting(16, "Side of patches cut from a raster, in pixels.", least=1)
     count: int = setting(100_000, "Number of patches cut from a raster.", least=1)
-    flat_kept: float = setting(
-        1.0, "Share of flat patches (sea, ice) of a raster that is kept.", least=0, most=1
+    water_kept: float = setting(
+        1.0, "Share of a raster's patches of plain water (flat and dark) that is kept.", least=0, most=1
     )
     bounds: tuple[float, ...] | None = setting(
         None, "W S E N in degrees, for a raster without georeference.", size=4
@@ -133,6 +135,9 @@ class TrainConfig:
     learning_rate: float = setting(1e-4, "Learning rate of AdamW.", above=0)
     first_layer_lr: float | None = setting(
         None, "Learning rate of the first layer.  [default: the others']", least=0
+    )
+    first_layer_bias_lr: float | None = setting(
+        None, "Learning rate of the first layer's biases.  [default: the first layer's]", least=0
     )
     image_lr: float | None = setting(
         None, "Learning rate of the unfrozen image encoder.  [default: the others']", least=0

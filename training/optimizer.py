@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from satclip_engine.training.config import TrainConfig
 
 # What may have a learning rate of its own, by the beginning of its names; "" is all the rest.
-_FIRST_LAYER, _TRUNK, _REST = "location.nnet.layers.0.", "trunk.", ""
+_FIRST_BIAS, _FIRST_LAYER = "location.nnet.layers.0.bias", "location.nnet.layers.0."
+_TRUNK, _REST = "trunk.", ""
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -24,7 +25,11 @@ def parameter_groups(named: Iterable[tuple[str, Tensor]], config: TrainConfig) -
 
     Each holds its full learning rate as `peak`; those of the main one come first.
     """
-    special = {_FIRST_LAYER: config.first_layer_lr, _TRUNK: config.image_lr}
+    special = {  # the first that fits counts
+        _FIRST_BIAS: config.first_layer_bias_lr,
+        _FIRST_LAYER: config.first_layer_lr,
+        _TRUNK: config.image_lr,
+    }
     rates = {_REST: config.learning_rate} | {part: lr for part, lr in special.items() if lr is not None}
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in named:

@@ -19,6 +19,7 @@ import torch
 from satclip_engine.checkpoint import write_whole
 from satclip_engine.errors import DataError, UsageError
 from satclip_engine.lightning import load_safely
+from satclip_engine.training.augment import Augmentation
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.export import Visual
 from satclip_engine.training.feature_cache import FeatureCache
@@ -82,7 +83,7 @@ def _unfrozen(data: Path, is_raster: bool, config: TrainConfig, ranks: Ranks, pr
     source = _source(data, is_raster, config)
     _check_source(source, config)
     encoder = _encoder(source, config).to(ranks.device)
-    augmentation = augmentation_for(encoder, source)
+    augmentation = _augmentation(encoder, source, config)
     augmentation.output_size(source.size)  # raises now where images are too small
     workers = config.num_workers or None
     rows: Any = None
@@ -107,7 +108,7 @@ def _source(data: Path, is_raster: bool, config: TrainConfig) -> PatchSource:
     options: dict[str, Any] = {"bands": config.bands, "divisor": config.divisor}
     if is_raster:
         options |= {"patch": config.patch, "count": config.count, "seed": config.seed}
-        return RasterPatches(data, bounds=_bounds(config), flat_kept=config.flat_kept, **options)
+        return RasterPatches(data, bounds=_bounds(config), water_kept=config.water_kept, **options)
     options["max_skipped"] = config.max_skipped
     return open_source(data, **{name: value for name, value in options.items() if value is not None})
 
@@ -129,6 +130,7 @@ def _build(source: PatchSource, folder: Path, config: TrainConfig, ranks: Ranks,
         folder,
         views=config.views,
         seed=config.seed,
+        augmentation=_augmentation(encoder, source, config),
         workers=config.num_workers or None,
         progress=progress,
     )
@@ -155,6 +157,10 @@ def _encoder(source: PatchSource, config: TrainConfig) -> ImageEncoder:
     for note in (*source.notes, *encoder.notes):
         warnings.warn(note, stacklevel=3)
     return encoder
+
+
+def _augmentation(encoder: ImageEncoder, source: PatchSource, config: TrainConfig) -> Augmentation:
+    return replace(augmentation_for(encoder, source), flips=config.flips, blur=config.blur)
 
 
 def _warn_of(skipped: Sequence[Skipped]) -> None:

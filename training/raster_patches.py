@@ -20,7 +20,8 @@ from satclip_engine.training.source import Skipped, fingerprint
 
 _MEMORY = 1 << 30  # bytes of a raster that is held rather than read window by window
 _NODATA_SHARE = 0.1  # of a patch's pixels that may be without data; they become 0
-_FLAT = 0.01  # deviation, after division, below which every band of a flat patch stays
+_FLAT = 0.01  # deviation, after division, below which every band of a patch of plain water stays
+_DARK = 0.25  # and its mean over all bands; snow, ice and salt are flat too, but bright
 _BLOCK = 4096  # patches that are looked at at once
 _DRAWN = 1 << 16  # places that are drawn at least at once
 _ROUNDS = 200  # of drawing, before the raster is taken to have no more
@@ -33,7 +34,8 @@ class RasterPatches:
 
     bounds: west, south, east, north in degrees, for images without georeference (row 0 is the north).
     bands, divisor: as for files of images.
-    flat_kept: the share of flat patches (open sea, ice) that is kept.
+    water_kept: the share of patches of plain water (flat and dark) that is kept. Those of ice and desert all
+        stay: there are few, and what is trained has to know those places.
 
     Raises UsageError for a raster without georeference or bounds, DataError where no patch fits. A raster
     with fewer different patches than `count` gives those and a note.
@@ -49,11 +51,11 @@ class RasterPatches:
         bounds: tuple[float, float, float, float] | None = None,
         bands: Sequence[int] | None = None,
         divisor: float | None = None,
-        flat_kept: float = 1.0,
+        water_kept: float = 1.0,
         memory: int = _MEMORY,
     ) -> None:
         path = Path(path)
-        _check_options(patch, count, flat_kept)
+        _check_options(patch, count, water_kept)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         self.name, self.patch = str(path), patch
@@ -66,7 +68,7 @@ class RasterPatches:
             raise DataError(
                 f"{path} has {self._raster.height}×{self._raster.width} pixels, less than a patch of {patch}"
             )
-        self._columns, self._rows = self._draw(count, np.random.default_rng(seed), flat_kept)
+        self._columns, self._rows = self._draw(count, np.random.default_rng(seed), water_kept)
         self.lonlat = self._raster.places(self._columns + patch / 2, self._rows + patch / 2)
         found = len(self.lonlat)
         self.notes = () if found == count else (f"{path} holds {found} different patches, not {count}",)
@@ -96,7 +98,7 @@ class RasterPatches:
         chosen = np.fromiter(indices, np.int64)
         return list(self._raster.windows(self._columns[chosen], self._rows[chosen], self.patch)[0])
 
-    def _draw(self, count: int, rng: np.random.Generator, flat_kept: float) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, count: int, rng: np.random.Generator, water_kept: float) -> tuple[np.ndarray, np.ndarray]:
         """Upper left columns and rows of different usable patches, in the order in which they were drawn."""
         box = self._raster.box()
         seen = np.empty(0, np.int64)  # every window drawn so far, usable or not, as one number
@@ -106,7 +108,7 @@ class RasterPatches:
             drawn = self._windows_at(_uniform_on_sphere(rng, max(count, _DRAWN), box))
             fresh = drawn[~np.isin(drawn, seen)]
             seen = np.concatenate([seen, fresh])
-            usable = fresh[self._usable(fresh, rng, flat_kept, count - found)]
+            usable = fresh[self._usable(fresh, rng, water_kept, count - found)]
             kept.append(usable)
             found += len(usable)
             few = few + 1 if len(fresh) <= _FEW * len(drawn) else 0
@@ -136,11 +138,11 @@ class RasterPatches:
         return numbers[np.sort(np.unique(numbers, return_index=True)[1])]
 
     def _usable(
-        self, numbers: np.ndarray, rng: np.random.Generator, flat_kept: float, wanted: int
+        self, numbers: np.ndarray, rng: np.random.Generator, water_kept: float, wanted: int
     ) -> np.ndarray:
-        """Which windows hold data, and are not flat or are flat ones that are kept; `wanted` suffice."""
+        """Which windows hold data, and are not of plain water or are ones that are kept; `wanted` suffice."""
         usable = np.zeros(len(numbers), bool)
-        if self._raster.all_valid and flat_kept == 1.0:
+        if self._raster.all_valid and water_kept == 1.0:
             usable[:wanted] = True
             return usable
         lots = rng.random(len(numbers))
@@ -151,7 +153,8 @@ class RasterPatches:
             rows, columns = np.divmod(numbers[block], self._raster.width)
             images, gaps = self._raster.windows(columns, rows, self.patch)
             flat = images.std(axis=(2, 3)).max(axis=1) < _FLAT
-            usable[block] = (gaps.mean(axis=(1, 2)) <= _NODATA_SHARE) & (~flat | (lots[block] < flat_kept))
+            water = flat & (images.mean(axis=(1, 2, 3)) < _DARK)
+            usable[block] = (gaps.mean(axis=(1, 2)) <= _NODATA_SHARE) & (~water | (lots[block] < water_kept))
         return usable
 
 
@@ -165,8 +168,8 @@ def _uniform_on_sphere(
     return np.stack([lon, np.degrees(np.arcsin(sine))], axis=1)
 
 
-def _check_options(patch: int, count: int, flat_kept: float) -> None:
+def _check_options(patch: int, count: int, water_kept: float) -> None:
     if patch < 1 or count < 1:
         raise UsageError(f"patch and count must be at least 1, not {patch} and {count}")
-    if not 0.0 <= flat_kept <= 1.0:
-        raise UsageError(f"flat_kept must lie between 0 and 1, not {flat_kept}")
+    if not 0.0 <= water_kept <= 1.0:
+        raise UsageError(f"water_kept must lie between 0 and 1, not {water_kept}")

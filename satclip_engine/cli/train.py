@@ -205,7 +205,7 @@ def _run(
             resume=resume,
             ranks=ranks,
             display=display_for(sys.stderr, quiet=quiet),
-            notes={"data": str(data), "version": __version__, **material.notes},
+            notes={"data": data.absolute().name, "version": __version__, **material.notes},
         )
     return done if ranks.first else None
 

@@ -90,6 +90,18 @@ def test_the_first_layer_may_have_a_learning_rate_of_its_own():
     assert len(of) == len(named)
 
 
+@pytest.mark.parametrize("of_layer", [None, 1e-5])
+def test_the_first_layers_biases_may_have_one_too(of_layer):
+    model, _ = make()
+    config = small_config(first_layer_lr=of_layer, first_layer_bias_lr=1e-3)
+    named = dict(model.named_parameters())
+    of = {id(p): group for group in parameter_groups(named.items(), config) for p in group["params"]}
+    rates = {name: of[id(p)]["lr"] for name, p in named.items()}
+    assert rates["location.nnet.layers.0.bias"] == 1e-3
+    assert rates["location.nnet.layers.0.weight"] == (of_layer or config.learning_rate)
+    assert list(rates.values()).count(1e-3) == 1
+
+
 def test_a_scale_that_is_fixed_is_in_no_group():
     model, _ = make(learn_logit_scale=False)
     groups = parameter_groups(model.named_parameters(), small_config())

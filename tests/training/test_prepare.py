@@ -72,7 +72,7 @@ def test_real_patches_are_learnt_by_heart_and_their_checkpoints_read_back(learnt
 
     # The checkpoint alone, images included, finds every place's image.
     content = torch.load(out / "best.ckpt", weights_only=True)
-    assert content["satclip_engine"]["extras"]["data"] == str(S2)
+    assert content["satclip_engine"]["extras"]["data"] == S2.name
     tensors = content["image_encoder"]["state_dict"]
     trunk = {name: value for name, value in tensors.items() if not name.startswith("projection.")}
     encoder = RandomFeatures(trunk, embed_dim=16, seed=0)

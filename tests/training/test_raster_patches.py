@@ -129,8 +129,9 @@ def test_patches_without_data_are_not_drawn(tmp_path, memory):
     assert source.lonlat[:, 0].max() <= 4.6
 
 
-def test_flat_patches_are_thinned(tmp_path):
-    values = np.zeros((1, 200, 200), np.uint8)
+@pytest.mark.parametrize(("plain", "thinned"), [(0, True), (40, True), (250, False)])  # sea, sea, ice
+def test_patches_of_plain_water_are_thinned(tmp_path, plain, thinned):
+    values = np.full((1, 200, 200), plain, np.uint8)
     values[:, :, 100:] = np.random.default_rng(0).integers(0, 255, (200, 100))
     options = {
         "driver": "GTiff",
@@ -143,12 +144,12 @@ def test_flat_patches_are_thinned(tmp_path):
     with rasterio.open(tmp_path / "a.tif", "w", **options, transform=from_origin(0, 10, 0.1, 0.1)) as file:
         file.write(values)
     shares = [
-        (RasterPatches(tmp_path / "a.tif", patch=4, count=2000, flat_kept=kept).lonlat[:, 0] < 10).mean()
+        (RasterPatches(tmp_path / "a.tif", patch=4, count=2000, water_kept=kept).lonlat[:, 0] < 10).mean()
         for kept in (1.0, 0.1, 0.0)
     ]
     assert shares[0] == pytest.approx(0.5, abs=0.05)
-    assert shares[1] == pytest.approx(0.09, abs=0.03)
-    assert shares[2] < 0.03  # those that reach the other half
+    assert shares[1] == pytest.approx(0.09 if thinned else 0.5, abs=0.05)
+    assert (shares[2] < 0.03) == thinned  # those that reach the other half
 
 
 def test_the_same_seed_gives_the_same_patches_and_another_others(tmp_path):
