@@ -131,21 +131,22 @@ def main(
         "block_degrees": BLOCK_DEGREES,
     }
     known = _known(json_file, options) if resume and json_file and json_file.exists() else []
-    log = Log(len(table) * len(labelled), options, json_file)
+    log = Log(len(table) * len(labelled), options, json_file, known)
     results = measure(table, labelled, probes, range(seeds), jobs=jobs, done=log, known=known)
     click.echo(markdown(results), nl=False)
 
 
 def _known(file: Path, options: dict[str, Any]) -> list[Result]:
-    """Results of an earlier run that this one would repeat: of rows with the same weights on as many places.
+    """Results of an earlier run, but for rows whose weights and targets whose places are others now.
+
+    `options` take in the rows, places and seeds that the file keeps beside those of this run.
 
     Raises UsageError for a file that is none of ours, or made with other libraries or labels.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         before, found = content["options"], [Result(**one) for one in content["scores"]]
-        rows, places = before["rows"], before["places"]
-        kept = {name for name, sha256 in options["rows"].items() if rows.get(name) == sha256}
+        rows, places = dict(before["rows"]), dict(before["places"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file}: cannot be resumed ({error}): name another file with --json") from error
     now = versions() | _data_versions()
@@ -153,15 +154,21 @@ def _known(file: Path, options: dict[str, Any]) -> list[Result]:
     if other or before["block_degrees"] != options["block_degrees"]:
         what = ", ".join(f"{name} {content['versions'][name]}" for name in other) or "other blocks"
         raise UsageError(f"{file} was made with {what}: name another file with --json")
-    same = {name for name, count in options["places"].items() if places.get(name) == count}
-    return [one for one in found if one.row in kept and one.target in same]
+    rows = {name: own for name, own in rows.items() if options["rows"].get(name, own) == own}
+    places = {name: count for name, count in places.items() if options["places"].get(name, count) == count}
+    options["rows"], options["places"] = rows | options["rows"], places | options["places"]
+    options["seeds"] = sorted({*before["seeds"], *options["seeds"]})
+    return [one for one in found if one.row in rows and one.target in places]
 
 
 class Log:
     """Says on stderr what has been measured; keeps the JSON file up to date, so that a stop loses little."""
 
-    def __init__(self, count: int, options: dict[str, Any], file: Path | None) -> None:
+    def __init__(
+        self, count: int, options: dict[str, Any], file: Path | None, known: Sequence[Result]
+    ) -> None:
         self.count, self.options, self.file = count, options, file
+        self.known = {_key(one): one for one in known}
         self.found: list[list[Result]] = []
         self.start = time.perf_counter()
 
@@ -173,8 +180,13 @@ class Log:
         click.echo(said, err=True)
         if self.file:
             options = self.options | {"seconds": round(seconds, 1), "complete": len(self.found) == self.count}
-            flat = [result for part in self.found for result in part]
+            now = {_key(one): one for part in self.found for one in part}
+            flat = list((self.known | now).values())
             _write(self.file, record(flat, machine(), versions() | _data_versions(), options))
+
+
+def _key(one: Result) -> tuple[Any, ...]:
+    return one.row, one.target, one.split, one.probe, one.seed
 
 
 def _data_versions() -> dict[str, str]:

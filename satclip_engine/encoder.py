@@ -39,7 +39,8 @@ def load(
 ) -> Encoder:
     """Read weights and make them an Encoder.
 
-    source: "default", the path of a .ckpt or .safetensors file, hf://org/name[/file], or LocationWeights.
+    source: "default" or "default-l10", the path of a .ckpt or .safetensors file, hf://org/name[/file], or
+        LocationWeights.
     harmonics: "exact" or "published" spherical harmonics; None chooses by the checkpoint.
     backend: "auto" (the fastest that runs here) or one by name.
     device: "cpu".

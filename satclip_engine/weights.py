@@ -49,7 +49,9 @@ from satclip_engine.stored import (
 from satclip_engine.tensorfile import tensors_sha256
 
 # Weights inside the package, by name.
-BUILT_IN: Final[Mapping[str, str]] = MappingProxyType({"default": "bluemarble.safetensors"})
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
+    {"default": "bluemarble-l40.safetensors", "default-l10": "bluemarble-l10.safetensors"}
+)
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class LocationWeights:
 def read_weights(
     source: str | os.PathLike[str] = "default", *, harmonics: Harmonics | None = None
 ) -> LocationWeights:
-    """Read weights by name ("default"), from a `.ckpt` or `.safetensors` file, or from hf://org/name[/file].
+    """Read weights by name ("default", "default-l10"), from a `.ckpt` or `.safetensors` file, or from hf://org/name[/file].
 
     harmonics: None takes what the file states, else "published" for `analytic` weights with 20 < L ≤ 40 (the
         function that released weights were trained on) and "exact" for all others. An `analytic` checkpoint

@@ -349,7 +349,7 @@ def test_a_table_is_extended_by_rows_and_seeds(tmp_path, monkeypatch):
     found = measured("--rows", "lonlat,unit", "--seeds", "2")
     assert len(found) == 2 * 2 * 2
     assert [one["score"] for one in found].count(7.0) == 1
-    assert len(measured("--rows", "unit", "--seeds", "1")) == 2
+    assert len(measured("--rows", "cubic", "--seeds", "1")) == 2 * 2 * 2 + 2  # the others stay in the file
     marked["versions"]["numpy"] = "0.1"
     file.write_text(json.dumps(marked))
     refused = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), "--rows", "lonlat"])

@@ -67,8 +67,9 @@ class TrainConfig:
     embed_dim: int = setting(256, "Dimensions of the embedding.", least=1)
     dropout: float = setting(0.5, "Share of hidden pre-activations dropped in training.", least=0, below=1)
     first_layer_taper: float = setting(
-        0.0, "T: initial weights of degree l are multiplied by (1+l)^-T.", least=0
+        0.0, "T: initial weights of degree l are multiplied by (1+l/K)^-T.", least=0
     )
+    first_layer_knee: float = setting(1.0, "K: the degree from which that falls steeply.", above=0)
     first_layer_gain: float = setting(1.0, "Factor of the first layer's initial weights.", above=0)
     max_gain: float | None = setting(
         None, "Limit of the norm of each unit's first weights, in multiples of the published start.", above=0

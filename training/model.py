@@ -47,7 +47,9 @@ class Model(nn.Module):
             dropout=config.dropout,
             seed=config.seed,
         )
-        shape_first_layer(self.location, config.first_layer_taper, config.first_layer_gain)
+        shape_first_layer(
+            self.location, config.first_layer_taper, config.first_layer_knee, config.first_layer_gain
+        )
         self.projection = nn.utils.skip_init(nn.Linear, len(feature_mean), config.embed_dim)
         _draw(self.projection, drawn_seed(config.seed, _PROJECTION))
         self.logit_scale = nn.Parameter(
@@ -84,11 +86,11 @@ class Model(nn.Module):
         return weight.float(), bias.float()
 
 
-def shape_first_layer(location: LocationEncoder, taper: float, gain: float) -> None:
-    """Multiply the first layer's weights of degree l by gain · (1 + l)^−taper: a prior over degrees."""
+def shape_first_layer(location: LocationEncoder, taper: float, knee: float, gain: float) -> None:
+    """Multiply the first layer's weights of degree l by gain · (1 + l/knee)^−taper: a prior over degrees."""
     degrees = torch.arange(location.degrees, dtype=torch.float64)
     of_column = degrees.repeat_interleave(2 * degrees.long() + 1)  # l² + l + m holds degree l
-    factors = gain * (1 + of_column) ** -taper
+    factors = gain * (1 + of_column / knee) ** -taper
     with torch.no_grad():
         weight = location.nnet.layers[0].weight
         weight.mul_(factors.to(weight))

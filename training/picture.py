@@ -76,7 +76,9 @@ def draw_charts(history: Sequence[dict[str, Any]], width: int) -> Image:
         _curve(history, "place_r10", "first ten", _GREEN, 100),
     ]
     _panel(draw, _MARGIN, half, "Loss", losses, None)
-    _panel(draw, _MARGIN + half + _GAP, half, "Retrieval, %", found, (0.0, 100.0))
+    best = max((float(curve.values.max()) for curve in found if len(curve.values)), default=100.0)
+    top = next((limit for limit in (1.0, 2.0, 5.0, 10.0, 20.0, 50.0) if best <= limit), 100.0)
+    _panel(draw, _MARGIN + half + _GAP, half, "Retrieval, %", found, (0.0, top))
     return picture
 
 

@@ -270,6 +270,7 @@ CASES: tuple[Case, ...] = (
     *(GridCase(degrees, 2.0, tags=(QUICK,)) for degrees in (10, 40)),
     LossCase(8192),
     LossCase(32_768),
+    LossCase(131_072),
     LossCase(2048, tags=(QUICK,)),
     *(TrainCase(degrees, 8192) for degrees in (10, 40)),
     *(TrainCase(degrees, 8192, whole=True) for degrees in (10, 40)),

@@ -105,7 +105,7 @@ class Options:
     default="default",
     show_default=True,
     metavar="SOURCE",
-    help="A built-in name, a .ckpt or .safetensors file, or hf://org/name[/file].",
+    help="default, default-l10, a .ckpt or .safetensors file, or hf://org/name[/file].",
 )
 @click.option(
     "--harmonics",

@@ -36,13 +36,14 @@ def test_the_exported_projection_does_to_raw_features_what_the_model_does():
     torch.testing.assert_close(model.embed_images(features), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_taper_multiplies_the_columns_of_each_degree():
+@pytest.mark.parametrize("knee", [1.0, 4.0])
+def test_a_taper_multiplies_the_columns_of_each_degree(knee):
     plain, tapered = (LocationEncoder(4, 8, 1, 3, seed=0) for _ in range(2))
-    shape_first_layer(tapered, 1.5, 24.0)
+    shape_first_layer(tapered, 1.5, knee, 24.0)
     ratio = (tapered.nnet.layers[0].weight / plain.nnet.layers[0].weight).detach()
     for column in range(16):
         degree = int(np.sqrt(column))
-        np.testing.assert_allclose(ratio[:, column], 24 * (1 + degree) ** -1.5, rtol=1e-5)
+        np.testing.assert_allclose(ratio[:, column], 24 * (1 + degree / knee) ** -1.5, rtol=1e-5)
 
 
 def test_gains_are_one_at_the_published_start_and_limited_unit_by_unit():

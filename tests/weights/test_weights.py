@@ -66,8 +66,15 @@ def test_weights_say_what_they_are() -> None:
     assert weights.provenance.source == "default"
     assert weights.provenance.format == "safetensors"
     assert len(weights.provenance.sha256) == 64
-    assert "Blue Marble" in weights.provenance.extras["source"]
+    assert weights.provenance.extras["data"] == "bmng.jpg"  # Blue Marble, and no folder of a machine
+    assert weights.provenance.hyper_parameters["legendre_polys"] == 40
     assert json.loads(json.dumps(weights.provenance.as_dict()))["source"] == "default"
+
+
+def test_the_small_default_is_smooth_and_fits_the_same_heads() -> None:
+    small, large = read_weights("default-l10"), read_weights("default")
+    assert (small.L, small.embed_dim) == (10, large.embed_dim)
+    assert small.provenance.hyper_parameters["dropout"] == large.provenance.hyper_parameters["dropout"]
 
 
 def test_a_released_checkpoint_keeps_its_hyper_parameters_and_notes() -> None:
@@ -86,7 +93,7 @@ def test_a_released_checkpoint_keeps_its_hyper_parameters_and_notes() -> None:
 @pytest.mark.parametrize("name", ["defualt", "satclip-vit16-l40", ""])
 def test_an_unknown_name_is_a_usage_error_that_lists_the_names(name: str) -> None:
     with pytest.raises(
-        UsageError, match=r"expected default, a file ending in \.ckpt or \.safetensors, or hf://"
+        UsageError, match=r"expected default, default-l10, a file ending in \.ckpt or \.safetensors, or hf://"
     ):
         read_weights(name)
 
