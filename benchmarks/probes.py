@@ -168,7 +168,7 @@ class Log:
         self, count: int, options: dict[str, Any], file: Path | None, known: Sequence[Result]
     ) -> None:
         self.count, self.options, self.file = count, options, file
-        self.known = {_key(one): one for one in known}
+        self.known = {one.key: one for one in known}
         self.found: list[list[Result]] = []
         self.start = time.perf_counter()
 
@@ -180,13 +180,9 @@ class Log:
         click.echo(said, err=True)
         if self.file:
             options = self.options | {"seconds": round(seconds, 1), "complete": len(self.found) == self.count}
-            now = {_key(one): one for part in self.found for one in part}
+            now = {one.key: one for part in self.found for one in part}
             flat = list((self.known | now).values())
             _write(self.file, record(flat, machine(), versions() | _data_versions(), options))
-
-
-def _key(one: Result) -> tuple[Any, ...]:
-    return one.row, one.target, one.split, one.probe, one.seed
 
 
 def _data_versions() -> dict[str, str]:

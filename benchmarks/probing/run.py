@@ -31,6 +31,11 @@ class Result:
     seed: int
     score: float
 
+    @property
+    def key(self) -> Key:
+        """What it is the score of."""
+        return self.row, self.target, self.seed, self.split, self.probe
+
 
 def measure(
     rows: Sequence[Row],
@@ -50,7 +55,7 @@ def measure(
     A result depends on its seed alone, not on `jobs` or on what else is measured.
     """
     work = [(row, target) for row in rows for target in targets]
-    held = {_key(one): one for one in known}
+    held = {one.key: one for one in known}
     context = multiprocessing.get_context("spawn")  # a fork after PyTorch has computed may hang
     with _one_thread(), ProcessPoolExecutor(jobs, context) as pool:
         waiting = {
@@ -62,17 +67,13 @@ def measure(
             for future in as_completed(waiting):
                 place = waiting[future]
                 row, target = work[place]
-                held |= {_key(one): one for one in future.result()}
+                held |= {one.key: one for one in future.result()}
                 found[place] = [held[key] for key in _keys(row, target, probes, seeds)]
                 done(found[place])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [result for place in range(len(work)) for result in found[place]]
-
-
-def _key(one: Result) -> Key:
-    return one.row, one.target, one.seed, one.split, one.probe
 
 
 def _keys(row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int]) -> Iterator[Key]:
