@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.weights import LocationWeights
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels run on the CPU
 
 # A shell's background jobs ignore Ctrl-C, and their children inherit that: tests that press it need it heard.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

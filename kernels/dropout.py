@@ -1,0 +1,38 @@
+"""Dropout inside kernels: Philox4x32-10 of (place, unit, layer) under the seed, as satclip_engine.gradients."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _philox(c0, c1, c2, c3, k0, k1):
+    """Four random words for every counter (Salmon et al. 2011); all uint32."""
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
+        high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = k0 + 0x9E3779B9
+        k1 = k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def factors(rows, units, layer, seed, threshold, scale, BLOCK: tl.constexpr):
+    """What dropout multiplies pre-activations by: 0 or `scale`. rows (n,) int64, units (BLOCK,) → (n, BLOCK).
+
+    The units are BLOCK consecutive ones from a multiple of 4; BLOCK is a power of two, 4 at least. Dropped is
+    the unit whose word, number unit mod 4 of its four, is below `threshold` (uint32 in an int64).
+    """
+    # One counter serves four units.
+    quads = tl.max(tl.reshape(units, (BLOCK // 4, 4)), axis=1) // 4
+    low = (rows & 0xFFFFFFFF).to(tl.uint32)[:, None] + tl.zeros_like(quads).to(tl.uint32)[None, :]
+    high = (rows >> 32).to(tl.uint32)[:, None] + tl.zeros_like(quads).to(tl.uint32)[None, :]
+    quad = tl.zeros_like(low) + quads.to(tl.uint32)[None, :]
+    k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = _philox(low, high, quad, tl.zeros_like(low) + layer, k0, k1)
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # (n, BLOCK)
+    return tl.where(words.to(tl.int64) < threshold, 0.0, scale)

@@ -1,0 +1,60 @@
+"""Shapes in which kernels are started, by compute capability: the shipped tables, tuning.json.
+
+    config_for("dense", "sm_90").blocks      # {"BLOCK_N": 128, ...}: constants of the kernel
+    config_for("dense", "sm_89")             # the next lower capability that has a row: sm_80
+
+`python -m satclip_engine.kernels.tune` measures candidates on the GPU at hand and writes its rows anew. Nothing
+is tuned while working, so that the same device gives the same bits every time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("tuning.json")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Constants of a kernel, warps of a program and stages of its software pipeline."""
+
+    blocks: dict[str, Any] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 2
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.blocks.items())), self.warps, self.stages))
+
+    def __getitem__(self, block: str) -> Any:
+        return self.blocks[block]
+
+
+@functools.cache
+def table() -> dict[str, dict[str, Config]]:
+    """Kernel → capability → Config."""
+    read = json.loads(TABLE.read_text())
+    return {kernel: {name: Config(**row) for name, row in rows.items()} for kernel, rows in read.items()}
+
+
+@functools.cache
+def config_for(kernel: str, capability: str) -> Config:
+    """The row of that capability ("sm_90", "interpreter"), or of the next lower one.
+
+    Raises KeyError for a kernel without rows, RuntimeError below every row.
+    """
+    rows = table()[kernel]
+    if capability in rows:
+        return rows[capability]
+    wanted = _number(capability)
+    lower = [name for name in rows if name.startswith("sm_") and _number(name) <= wanted]
+    if not lower:
+        raise RuntimeError(f"kernel {kernel} needs {min(rows)} or newer, not {capability}")
+    return rows[max(lower, key=_number)]
+
+
+def _number(capability: str) -> int:
+    return int(capability.removeprefix("sm_"))
