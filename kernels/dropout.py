@@ -1,4 +1,7 @@
-"""Dropout inside kernels: Philox4x32-10 of (place, unit, layer) under the seed, as satclip_engine.gradients."""
+"""Dropout inside kernels: Philox4x32-10 of (place, unit, layer) under the seed, as satclip_engine.gradients.
+
+A dropped pre-activation is kept as −0, which no other one is, so backward need not draw again.
+"""
 
 import triton
 import triton.language as tl
@@ -31,8 +34,25 @@ def factors(rows, units, layer, seed, threshold, scale, BLOCK: tl.constexpr):
     low = (rows & 0xFFFFFFFF).to(tl.uint32)[:, None] + tl.zeros_like(quads).to(tl.uint32)[None, :]
     high = (rows >> 32).to(tl.uint32)[:, None] + tl.zeros_like(quads).to(tl.uint32)[None, :]
     quad = tl.zeros_like(low) + quads.to(tl.uint32)[None, :]
+    seed = tl.cast(seed, tl.int64)
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
     w0, w1, w2, w3 = _philox(low, high, quad, tl.zeros_like(low) + layer, k0, k1)
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # (n, BLOCK)
-    return tl.where(words.to(tl.int64) < threshold, 0.0, scale)
+    return tl.where(words.to(tl.int64) < tl.cast(threshold, tl.int64), 0.0, scale)
+
+
+@triton.jit
+def dropped(z, rows, units, layer, seed, threshold, scale, BLOCK: tl.constexpr):
+    """z after dropout: −0 where it is dropped, else scaled and never −0. NaN stays NaN."""
+    factor = factors(rows, units, layer, seed, threshold, scale, BLOCK)
+    kept = z * factor
+    kept = tl.where(kept == 0.0, 0.0, kept)
+    sign = tl.where((factor == 0.0) & (z == z), -2147483648, 0)
+    return (kept.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def kept(z, scale):
+    """What dropout multiplied each kept pre-activation by: 0 for −0, else `scale`."""
+    return tl.where(z.to(tl.int32, bitcast=True) == -2147483648, 0.0, scale)

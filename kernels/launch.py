@@ -1,7 +1,7 @@
-"""Starting kernels: on the device of their tensors, or, while `recording`, only writing down what would start.
+"""Starting kernels on the device of their tensors, or, while `recording`, only writing down what would start.
 
-Every kernel of this package is started by `launch`, so what is compiled ahead of time (`recording` on tensors
-without memory, `device="meta"`) is what runs: the same types, sizes, constants and configuration.
+Every kernel of this package is started by `launch`, so what is compiled ahead of time (while `recording`, on
+tensors without memory, `device="meta"`) is what runs: the same types, sizes, constants and configuration.
 """
 
 from __future__ import annotations

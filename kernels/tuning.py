@@ -3,8 +3,8 @@
     config_for("dense", "sm_90").blocks      # {"BLOCK_N": 128, ...}: constants of the kernel
     config_for("dense", "sm_89")             # the next lower capability that has a row: sm_80
 
-`python -m satclip_engine.kernels.tune` measures candidates on the GPU at hand and writes its rows anew. Nothing
-is tuned while working, so that the same device gives the same bits every time.
+`python -m satclip_engine.kernels.tune` measures candidates on the GPU at hand and writes its rows anew.
+Nothing is tuned while working, so that the same device gives the same bits every time.
 """
 
 from __future__ import annotations

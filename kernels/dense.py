@@ -1,0 +1,302 @@
+"""Dense layers on sines: values, and the two products of their gradients.
+
+    dense(z, weight, bias, sine=True)      # weight · sin(z) + bias, (N, K) -> (N, M)
+    pull_back(dz, weight, z)               # cos(z) ⊙ (weightᵀ · dz), (N, M) -> (N, K)
+    outer(dz, z, sine=True)                # Σ_n dz_n ⊗ sin(z_n), (N, M), (N, K) -> (M, K)
+
+Sines and cosines are made while operands and results are in registers; memory holds pre-activations only.
+precision: "exact" multiplies float32 by 3×TF32; "fast" takes 16-bit operands, with sums in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from satclip_engine.kernels import dropout as masks
+from satclip_engine.kernels.launch import Work, cdiv, config, interpreted, launch
+from satclip_engine.kernels.sine import cosine, sine
+
+PASSES = 3  # products of 3×TF32
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of one hidden layer; of nothing by default."""
+
+    probability: float = 0.0
+    seed: int = 0
+    layer: int = 0
+
+    @property
+    def scale(self) -> float:
+        return 1 / (1 - self.probability)
+
+    @property
+    def arguments(self) -> dict[str, float | int]:
+        """What kernels take of it."""
+        threshold = math.floor(self.probability * 2**32)
+        return {"threshold": threshold, "scale": self.scale, "seed": self.seed, "layer": self.layer}
+
+
+INTERPRETED = tl.constexpr(interpreted())
+
+
+@triton.jit
+def _multiplied(a, b, sums, HALF: tl.constexpr):
+    """sums + a · b of float32 tiles: 3×TF32, or in 16 bits."""
+    if HALF is None:
+        sums = tl.dot(a, b, sums, input_precision="tf32x3")
+    elif INTERPRETED:  # its dot does not know bfloat16; products of 16 bits are exact in float32
+        sums = tl.dot(a.to(HALF).to(tl.float32), b.to(HALF).to(tl.float32), sums)
+    else:
+        sums = tl.dot(a.to(HALF), b.to(HALF), sums)
+    return sums
+
+
+@triton.jit
+def _dense(
+    a,  # [count, inputs]
+    weight,  # [outputs, inputs], by its strides
+    bias,  # [outputs] or None
+    z,  # [count, outputs] pre-activations whose cosines multiply the result, or None
+    out,  # [count, outputs]
+    count,
+    inputs,
+    outputs,
+    a_stride,
+    weight_stride_out,
+    weight_stride_in,
+    z_stride,
+    out_stride,
+    seed,
+    threshold,
+    scale,
+    layer,
+    SINE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # Programs that run together share a few rows of `a` and all of the weight, which stays in L2.
+    row = tl.program_id(0) // tl.cdiv(outputs, BLOCK_M)
+    column = tl.program_id(0) % tl.cdiv(outputs, BLOCK_M)
+    rows = row.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    units = column * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_rows, in_units = rows < count, units < outputs
+    sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for start in range(0, inputs, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        in_k = k < inputs
+        left = tl.load(a + rows[:, None] * a_stride + k[None, :], in_rows[:, None] & in_k[None, :], 0.0)
+        if SINE:
+            left = sine(left)
+        at = units[None, :] * weight_stride_out + k[:, None] * weight_stride_in
+        right = tl.load(weight + at, in_k[:, None] & in_units[None, :], 0.0)
+        sums = _multiplied(left, right, sums, HALF)
+    mask = in_rows[:, None] & in_units[None, :]
+    if bias is not None:
+        sums += tl.load(bias + units, in_units, 0.0)[None, :]
+    if DROPOUT:
+        sums = masks.dropped(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
+    if z is not None:
+        inner = tl.load(z + rows[:, None] * z_stride + units[None, :], mask, 0.0)
+        sums *= cosine(inner) * masks.kept(inner, scale)
+    tl.store(out + rows[:, None] * out_stride + units[None, :], sums, mask)
+
+
+def dense(
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    sine: bool = True,
+    dropout: Dropout = Dropout(),
+    precision: str = "exact",
+    out: Tensor | None = None,
+) -> Tensor:
+    """weight · sin(a) + bias, or weight · a + bias, dropped out: (N, K), (M, K), (M,) -> (N, M) float32.
+
+    a, out: float32 with contiguous rows. A row's result has the same bits in every batch.
+    """
+    return _layer(a, weight, bias, None, sine, dropout, _half(precision, torch.float16), out)
+
+
+def pull_back(
+    dz: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    *,
+    dropout: Dropout = Dropout(),
+    precision: str = "exact",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Gradient of the pre-activations z below a layer: (N, M), (M, K), (N, K) -> (N, K) float32.
+
+    z: as kept by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
+    """
+    return _layer(dz, weight.T, None, z, False, dropout, _half(precision, torch.bfloat16), out)
+
+
+def _layer(
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    sine: bool,
+    dropout: Dropout,
+    half: torch.dtype | None,
+    out: Tensor | None,
+) -> Tensor:
+    (count, inputs), outputs = a.shape, len(weight)
+    out = a.new_empty(count, outputs) if out is None else out
+    shape = config("dense" if half is None else "dense_fast", a.device)
+    launch(
+        _dense,
+        (cdiv(count, shape["BLOCK_N"]) * cdiv(outputs, shape["BLOCK_M"]),),
+        shape,
+        _work(count * inputs * outputs, half, 4 * (a.numel() + weight.numel() + out.numel())),
+        a=a,
+        weight=weight if half is None else weight.to(half),
+        bias=bias,
+        z=z,
+        out=out,
+        count=count,
+        inputs=inputs,
+        outputs=outputs,
+        a_stride=a.stride(0),
+        weight_stride_out=weight.stride(0),
+        weight_stride_in=weight.stride(1),
+        z_stride=0 if z is None else z.stride(0),
+        out_stride=out.stride(0),
+        SINE=sine,
+        DROPOUT=dropout.probability > 0 and z is None,
+        HALF=half and HALVES[half],
+        **dropout.arguments,
+    )
+    return out
+
+
+@triton.jit
+def _outer(
+    dz,  # [count, outputs]
+    z,  # [count, inputs], by its strides
+    partial,  # [splits, outputs, inputs], or [outputs, inputs] to add to
+    count,
+    outputs,
+    inputs,
+    dz_stride,
+    z_stride_row,
+    z_stride_in,
+    share,  # rows of a split, whole blocks
+    SINE: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    units = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    split = tl.program_id(2)
+    in_units, in_k = units < outputs, k < inputs
+    sums = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    first = split * share
+    for start in range(first, tl.minimum(first + share, count), BLOCK_N):
+        rows = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        in_rows = rows < count
+        left = tl.load(
+            dz + rows[None, :] * dz_stride + units[:, None], in_units[:, None] & in_rows[None, :], 0.0
+        )
+        right = tl.load(
+            z + rows[:, None] * z_stride_row + k[None, :] * z_stride_in,
+            in_rows[:, None] & in_k[None, :],
+            0.0,
+        )
+        if SINE:
+            right = sine(right)
+        sums = _multiplied(left, right, sums, HALF)
+    mask = in_units[:, None] & in_k[None, :]
+    at = units[:, None].to(tl.int64) * inputs + k[None, :]
+    if ATOMIC:
+        tl.atomic_add(partial + at, sums, mask, sem="relaxed")
+    else:
+        at += split.to(tl.int64) * outputs * inputs
+        tl.store(partial + at, sums + tl.load(partial + at, mask, 0.0), mask)
+
+
+class Outer:
+    """Σ_n dz_n ⊗ h_n over batches that are added one after the other: a weight's gradient, (M, K) float32.
+
+    The sum over places is split, so that small weights fill the GPU. deterministic: every split adds up in
+    memory of its own and these are added in order, the same bits every time; otherwise by atomic additions,
+    in a `splits`-th of the memory.
+    """
+
+    def __init__(
+        self, outputs: int, inputs: int, like: Tensor, *, half: torch.dtype | None, deterministic: bool
+    ) -> None:
+        self._half, self._atomic = half, not deterministic
+        self._shape = config("outer" if half is None else "outer_fast", like.device)
+        self._tiles = cdiv(outputs, self._shape["BLOCK_M"]), cdiv(inputs, self._shape["BLOCK_K"])
+        self._splits = max(1, PROGRAMS // (self._tiles[0] * self._tiles[1]))
+        self._partial = like.new_zeros(1 if self._atomic else self._splits, outputs, inputs)
+
+    def add(self, dz: Tensor, h: Tensor, *, sine: bool) -> None:
+        """dz (n, M) with contiguous rows; h (n, K) of any strides, as it is or by its sines."""
+        count, (_, outputs, inputs) = len(dz), self._partial.shape
+        block = self._shape["BLOCK_N"]
+        share = max(1, cdiv(cdiv(count, self._splits), block)) * block
+        launch(
+            _outer,
+            (*self._tiles, cdiv(count, share)),
+            self._shape,
+            _work(count * outputs * inputs, self._half, 4 * (dz.numel() + h.numel() + outputs * inputs)),
+            dz=dz,
+            z=h,
+            partial=self._partial,
+            count=count,
+            outputs=outputs,
+            inputs=inputs,
+            dz_stride=dz.stride(0),
+            z_stride_row=h.stride(0),
+            z_stride_in=h.stride(1),
+            share=share,
+            SINE=sine,
+            ATOMIC=self._atomic,
+            HALF=self._half and HALVES[self._half],
+        )
+
+    def total(self) -> Tensor:
+        """(M, K)"""
+        return self._partial.sum(0)
+
+
+PROGRAMS = 264  # that a split sum makes: two for each of the 132 processors of an H100
+HALVES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def outer(
+    dz: Tensor, z: Tensor, *, sine: bool, precision: str = "exact", deterministic: bool = True
+) -> Tensor:
+    """Σ_n dz_n ⊗ sin(z_n), or ⊗ z_n: (N, M), (N, K) -> (M, K) float32. "fast" takes bfloat16."""
+    half = _half(precision, torch.bfloat16)
+    total = Outer(dz.shape[1], z.shape[1], dz, half=half, deterministic=deterministic)
+    total.add(dz, z, sine=sine)
+    return total.total()
+
+
+def _half(precision: str, dtype: torch.dtype) -> torch.dtype | None:
+    """The 16-bit type of "fast", None for "exact"."""
+    return {"exact": None, "fast": dtype}[precision]
+
+
+def _work(products: int, half: torch.dtype | None, moved: int) -> Work:
+    return Work(tf32=PASSES * products, bytes=moved) if half is None else Work(half=products, bytes=moved)
