@@ -7,7 +7,7 @@ make a sequence: number m for cos mφ, L − 1 + m for sin mφ, 2L − 1 in all.
 
 in float64 (Holmes & Featherstone 2002, eq. 11), trigonometric factor and all, because the recurrence is
 linear: only its start P̄(m,m)·cos mφ holds the longitude. A schedule lays the sequences end to end on the
-lanes of a tile, so that every step yields a full tile of harmonics: 50 steps of 32 lanes at L = 40, none idle.
+lanes of a tile, so that every step yields a full tile: 50 steps of 32 lanes at L = 40, none of them idle.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def dense(
 
     a, out: float32 with contiguous rows. A row's result has the same bits in every batch.
     """
-    return _layer(a, weight, bias, None, sine, dropout, _half(precision, torch.float16), out)
+    return _layer(a, weight, bias, None, sine, dropout, half_type(precision, torch.float16), out)
 
 
 def pull_back(
@@ -142,7 +142,7 @@ def pull_back(
 
     z: as kept by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
     """
-    return _layer(dz, weight.T, None, z, False, dropout, _half(precision, torch.bfloat16), out)
+    return _layer(dz, weight.T, None, z, False, dropout, half_type(precision, torch.bfloat16), out)
 
 
 def _layer(
@@ -287,13 +287,13 @@ def outer(
     dz: Tensor, z: Tensor, *, sine: bool, precision: str = "exact", deterministic: bool = True
 ) -> Tensor:
     """Σ_n dz_n ⊗ sin(z_n), or ⊗ z_n: (N, M), (N, K) -> (M, K) float32. "fast" takes bfloat16."""
-    half = _half(precision, torch.bfloat16)
+    half = half_type(precision, torch.bfloat16)
     total = Outer(dz.shape[1], z.shape[1], dz, half=half, deterministic=deterministic)
     total.add(dz, z, sine=sine)
     return total.total()
 
 
-def _half(precision: str, dtype: torch.dtype) -> torch.dtype | None:
+def half_type(precision: str, dtype: torch.dtype) -> torch.dtype | None:
     """The 16-bit type of "fast", None for "exact"."""
     return {"exact": None, "fast": dtype}[precision]
 

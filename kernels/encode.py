@@ -1,0 +1,223 @@
+"""Embeddings of scattered places, and the gradients of training.
+
+    out, saved = forward(lonlat, weights, biases, dropout=0.5, seed=7)       # (N, 2) -> (N, E), (N, ΣH)
+    d_first, d_weights, d_biases = backward(grad, lonlat, weights, biases, saved, dropout=0.5)
+
+What they compute is defined in satclip_engine.gradients. Harmonics of a tile of places are made in registers
+step by step and multiplied into the first layer's sums at once; L² harmonics of a place never exist together.
+Backward makes them anew, a stretch of places at a time, in memory that stays in the second-level cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from satclip_engine.kernels import dropout as masks
+from satclip_engine.kernels.basis import Schedule, advanced, schedule, starts
+from satclip_engine.kernels.dense import PASSES, Dropout, Outer, dense, outer, pull_back
+from satclip_engine.kernels.harmonics import columns
+from satclip_engine.kernels.launch import Work, cdiv, config, launch
+
+SCRATCH = 64 << 20  # bytes of pre-activations that are kept when nobody asks for them
+STRETCH = 16 << 20  # bytes of harmonics that backward has at once: a third of an H100's second-level cache
+FEWEST = 512  # places of such a stretch, however many harmonics they have
+
+
+@triton.jit
+def _first(
+    x,  # [count] float64
+    starts,  # [2L−1, count] float64
+    a,  # [steps · LANES] and so on, see Schedule
+    c,
+    sequence,
+    weight,  # [steps · LANES, outputs], rows in the order of the schedule
+    bias,  # [outputs]
+    out,  # [count, outputs]
+    count,
+    outputs,
+    steps,
+    out_stride,
+    seed,
+    threshold,
+    scale,
+    layer,
+    DROPOUT: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    row = tl.program_id(0) // tl.cdiv(outputs, BLOCK_M)
+    column = tl.program_id(0) % tl.cdiv(outputs, BLOCK_M)
+    rows = row.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    units = column * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_rows, in_units = rows < count, units < outputs
+    at = tl.load(x + rows, in_rows, 0.0)
+    now, before = tl.zeros((BLOCK_N, LANES), tl.float64), tl.zeros((BLOCK_N, LANES), tl.float64)
+    sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(steps):
+        k = step * LANES + tl.arange(0, LANES)
+        begins = tl.load(sequence + k)
+        mask = in_rows[:, None] & (begins >= 0)[None, :]
+        start = tl.load(starts + begins.to(tl.int64)[None, :] * count + rows[:, None], mask, 0.0)
+        after = advanced(tl.load(a + k)[None, :], tl.load(c + k)[None, :], at[:, None], now, before, start)
+        before = now
+        now = after
+        right = tl.load(weight + k[:, None] * outputs + units[None, :], in_units[None, :], 0.0)
+        sums = tl.dot(now.to(tl.float32), right, sums, input_precision="tf32x3")
+    sums += tl.load(bias + units, in_units, 0.0)[None, :]
+    if DROPOUT:
+        sums = masks.dropped(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
+    tl.store(out + rows[:, None] * out_stride + units[None, :], sums, in_rows[:, None] & in_units[None, :])
+
+
+def forward(
+    lonlat: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+    precision: str = "exact",
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (N, E), and the hidden pre-activations (N, ΣH) side by side unless `keep` is false.
+
+    lonlat: (N, 2) float64 degrees, longitude first, latitudes checked. weights, biases: float32, folded, the
+    first weight (H, L²). Dropped pre-activations are −0. A place's result has the same bits in every batch
+    but for dropout, which goes by its row.
+    """
+    widths = [len(weight) for weight in weights[:-1]]
+    network = _Network(weights, biases, precision)
+    out = weights[0].new_empty(len(lonlat), len(weights[-1]))
+    if keep:
+        saved = weights[0].new_empty(len(lonlat), sum(widths))
+        network.into(out, saved.split(widths, 1), lonlat, dropout, seed)
+        return out, saved
+    if dropout:
+        raise ValueError("dropout goes by the row of a batch, which is cut where nothing is kept")
+    stretch = max(FEWEST, SCRATCH // (4 * sum(widths)))
+    scratch = weights[0].new_empty(min(stretch, len(lonlat)), sum(widths))
+    for start in range(0, len(lonlat), stretch):
+        part = lonlat[start : start + stretch]
+        network.into(out[start : start + stretch], scratch[: len(part)].split(widths, 1), part, 0.0, 0)
+    return out, None
+
+
+class _Network:
+    """Layers as kernels take them: the first weight in the order of the schedule, the rest as given."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], precision: str) -> None:
+        first = weights[0]
+        self.degrees = math.isqrt(first.shape[1])
+        self.shape = config("first", first.device)
+        self.plan = schedule(self.degrees, self.shape["LANES"], first.device)
+        self.first = _scheduled(first, self.plan)
+        self.weights, self.biases, self.precision = weights, biases, precision
+
+    def into(self, out: Tensor, hidden: Sequence[Tensor], lonlat: Tensor, dropout: float, seed: int) -> None:
+        """Fill the pre-activations of all layers: hidden ones in float32 with contiguous rows."""
+        self._first(hidden[0], lonlat, Dropout(dropout, seed, 0))
+        for layer in range(1, len(self.weights)):
+            last = layer == len(self.weights) - 1
+            dense(
+                hidden[layer - 1],
+                self.weights[layer],
+                self.biases[layer],
+                dropout=Dropout() if last else Dropout(dropout, seed, layer),
+                precision=self.precision,
+                out=out if last else hidden[layer],
+            )
+
+    def _first(self, out: Tensor, lonlat: Tensor, dropout: Dropout) -> None:
+        count, outputs = out.shape
+        x, first = starts(lonlat, self.degrees)
+        products = count * outputs * self.degrees**2
+        tiles = cdiv(outputs, self.shape["BLOCK_M"])
+        launch(
+            _first,
+            (cdiv(count, self.shape["BLOCK_N"]) * tiles,),
+            self.shape,
+            Work(
+                tf32=PASSES * products,
+                fp64=3 * tiles * count * self.degrees**2,
+                bytes=8 * (x.numel() + first.numel()) + 4 * (self.first.numel() + out.numel()),
+            ),
+            x=x,
+            starts=first,
+            a=self.plan.a,
+            c=self.plan.c,
+            sequence=self.plan.sequence,
+            weight=self.first,
+            bias=self.biases[0],
+            out=out,
+            count=count,
+            outputs=outputs,
+            steps=self.plan.steps,
+            out_stride=out.stride(0),
+            DROPOUT=dropout.probability > 0,
+            **dropout.arguments,
+        )
+
+
+def _scheduled(weight: Tensor, plan: Schedule) -> Tensor:
+    """(H, L²) -> (steps · lanes, H): a row for each harmonic where it is made, zeros where none is."""
+    padded = torch.cat([weight.T, weight.new_zeros(1, len(weight))])
+    return padded[plan.column]  # −1 is the last row
+
+
+def backward(
+    grad: Tensor,
+    lonlat: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    saved: Tensor,
+    *,
+    dropout: float = 0.0,
+    precision: str = "exact",
+    deterministic: bool = True,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Gradients of the first layer's pre-activations (N, H), of all weights and of all biases.
+
+    grad: (N, E), of the embeddings; saved: what forward kept; the other arguments as there.
+    deterministic: see dense.Outer.
+    """
+    hidden = saved.split([len(weight) for weight in weights[:-1]], 1)
+    d_weights, d_biases = [], []
+    dz = grad.contiguous()
+    for layer in range(len(weights) - 1, 0, -1):
+        z = hidden[layer - 1]
+        d_weights.append(outer(dz, z, sine=True, precision=precision, deterministic=deterministic))
+        d_biases.append(dz.sum(0))
+        dz = pull_back(dz, weights[layer], z, dropout=Dropout(dropout), precision=precision)
+    d_weights.append(_first_gradient(dz, lonlat, weights[0].shape[1], deterministic))
+    d_biases.append(dz.sum(0))
+    return dz, d_weights[::-1], d_biases[::-1]
+
+
+def _first_gradient(dz: Tensor, lonlat: Tensor, features: int, deterministic: bool) -> Tensor:
+    """Σ_n dz_n ⊗ Y_n, (H, L²): always exact, like the first layer itself.
+
+    Harmonics pass through memory here. A recurrence yields a column of each lane a step while sums over
+    places must stay in registers: a program that made its own would repeat the recurrence up to its block of
+    columns, 13 such blocks at L = 40 taking as long as the products, or read states as large as half of
+    what it saves. Written once and read once for every BLOCK_M units, harmonics stay in the last cache.
+    """
+    total = Outer(dz.shape[1], features, dz, half=None, deterministic=deterministic)
+    stretch = max(FEWEST, STRETCH // (4 * features))
+    scratch = dz.new_empty(features * min(stretch, len(lonlat)))
+    for start in range(0, len(lonlat), stretch):
+        part = lonlat[start : start + stretch]
+        made = columns(
+            part,
+            math.isqrt(features),
+            dtype=torch.float32,
+            out=scratch[: features * len(part)].view(features, len(part)),
+        )
+        total.add(dz[start : start + stretch], made.T, sine=False)
+    return total.total()
