@@ -44,6 +44,7 @@ class Dropout:
         return {"threshold": threshold, "scale": self.scale, "seed": self.seed, "layer": self.layer}
 
 
+NO_DROPOUT = Dropout()
 INTERPRETED = tl.constexpr(interpreted())
 
 
@@ -65,7 +66,8 @@ def _dense(
     weight,  # [outputs, inputs], by its strides
     bias,  # [outputs] or None
     z,  # [count, outputs] pre-activations whose cosines multiply the result, or None
-    out,  # [count, outputs]
+    out,  # [count, outputs], or None
+    activated,  # [count, outputs] for the result's sines, or None
     count,
     inputs,
     outputs,
@@ -74,6 +76,7 @@ def _dense(
     weight_stride_in,
     z_stride,
     out_stride,
+    activated_stride,
     seed,
     threshold,
     scale,
@@ -109,7 +112,17 @@ def _dense(
     if z is not None:
         inner = tl.load(z + rows[:, None] * z_stride + units[None, :], mask, 0.0)
         sums *= cosine(inner) * masks.kept(inner, scale)
-    tl.store(out + rows[:, None] * out_stride + units[None, :], sums, mask)
+    stored(sums, rows, units, mask, out, out_stride, activated, activated_stride)
+
+
+@triton.jit
+def stored(z, rows, units, mask, out, out_stride, activated, activated_stride):
+    """Store pre-activations, their sines, or both: where the pointers are not None."""
+    if out is not None:
+        tl.store(out + rows[:, None] * out_stride + units[None, :], z, mask)
+    if activated is not None:
+        at = activated + rows[:, None] * activated_stride + units[None, :]
+        tl.store(at, sine(z).to(activated.dtype.element_ty), mask)
 
 
 def dense(
@@ -118,15 +131,21 @@ def dense(
     bias: Tensor | None = None,
     *,
     sine: bool = True,
-    dropout: Dropout = Dropout(),
+    dropout: Dropout = NO_DROPOUT,
     precision: str = "exact",
     out: Tensor | None = None,
-) -> Tensor:
+    activated: Tensor | None = None,
+) -> Tensor | None:
     """weight · sin(a) + bias, or weight · a + bias, dropped out: (N, K), (M, K), (M,) -> (N, M) float32.
 
-    a, out: float32 with contiguous rows. A row's result has the same bits in every batch.
+    a: float32, or float16 for "fast"; rows of a, out and activated are contiguous. activated: filled with
+    the result's sines, in float32 or float16; then the result itself goes only to an `out` that is given.
+    A row's result has the same bits in every batch.
     """
-    return _layer(a, weight, bias, None, sine, dropout, half_type(precision, torch.float16), out)
+    if out is None and activated is None:
+        out = torch.empty(len(a), len(weight), dtype=torch.float32, device=a.device)
+    _layer("dense", a, weight, bias, None, sine, dropout, half_type(precision, torch.float16), out, activated)
+    return out
 
 
 def pull_back(
@@ -134,18 +153,20 @@ def pull_back(
     weight: Tensor,
     z: Tensor,
     *,
-    dropout: Dropout = Dropout(),
+    dropout: Dropout = NO_DROPOUT,
     precision: str = "exact",
-    out: Tensor | None = None,
 ) -> Tensor:
     """Gradient of the pre-activations z below a layer: (N, M), (M, K), (N, K) -> (N, K) float32.
 
     z: as kept by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
     """
-    return _layer(dz, weight.T, None, z, False, dropout, half_type(precision, torch.bfloat16), out)
+    half, out = half_type(precision, torch.bfloat16), torch.empty(z.shape, device=z.device)
+    _layer("pull_back", dz, weight.T, None, z, False, dropout, half, out, None)
+    return out
 
 
 def _layer(
+    name: str,
     a: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -154,34 +175,45 @@ def _layer(
     dropout: Dropout,
     half: torch.dtype | None,
     out: Tensor | None,
-) -> Tensor:
+    activated: Tensor | None,
+) -> None:
     (count, inputs), outputs = a.shape, len(weight)
-    out = a.new_empty(count, outputs) if out is None else out
-    shape = config("dense" if half is None else "dense_fast", a.device)
+    shape = config(name if half is None else f"{name}_fast", a.device)
     launch(
         _dense,
         (cdiv(count, shape["BLOCK_N"]) * cdiv(outputs, shape["BLOCK_M"]),),
         shape,
-        _work(count * inputs * outputs, half, 4 * (a.numel() + weight.numel() + out.numel())),
+        _work(count * inputs * outputs, half, moved(a, weight, z, out, activated)),
         a=a,
         weight=weight if half is None else weight.to(half),
         bias=bias,
         z=z,
         out=out,
+        activated=activated,
         count=count,
         inputs=inputs,
         outputs=outputs,
         a_stride=a.stride(0),
         weight_stride_out=weight.stride(0),
         weight_stride_in=weight.stride(1),
-        z_stride=0 if z is None else z.stride(0),
-        out_stride=out.stride(0),
+        z_stride=row_stride(z),
+        out_stride=row_stride(out),
+        activated_stride=row_stride(activated),
         SINE=sine,
         DROPOUT=dropout.probability > 0 and z is None,
         HALF=half and HALVES[half],
         **dropout.arguments,
     )
-    return out
+
+
+def row_stride(tensor: Tensor | None) -> int:
+    """Elements from one row to the next; 0 for None."""
+    return 0 if tensor is None else tensor.stride(0)
+
+
+def moved(*tensors: Tensor | None) -> int:
+    """Bytes of tensors that are moved once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 @triton.jit
@@ -258,7 +290,7 @@ class Outer:
             _outer,
             (*self._tiles, cdiv(count, share)),
             self._shape,
-            _work(count * outputs * inputs, self._half, 4 * (dz.numel() + h.numel() + outputs * inputs)),
+            _work(count * outputs * inputs, self._half, moved(dz, h) + 4 * outputs * inputs),
             dz=dz,
             z=h,
             partial=self._partial,
@@ -298,5 +330,5 @@ def half_type(precision: str, dtype: torch.dtype) -> torch.dtype | None:
     return {"exact": None, "fast": dtype}[precision]
 
 
-def _work(products: int, half: torch.dtype | None, moved: int) -> Work:
-    return Work(tf32=PASSES * products, bytes=moved) if half is None else Work(half=products, bytes=moved)
+def _work(products: int, half: torch.dtype | None, size: int) -> Work:
+    return Work(tf32=PASSES * products, bytes=size) if half is None else Work(half=products, bytes=size)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,9 +21,20 @@ from torch import Tensor
 
 from satclip_engine.kernels import dropout as masks
 from satclip_engine.kernels.basis import Schedule, advanced, schedule, starts
-from satclip_engine.kernels.dense import PASSES, Dropout, Outer, dense, outer, pull_back
+from satclip_engine.kernels.dense import (
+    PASSES,
+    Dropout,
+    Outer,
+    dense,
+    moved,
+    outer,
+    pull_back,
+    row_stride,
+    stored,
+)
 from satclip_engine.kernels.harmonics import columns
 from satclip_engine.kernels.launch import Work, cdiv, config, launch
+from satclip_engine.kernels.tail import WIDEST, tail
 
 SCRATCH = 64 << 20  # bytes of pre-activations that are kept when nobody asks for them
 STRETCH = 16 << 20  # bytes of harmonics that backward has at once: a third of an H100's second-level cache
@@ -38,11 +50,13 @@ def _first(
     sequence,
     weight,  # [steps · LANES, outputs], rows in the order of the schedule
     bias,  # [outputs]
-    out,  # [count, outputs]
+    out,  # [count, outputs], or None
+    activated,  # [count, outputs] for the result's sines, or None
     count,
     outputs,
     steps,
     out_stride,
+    activated_stride,
     seed,
     threshold,
     scale,
@@ -73,7 +87,8 @@ def _first(
     sums += tl.load(bias + units, in_units, 0.0)[None, :]
     if DROPOUT:
         sums = masks.dropped(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
-    tl.store(out + rows[:, None] * out_stride + units[None, :], sums, in_rows[:, None] & in_units[None, :])
+    mask = in_rows[:, None] & in_units[None, :]
+    stored(sums, rows, units, mask, out, out_stride, activated, activated_stride)
 
 
 def forward(
@@ -92,21 +107,42 @@ def forward(
     first weight (H, L²). Dropped pre-activations are −0. A place's result has the same bits in every batch
     but for dropout, which goes by its row.
     """
-    widths = [len(weight) for weight in weights[:-1]]
-    network = _Network(weights, biases, precision)
-    out = weights[0].new_empty(len(lonlat), len(weights[-1]))
-    if keep:
-        saved = weights[0].new_empty(len(lonlat), sum(widths))
-        network.into(out, saved.split(widths, 1), lonlat, dropout, seed)
-        return out, saved
-    if dropout:
+    if dropout and not keep:
         raise ValueError("dropout goes by the row of a batch, which is cut where nothing is kept")
-    stretch = max(FEWEST, SCRATCH // (4 * sum(widths)))
-    scratch = weights[0].new_empty(min(stretch, len(lonlat)), sum(widths))
-    for start in range(0, len(lonlat), stretch):
+    count, widths = len(lonlat), [len(weight) for weight in weights[:-1]]
+    network = _Network(weights, biases, precision)
+    out = weights[0].new_empty(count, len(weights[-1]))
+    saved = weights[0].new_empty(count, sum(widths)) if keep else None
+    stretch = max(1, count) if keep else max(FEWEST, SCRATCH // (4 * sum(widths)))
+    scratch = network.scratch(min(stretch, count), keep)
+    for start in range(0, count, stretch):
         part = lonlat[start : start + stretch]
-        network.into(out[start : start + stretch], scratch[: len(part)].split(widths, 1), part, 0.0, 0)
-    return out, None
+        hidden = [
+            Hidden(*layer)
+            for layer in zip(
+                [None] * len(widths) if saved is None else saved.split(widths, 1),
+                [None if h is None else h[: len(part)] for h in scratch],
+                strict=True,
+            )
+        ]
+        network.into(out[start : start + stretch], hidden, part, dropout, seed)
+    return out, saved
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Where a hidden layer goes: its pre-activations (N, H) float32, its sines (N, H), or both."""
+
+    z: Tensor | None
+    h: Tensor | None
+
+    @property
+    def operand(self) -> tuple[Tensor, bool]:
+        """What the next layer reads, and whether that still lacks the sine."""
+        if self.h is not None:
+            return self.h, False
+        assert self.z is not None
+        return self.z, True
 
 
 class _Network:
@@ -119,23 +155,48 @@ class _Network:
         self.plan = schedule(self.degrees, self.shape["LANES"], first.device)
         self.first = _scheduled(first, self.plan)
         self.weights, self.biases, self.precision = weights, biases, precision
+        self.fused = precision == "fast" and len(weights) > 2 and len(weights[-1]) <= WIDEST
 
-    def into(self, out: Tensor, hidden: Sequence[Tensor], lonlat: Tensor, dropout: float, seed: int) -> None:
-        """Fill the pre-activations of all layers: hidden ones in float32 with contiguous rows."""
+    def scratch(self, count: int, keep: bool) -> list[Tensor | None]:
+        """Memory for the hidden layers' sines.
+
+        In 16 bits they are half of what they come from, and every block of the next layer's units would take
+        them anew; in float32, where pre-activations are kept, that costs less than writing both.
+        """
+        half = self.precision == "fast"
+        if keep and not half:
+            return [None] * (len(self.weights) - 1)
+        dtype = torch.float16 if half else torch.float32
+        sizes = [len(weight) for weight in self.weights[:-1]]
+        made = [torch.empty(count, size, dtype=dtype, device=self.first.device) for size in sizes]
+        return [*made[:-1], None] if self.fused else list(made)
+
+    def into(self, out: Tensor, hidden: Sequence[Hidden], lonlat: Tensor, dropout: float, seed: int) -> None:
+        """Fill embeddings (N, E) and what is asked for of the hidden layers; rows are contiguous."""
+        weights, biases, last = self.weights, self.biases, len(self.weights) - 1
         self._first(hidden[0], lonlat, Dropout(dropout, seed, 0))
-        for layer in range(1, len(self.weights)):
-            last = layer == len(self.weights) - 1
+        for layer in range(1, last - 1 if self.fused else last):
+            below, sine = hidden[layer - 1].operand
             dense(
-                hidden[layer - 1],
-                self.weights[layer],
-                self.biases[layer],
-                dropout=Dropout() if last else Dropout(dropout, seed, layer),
+                below,
+                weights[layer],
+                biases[layer],
+                sine=sine,
+                dropout=Dropout(dropout, seed, layer),
                 precision=self.precision,
-                out=out if last else hidden[layer],
+                out=hidden[layer].z,
+                activated=hidden[layer].h,
             )
+        if self.fused:
+            mask = Dropout(dropout, seed, last - 1)
+            below, _ = hidden[-2].operand
+            tail(below, weights[-2:], biases[-2:], dropout=mask, between=hidden[-1].z, out=out)
+        else:
+            below, sine = hidden[-1].operand
+            dense(below, weights[last], biases[last], sine=sine, precision=self.precision, out=out)
 
-    def _first(self, out: Tensor, lonlat: Tensor, dropout: Dropout) -> None:
-        count, outputs = out.shape
+    def _first(self, into: Hidden, lonlat: Tensor, dropout: Dropout) -> None:
+        count, outputs = len(lonlat), len(self.weights[0])
         x, first = starts(lonlat, self.degrees)
         products = count * outputs * self.degrees**2
         tiles = cdiv(outputs, self.shape["BLOCK_M"])
@@ -146,7 +207,7 @@ class _Network:
             Work(
                 tf32=PASSES * products,
                 fp64=3 * tiles * count * self.degrees**2,
-                bytes=8 * (x.numel() + first.numel()) + 4 * (self.first.numel() + out.numel()),
+                bytes=moved(x, first, self.first, into.z, into.h),
             ),
             x=x,
             starts=first,
@@ -155,11 +216,13 @@ class _Network:
             sequence=self.plan.sequence,
             weight=self.first,
             bias=self.biases[0],
-            out=out,
+            out=into.z,
+            activated=into.h,
             count=count,
             outputs=outputs,
             steps=self.plan.steps,
-            out_stride=out.stride(0),
+            out_stride=row_stride(into.z),
+            activated_stride=row_stride(into.h),
             DROPOUT=dropout.probability > 0,
             **dropout.arguments,
         )
