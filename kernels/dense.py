@@ -5,7 +5,8 @@
     outer(dz, z, sine=True)                # Σ_n dz_n ⊗ sin(z_n), (N, M), (N, K) -> (M, K)
 
 Sines and cosines are made while operands and results are in registers; memory holds pre-activations only.
-precision: "exact" multiplies float32 by 3×TF32; "fast" takes 16-bit operands, with sums in float32.
+precision: "exact" multiplies float32 as pairs of halves (halves.py); "fast" rounds operands to 16 bits. Sums
+are float32.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from satclip_engine.kernels import dropout as masks
+from satclip_engine.kernels.halves import PASSES, down, halves, largest, multiplied, split, up
 from satclip_engine.kernels.launch import Work, cdiv, config, interpreted, launch
 from satclip_engine.kernels.sine import cosine, sine
-
-PASSES = 3  # products of 3×TF32
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,9 @@ INTERPRETED = tl.constexpr(interpreted())
 
 
 @triton.jit
-def _multiplied(a, b, sums, HALF: tl.constexpr):
-    """sums + a · b of float32 tiles: 3×TF32, or in 16 bits."""
-    if HALF is None:
-        sums = tl.dot(a, b, sums, input_precision="tf32x3")
-    elif INTERPRETED:  # its dot does not know bfloat16; products of 16 bits are exact in float32
+def _rounded(a, b, sums, HALF: tl.constexpr):
+    """sums + a · b, both rounded to 16 bits."""
+    if INTERPRETED:  # its dot does not know bfloat16; products of 16 bits are exact in float32
         sums = tl.dot(a.to(HALF).to(tl.float32), b.to(HALF).to(tl.float32), sums)
     else:
         sums = tl.dot(a.to(HALF), b.to(HALF), sums)
@@ -63,7 +61,8 @@ def _multiplied(a, b, sums, HALF: tl.constexpr):
 @triton.jit
 def _dense(
     a,  # [count, inputs]
-    weight,  # [outputs, inputs], by its strides
+    weight,  # [outputs, inputs] in 16 bits, by its strides; or high and low halves, `plane` apart
+    weight_largest,  # [outputs] of the halves, or None
     bias,  # [outputs] or None
     z,  # [count, outputs] pre-activations whose cosines multiply the result, or None
     out,  # [count, outputs], or None
@@ -72,6 +71,7 @@ def _dense(
     inputs,
     outputs,
     a_stride,
+    plane,
     weight_stride_out,
     weight_stride_in,
     z_stride,
@@ -82,6 +82,7 @@ def _dense(
     scale,
     layer,
     SINE: tl.constexpr,
+    SCALED: tl.constexpr,
     DROPOUT: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -94,6 +95,13 @@ def _dense(
     rows = row.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     units = column * BLOCK_M + tl.arange(0, BLOCK_M)
     in_rows, in_units = rows < count, units < outputs
+    size = tl.full((BLOCK_N,), 0.0, tl.float32)
+    if SCALED:  # places differ in the size of their gradients
+        for start in range(0, inputs, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            mask = in_rows[:, None] & (k < inputs)[None, :]
+            of_a = tl.abs(tl.load(a + rows[:, None] * a_stride + k[None, :], mask, 0.0))
+            size = tl.maximum(size, tl.max(tl.where(of_a < float("inf"), of_a, 0.0), 1))
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -102,8 +110,19 @@ def _dense(
         if SINE:
             left = sine(left)
         at = units[None, :] * weight_stride_out + k[:, None] * weight_stride_in
-        right = tl.load(weight + at, in_k[:, None] & in_units[None, :], 0.0)
-        sums = _multiplied(left, right, sums, HALF)
+        mask = in_k[:, None] & in_units[None, :]
+        right = tl.load(weight + at, mask, 0.0)
+        if HALF is None:
+            if SCALED:
+                left *= up(size)[:, None]
+            high, low = split(left)
+            sums = multiplied(high, low, right, tl.load(weight + plane + at, mask, 0.0), sums)
+        else:
+            sums = _rounded(left, right, sums, HALF)
+    if HALF is None:
+        sums *= down(tl.load(weight_largest + units, in_units, 0.0))[None, :]
+    if SCALED:
+        sums *= down(size)[:, None]
     mask = in_rows[:, None] & in_units[None, :]
     if bias is not None:
         sums += tl.load(bias + units, in_units, 0.0)[None, :]
@@ -179,13 +198,16 @@ def _layer(
 ) -> None:
     (count, inputs), outputs = a.shape, len(weight)
     shape = config(name if half is None else f"{name}_fast", a.device)
+    pair = halves(weight) if half is None else None
+    right = weight.to(half) if pair is None else pair.values[0]
     launch(
         _dense,
         (cdiv(count, shape["BLOCK_N"]) * cdiv(outputs, shape["BLOCK_M"]),),
         shape,
         _work(count * inputs * outputs, half, moved(a, weight, z, out, activated)),
         a=a,
-        weight=weight if half is None else weight.to(half),
+        weight=right,
+        weight_largest=None if pair is None else pair.largest,
         bias=bias,
         z=z,
         out=out,
@@ -194,12 +216,14 @@ def _layer(
         inputs=inputs,
         outputs=outputs,
         a_stride=a.stride(0),
-        weight_stride_out=weight.stride(0),
-        weight_stride_in=weight.stride(1),
+        plane=weight.numel(),
+        weight_stride_out=right.stride(0),
+        weight_stride_in=right.stride(1),
         z_stride=row_stride(z),
         out_stride=row_stride(out),
         activated_stride=row_stride(activated),
         SINE=sine,
+        SCALED=half is None and z is not None,
         DROPOUT=dropout.probability > 0 and z is None,
         HALF=half and HALVES[half],
         **dropout.arguments,
@@ -219,6 +243,7 @@ def moved(*tensors: Tensor | None) -> int:
 @triton.jit
 def _outer(
     dz,  # [count, outputs]
+    dz_largest,  # its largest element, or None in 16 bits
     z,  # [count, inputs], by its strides
     partial,  # [splits, outputs, inputs], or [outputs, inputs] to add to
     count,
@@ -237,10 +262,10 @@ def _outer(
 ):
     units = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    split = tl.program_id(2)
+    part = tl.program_id(2)
     in_units, in_k = units < outputs, k < inputs
     sums = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    first = split * share
+    first = part * share
     for start in range(first, tl.minimum(first + share, count), BLOCK_N):
         rows = start + tl.arange(0, BLOCK_N).to(tl.int64)
         in_rows = rows < count
@@ -254,13 +279,20 @@ def _outer(
         )
         if SINE:
             right = sine(right)
-        sums = _multiplied(left, right, sums, HALF)
+        if HALF is None:
+            left_high, left_low = split(left * up(tl.load(dz_largest)))
+            right_high, right_low = split(right)
+            sums = multiplied(left_high, left_low, right_high, right_low, sums)
+        else:
+            sums = _rounded(left, right, sums, HALF)
+    if HALF is None:
+        sums *= down(tl.load(dz_largest))
     mask = in_units[:, None] & in_k[None, :]
     at = units[:, None].to(tl.int64) * inputs + k[None, :]
     if ATOMIC:
         tl.atomic_add(partial + at, sums, mask, sem="relaxed")
     else:
-        at += split.to(tl.int64) * outputs * inputs
+        at += part.to(tl.int64) * outputs * inputs
         tl.store(partial + at, sums + tl.load(partial + at, mask, 0.0), mask)
 
 
@@ -282,7 +314,7 @@ class Outer:
         self._partial = like.new_zeros(1 if self._atomic else self._splits, outputs, inputs)
 
     def add(self, dz: Tensor, h: Tensor, *, sine: bool) -> None:
-        """dz (n, M) with contiguous rows; h (n, K) of any strides, as it is or by its sines."""
+        """dz (n, M), contiguous; h (n, K) of any strides, as it is, of order one, or by its sines."""
         count, (_, outputs, inputs) = len(dz), self._partial.shape
         block = self._shape["BLOCK_N"]
         share = max(1, cdiv(cdiv(count, self._splits), block)) * block
@@ -292,6 +324,7 @@ class Outer:
             self._shape,
             _work(count * outputs * inputs, self._half, moved(dz, h) + 4 * outputs * inputs),
             dz=dz,
+            dz_largest=largest(dz) if self._half is None else None,
             z=h,
             partial=self._partial,
             count=count,
@@ -331,4 +364,4 @@ def half_type(precision: str, dtype: torch.dtype) -> torch.dtype | None:
 
 
 def _work(products: int, half: torch.dtype | None, size: int) -> Work:
-    return Work(tf32=PASSES * products, bytes=size) if half is None else Work(half=products, bytes=size)
+    return Work(half=products if half else PASSES * products, bytes=size)

@@ -20,9 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from satclip_engine.kernels import dropout as masks
-from satclip_engine.kernels.basis import Schedule, advanced, schedule, starts
+from satclip_engine.kernels.basis import advanced, schedule, starts
 from satclip_engine.kernels.dense import (
-    PASSES,
     Dropout,
     Outer,
     dense,
@@ -32,6 +31,7 @@ from satclip_engine.kernels.dense import (
     row_stride,
     stored,
 )
+from satclip_engine.kernels.halves import PASSES, down, halves, multiplied, split
 from satclip_engine.kernels.harmonics import columns
 from satclip_engine.kernels.launch import Work, cdiv, config, launch
 from satclip_engine.kernels.tail import WIDEST, tail
@@ -48,13 +48,15 @@ def _first(
     a,  # [steps · LANES] and so on, see Schedule
     c,
     sequence,
-    weight,  # [steps · LANES, outputs], rows in the order of the schedule
+    weight,  # [2, outputs, steps · LANES] high and low halves, in the order of the schedule
+    weight_largest,  # [outputs] of them
     bias,  # [outputs]
     out,  # [count, outputs], or None
     activated,  # [count, outputs] for the result's sines, or None
     count,
     outputs,
     steps,
+    plane,
     out_stride,
     activated_stride,
     seed,
@@ -82,8 +84,12 @@ def _first(
         after = advanced(tl.load(a + k)[None, :], tl.load(c + k)[None, :], at[:, None], now, before, start)
         before = now
         now = after
-        right = tl.load(weight + k[:, None] * outputs + units[None, :], in_units[None, :], 0.0)
-        sums = tl.dot(now.to(tl.float32), right, sums, input_precision="tf32x3")
+        right = weight + units[None, :].to(tl.int64) * (steps * LANES) + k[:, None]
+        right_high = tl.load(right, in_units[None, :], 0.0)
+        right_low = tl.load(right + plane, in_units[None, :], 0.0)
+        high, low = split(now.to(tl.float32))  # |Y| is √(L/2π) at most
+        sums = multiplied(high, low, right_high, right_low, sums)
+    sums *= down(tl.load(weight_largest + units, in_units, 0.0))[None, :]
     sums += tl.load(bias + units, in_units, 0.0)[None, :]
     if DROPOUT:
         sums = masks.dropped(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
@@ -153,7 +159,7 @@ class _Network:
         self.degrees = math.isqrt(first.shape[1])
         self.shape = config("first", first.device)
         self.plan = schedule(self.degrees, self.shape["LANES"], first.device)
-        self.first = _scheduled(first, self.plan)
+        self.first = halves(first, self.plan.column)
         self.weights, self.biases, self.precision = weights, biases, precision
         self.fused = precision == "fast" and len(weights) > 2 and len(weights[-1]) <= WIDEST
 
@@ -168,7 +174,7 @@ class _Network:
             return [None] * (len(self.weights) - 1)
         dtype = torch.float16 if half else torch.float32
         sizes = [len(weight) for weight in self.weights[:-1]]
-        made = [torch.empty(count, size, dtype=dtype, device=self.first.device) for size in sizes]
+        made = [torch.empty(count, size, dtype=dtype, device=self.biases[0].device) for size in sizes]
         return [*made[:-1], None] if self.fused else list(made)
 
     def into(self, out: Tensor, hidden: Sequence[Hidden], lonlat: Tensor, dropout: float, seed: int) -> None:
@@ -205,33 +211,29 @@ class _Network:
             (cdiv(count, self.shape["BLOCK_N"]) * tiles,),
             self.shape,
             Work(
-                tf32=PASSES * products,
+                half=PASSES * products,
                 fp64=3 * tiles * count * self.degrees**2,
-                bytes=moved(x, first, self.first, into.z, into.h),
+                bytes=moved(x, first, self.first.values, into.z, into.h),
             ),
             x=x,
             starts=first,
             a=self.plan.a,
             c=self.plan.c,
             sequence=self.plan.sequence,
-            weight=self.first,
+            weight=self.first.values,
+            weight_largest=self.first.largest,
             bias=self.biases[0],
             out=into.z,
             activated=into.h,
             count=count,
             outputs=outputs,
             steps=self.plan.steps,
+            plane=self.first.values[0].numel(),
             out_stride=row_stride(into.z),
             activated_stride=row_stride(into.h),
             DROPOUT=dropout.probability > 0,
             **dropout.arguments,
         )
-
-
-def _scheduled(weight: Tensor, plan: Schedule) -> Tensor:
-    """(H, L²) -> (steps · lanes, H): a row for each harmonic where it is made, zeros where none is."""
-    padded = torch.cat([weight.T, weight.new_zeros(1, len(weight))])
-    return padded[plan.column]  # −1 is the last row
 
 
 def backward(
