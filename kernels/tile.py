@@ -1,0 +1,42 @@
+"""The product of 16-bit operands that fills a tile of pixels × units; sizes are padded, so nothing is masked."""
+
+import triton
+import triton.language as tl
+
+
+def padded(size: int) -> int:
+    """What layers' widths and depths are padded to with zeros: 16, 32, 64 or a multiple of 128."""
+    return max(16, triton.next_power_of_2(size)) if size <= 128 else -(-size // 128) * 128
+
+
+@triton.constexpr_function
+def block(most: int, size: int) -> int:
+    """The largest power of two that divides a padded size and is `most` at most."""
+    return min(most, size & -size)
+
+
+@triton.jit
+def product(
+    left,
+    right,
+    start,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """start[unit] + the sums of left[pixel][k]·right[k][unit] in float32: (BLOCK_P, UNITS).
+
+    left: pointer to the first pixel's row of DEPTH. right: pointer to the first unit in the first row of WIDTH.
+    Sums start from the bias because adding it at the end would take a register a unit, beside the sums.
+    """
+    STEP: tl.constexpr = block(BLOCK_K, DEPTH)
+    depth = tl.arange(0, STEP)
+    a = tl.arange(0, BLOCK_P)[:, None] * DEPTH + depth[None, :]
+    b = depth[:, None] * WIDTH + tl.arange(0, UNITS)[None, :]
+    sums = tl.broadcast_to(start[None, :], (BLOCK_P, UNITS))
+    # Grids have one axis, but the compiler does not know: of unrolled loops it would keep all addresses.
+    for k in range(0, DEPTH * tl.num_programs(1), STEP):
+        sums = tl.dot(tl.load(left + k + a), tl.load(right + k * WIDTH + b), sums)
+    return sums
