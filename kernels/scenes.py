@@ -207,6 +207,7 @@ SMALL_SCENES: tuple[Scene, ...] = (
         for precision in PRECISIONS
         for part in (*TRAINING, "backward, atomic")
     ),
+    Scene("forward", 19, degrees=3, sizes=(24, 20, 12, 9), precision="fast"),
     *(Scene("embed", 19, degrees=4, sizes=(20, 16, 9), precision=precision) for precision in PRECISIONS),
     *(Scene("loss", 37, 50, sizes=(width,), precision=p) for width in (12, 300) for p in PRECISIONS),
     *(
