@@ -58,7 +58,7 @@ def _rounded(a, b, sums, HALF: tl.constexpr):
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=masks.ARGUMENTS)
 def _dense(
     a,  # [count, inputs]
     weight,  # [outputs, inputs] in 16 bits, by its strides; or high and low halves, `plane` apart
@@ -77,8 +77,8 @@ def _dense(
     z_stride,
     out_stride,
     activated_stride,
-    seed,
-    threshold,
+    seed: tl.int64,
+    threshold: tl.int64,
     scale,
     layer,
     SINE: tl.constexpr,

@@ -6,6 +6,9 @@ A dropped pre-activation is kept as −0, which no other one is, so backward nee
 import triton
 import triton.language as tl
 
+# What kernels with dropout take of it: numbers of one kernel, not reasons to compile another one.
+ARGUMENTS = ("seed", "threshold", "layer")
+
 
 @triton.jit
 def _philox(c0, c1, c2, c3, k0, k1):

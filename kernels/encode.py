@@ -41,7 +41,7 @@ STRETCH = 16 << 20  # bytes of harmonics that backward has at once: a third of a
 FEWEST = 512  # places of such a stretch, however many harmonics they have
 
 
-@triton.jit
+@triton.jit(do_not_specialize=masks.ARGUMENTS)
 def _first(
     x,  # [count] float64
     starts,  # [2L−1, count] float64
@@ -59,8 +59,8 @@ def _first(
     plane,
     out_stride,
     activated_stride,
-    seed,
-    threshold,
+    seed: tl.int64,
+    threshold: tl.int64,
     scale,
     layer,
     DROPOUT: tl.constexpr,

@@ -16,7 +16,7 @@ import torch
 import triton
 from triton import knobs
 
-from satclip_engine.kernels.tuning import Config, config_for
+from satclip_engine.kernels.tuning import Config, config_for, tried
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,37 @@ class Launch:
     def name(self) -> str:
         return str(self.kernel.__name__)
 
+    def start(self) -> None:
+        """Start it on the device of its first tensor, in torch's current stream there."""
+        if 0 in self.grid:
+            return
+        device = next(value.device for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            options = {"num_warps": self.config.warps, "num_stages": self.config.stages}
+            self.kernel[self.grid](**self.arguments, **options)
+
 
 @dataclass
 class Recording:
     """Launches that were asked for, and the compute capability they were shaped for."""
 
     capability: str
+    starts: bool = False
     launches: list[Launch] = field(default_factory=list)
+
+    @property
+    def rows(self) -> set[str]:
+        """The rows of the tables that shaped them."""
+        return {launch.config.row for launch in self.launches}
 
 
 _recording: ContextVar[Recording | None] = ContextVar("satclip_recording", default=None)
 
 
 @contextlib.contextmanager
-def recording(capability: str) -> Iterator[Recording]:
-    """While it lasts kernels are recorded, not started, shaped for `capability`, e.g. "sm_90"."""
-    record = Recording(capability)
+def recording(capability: str, *, starts: bool = False) -> Iterator[Recording]:
+    """While it lasts kernels are recorded, shaped for `capability` ("sm_90"); started only if `starts`."""
+    record = Recording(capability, starts)
     token = _recording.set(record)
     try:
         yield record
@@ -89,24 +104,20 @@ def capability(device: torch.device) -> str:
 
 def config(kernel: str, device: torch.device) -> Config:
     """The shape in which a kernel runs best on a device, from the shipped tables."""
-    return config_for(kernel, capability(device))
+    return tried(kernel) or config_for(kernel, capability(device))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, work: Work = Work(), **arguments: Any) -> None:
-    """Start a kernel on the device of its first tensor, in torch's current stream there.
+    """Start a kernel as Launch.start does, or record that it would start.
 
     `arguments` are all of the kernel's parameters by name but those of `config.blocks`, which are added.
     """
-    arguments = {**arguments, **config.blocks}
+    asked = Launch(kernel, grid, config, {**arguments, **config.blocks}, work)
     record = _recording.get()
     if record is not None:
-        record.launches.append(Launch(kernel, grid, config, arguments, work))
-        return
-    if 0 in grid:
-        return
-    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](**arguments, num_warps=config.warps, num_stages=config.stages)
+        record.launches.append(asked)
+    if record is None or record.starts:
+        asked.start()
 
 
 def cdiv(a: int, b: int) -> int:

@@ -24,7 +24,7 @@ from satclip_engine.kernels.sine import sine
 WIDEST = 256  # results that a program holds
 
 
-@triton.jit
+@triton.jit(do_not_specialize=masks.ARGUMENTS)
 def _tail(
     h,  # [count, inputs] float16
     weight,  # [units, inputs] float16
@@ -40,8 +40,8 @@ def _tail(
     h_stride,
     between_stride,
     out_stride,
-    seed,
-    threshold,
+    seed: tl.int64,
+    threshold: tl.int64,
     scale,
     layer,
     DROPOUT: tl.constexpr,

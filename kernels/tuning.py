@@ -9,8 +9,12 @@ Nothing is tuned while working, so that the same device gives the same bits ever
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import json
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,12 @@ TABLE = Path(__file__).with_name("tuning.json")
 
 @dataclass(frozen=True)
 class Config:
-    """Constants of a kernel, warps of a program and stages of its software pipeline."""
+    """Constants of a kernel, warps of a program and stages of its software pipeline; the row they are of."""
 
     blocks: dict[str, Any] = field(default_factory=dict)
     warps: int = 4
     stages: int = 2
+    row: str = field(default="", compare=False)
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.blocks.items())), self.warps, self.stages))
@@ -37,7 +42,10 @@ class Config:
 def table() -> dict[str, dict[str, Config]]:
     """Kernel → capability → Config."""
     read = json.loads(TABLE.read_text())
-    return {kernel: {name: Config(**row) for name, row in rows.items()} for kernel, rows in read.items()}
+    return {
+        kernel: {name: Config(**row, row=kernel) for name, row in rows.items()}
+        for kernel, rows in read.items()
+    }
 
 
 @functools.cache
@@ -54,6 +62,25 @@ def config_for(kernel: str, capability: str) -> Config:
     if not lower:
         raise RuntimeError(f"kernel {kernel} needs {min(rows)} or newer, not {capability}")
     return rows[max(lower, key=_number)]
+
+
+_trial: ContextVar[dict[str, Config]] = ContextVar("satclip_trial", default={})  # noqa: B039
+
+
+@contextlib.contextmanager
+def trying(kernel: str, config: Config) -> Iterator[None]:
+    """While it lasts that kernel has this configuration, whatever the tables say."""
+    token = _trial.set({**_trial.get(), kernel: config})
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
+def tried(kernel: str) -> Config | None:
+    """The configuration that `trying` set, or None."""
+    config = _trial.get().get(kernel)
+    return None if config is None else dataclasses.replace(config, row=kernel)
 
 
 def _number(capability: str) -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 Encode = Callable[[np.ndarray], np.ndarray]  # (N, 2) float64 → (N, E)
+Coefficients = tuple["torch.Tensor", "torch.Tensor", list[float]]
 
 BLOCKS = (512, 1024, 2048, 4096, 16384)  # places at once, from which the fastest is chosen
 _CHOICE = 3.0  # seconds for choosing, all block sizes in turns
@@ -100,18 +101,23 @@ def plain(layers: Layers, block: int | None, *, recurrence: str = "float32") -> 
     return encode
 
 
-def harmonics(lonlat: torch.Tensor, degrees: int, dtype: torch.dtype) -> torch.Tensor:  # [n, 2] -> [L², n]
-    """Orthonormal real harmonics, all orders of a degree at once."""
+def harmonics(
+    lonlat: torch.Tensor, degrees: int, dtype: torch.dtype, coefficients: Coefficients | None = None
+) -> torch.Tensor:  # [n, 2] -> [L², n]
+    """Orthonormal real harmonics, all orders of a degree at once.
+
+    coefficients: of recurrence(); given, a compiler need not trace how they are made.
+    """
     torch = _torch()
     lon, lat = torch.deg2rad(lonlat.to(dtype)).unbind(-1)
     x, s = -lat.sin(), lat.cos()
-    order = torch.arange(degrees, dtype=dtype)[:, None]
+    order = torch.arange(degrees, dtype=dtype, device=lon.device)[:, None]
     cosine, sine = (order * (lon + math.pi)).cos(), (order * (lon + math.pi)).sin()
-    a, b, diagonal = _recurrence(degrees, dtype)
-    values = torch.empty(degrees**2, len(lon), dtype=dtype)
-    last = before = torch.empty(0, len(lon), dtype=dtype)
+    a, b, diagonal = coefficients or recurrence(degrees, dtype, lon.device)
+    values = lon.new_empty(degrees**2, len(lon))
+    last = before = lon.new_empty(0, len(lon))
     for degree in range(degrees):
-        legendre = torch.empty(degree + 1, len(lon), dtype=dtype)
+        legendre = lon.new_empty(degree + 1, len(lon))
         legendre[degree] = diagonal[degree] * (s * last[-1] if degree else torch.ones_like(x))
         if degree > 0:
             torch.mul(last, x, out=legendre[:degree]).mul_(a[degree][:degree])
@@ -125,7 +131,7 @@ def harmonics(lonlat: torch.Tensor, degrees: int, dtype: torch.dtype) -> torch.T
 
 
 @cache
-def _recurrence(degrees: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+def recurrence(degrees: int, dtype: torch.dtype, device: torch.device) -> Coefficients:
     """Coefficients of P(l, m) = a·x·P(l−1, m) − b·P(l−2, m), and P(m, m) / (sin θ · P(m−1, m−1))."""
     torch = _torch()
     degree, order = np.arange(degrees)[:, None, None] + 0.0, np.arange(degrees)[None, :, None] + 0.0
@@ -135,7 +141,7 @@ def _recurrence(degrees: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.T
     diagonal = [math.sqrt(1 + 1 / (2 * m)) if m else math.sqrt(1 / (4 * math.pi)) for m in range(degrees)]
     if degrees > 1:
         diagonal[1] = math.sqrt(3)  # √2 of the real harmonics enters at m = 1
-    return torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype), diagonal
+    return torch.tensor(a, dtype=dtype, device=device), torch.tensor(b, dtype=dtype, device=device), diagonal
 
 
 def published(layers: Layers, block: int | None) -> Encode:

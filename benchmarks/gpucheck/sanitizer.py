@@ -1,0 +1,52 @@
+"""compute-sanitizer over small.py: reads and writes outside of tensors, races in shared memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+from gpucheck.rows import Note, Rows
+
+TOOLS = ("memcheck", "racecheck")
+_SECONDS = 70  # of a tool
+_FAILED = 9
+
+
+def run(rows: Rows, *, dry: bool) -> None:
+    """Both tools; without compute-sanitizer, and in a dry run, small.py alone."""
+    program = [sys.executable, "-P", "-m", "gpucheck.small"]
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None or dry:
+        rows.add(
+            Note("compute-sanitizer", "not run: it is not on the PATH" if not dry else "not run: no GPU")
+        )
+        rows.attempt("small sizes", _watch, rows, "small sizes", program)
+        return
+    for tool in TOOLS:
+        command = [
+            sanitizer,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            str(_FAILED),
+            "--print-limit",
+            "5",
+            *program,
+        ]
+        rows.attempt(tool, _watch, rows, tool, command)
+
+
+def _watch(rows: Rows, name: str, command: list[str]) -> None:
+    # Torch's allocator gives out pieces of large blocks, whose ends a sanitizer does not see.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired as stopped:
+        seen = (stopped.stdout or b"").decode(errors="replace").splitlines()
+        errors = [line for line in seen if line.startswith("=========") and "error" in line.lower()]
+        rows.add(Note(name, f"stopped after {_SECONDS} s with {len(errors)} errors seen", ok=not errors))
+        return
+    said = (done.stdout + done.stderr).strip().splitlines()
+    rows.add(Note(name, said[-1] if said else "nothing said", ok=done.returncode == 0))

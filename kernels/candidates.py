@@ -1,0 +1,65 @@
+"""Configurations that `satclip_engine.kernels.tune` tries, as data: every combination of a row's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from satclip_engine.kernels.tuning import Config
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Values of each constant of a row, of warps and of stages."""
+
+    blocks: Mapping[str, tuple[int, ...]]
+    warps: tuple[int, ...] = (4, 8)
+    stages: tuple[int, ...] = (2, 3)
+
+    def __iter__(self) -> Iterator[Config]:
+        for values in product(*self.blocks.values(), self.warps, self.stages):
+            *blocks, warps, stages = values
+            yield Config(dict(zip(self.blocks, blocks, strict=True)), warps, stages)
+
+
+_DENSE = Candidates({"BLOCK_N": (64, 128), "BLOCK_M": (64, 128, 256), "BLOCK_K": (32, 64)}, stages=(2, 3, 4))
+_OUTER = Candidates({"BLOCK_N": (16, 32, 64), "BLOCK_M": (64, 128), "BLOCK_K": (64, 128)}, stages=(2, 3, 4))
+_TAIL = Candidates({"BLOCK_N": (32, 64, 128), "BLOCK_M": (64, 128), "BLOCK_K": (32, 64)}, stages=(2, 3, 4))
+_SUMS = Candidates({"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128), "BLOCK_K": (64, 128, 256)})
+_GRADIENTS = Candidates(
+    {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64), "BLOCK_K": (64, 128, 256), "BLOCK_E": (128, 256)}
+)
+_ELEMENTS = Candidates({"BLOCK": (256, 512, 1024, 2048, 4096)}, stages=(2,))
+
+CANDIDATES: dict[str, Candidates] = {
+    "dense": _DENSE,
+    "dense_fast": _DENSE,
+    "pull_back": _DENSE,
+    "pull_back_fast": _DENSE,
+    "tail": _TAIL,
+    "tail_kept": _TAIL,
+    "outer": _OUTER,
+    "outer_fast": _OUTER,
+    "first": Candidates({"LANES": (16, 32), "BLOCK_N": (64, 128), "BLOCK_M": (64, 128, 256)}, stages=(2, 3)),
+    "starts": Candidates({"BLOCK_N": (32, 64, 128)}, warps=(1, 2, 4), stages=(1,)),
+    "harmonics": Candidates({"LANES": (4, 8, 16), "BLOCK_N": (32, 64, 128)}, warps=(2, 4, 8), stages=(1,)),
+    "waves": Candidates({"BLOCK_C": (8, 16, 32), "BLOCK_T": (16, 32, 64)}, stages=(1,)),
+    "panels": Candidates({"BLOCK_R": (32, 64), "BLOCK_U": (32, 64, 128), "BLOCK_L": (8, 16, 32)}),
+    "synthesis": Candidates({"BLOCK_P": (64, 128), "BLOCK_N": (64, 128, 256), "BLOCK_K": (32, 64)}),
+    "pixels": Candidates(
+        {"BLOCK_P": (64, 128), "BLOCK_N": (128, 256), "BLOCK_K": (32, 64, 128), "BLOCK_E": (64, 128, 256)},
+        stages=(2, 3, 4),
+    ),
+    "quantise": Candidates({"BLOCK_N": (8, 16, 32), "BLOCK_E": (64, 128)}, stages=(1,)),
+    "halves_largest": _ELEMENTS,
+    "halves_split": _ELEMENTS,
+    "loss_sums": _SUMS,
+    "loss_sums_long": _SUMS,
+    "loss_fold": _ELEMENTS,
+    "loss_gradients": _GRADIENTS,
+    "loss_gradients_fast": _GRADIENTS,
+    "loss_gradients_long": _GRADIENTS,
+    "loss_gradients_fast_long": _GRADIENTS,
+    "loss_gather": _ELEMENTS,
+}
