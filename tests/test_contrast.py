@@ -288,7 +288,7 @@ def test_what_it_cannot_compute_is_refused():
         contrastive_loss(a[0], b, scale)
     with pytest.raises(ValueError, match="without dimensions"):
         contrastive_loss(a, b, torch.ones(1))
-    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
+    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, triton, cpu, reference"):
         contrastive_loss(a, b, scale, backend="gpu")
 
 

@@ -347,7 +347,7 @@ def op_arguments(backend: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_finds_nothing_wrong_with_encode(backend: str, dropout: float) -> None:
-    arguments = (*op_arguments(backend), dropout, 7, backend)
+    arguments = (*op_arguments(backend), dropout, 7, backend, "exact")
     torch.library.opcheck(torch.ops.satclip_engine.encode.default, arguments)
 
 
@@ -357,17 +357,19 @@ def test_opcheck_finds_nothing_wrong_with_the_backward_op(backend: str, places: 
     arguments = [
         arg.detach() if hasattr(arg, "detach") else [t.detach() for t in arg] for arg in op_arguments(backend)
     ]
-    out, saved = torch.ops.satclip_engine.encode(*arguments, 0.5, 7, backend)
+    out, saved = torch.ops.satclip_engine.encode(*arguments, 0.5, 7, backend, "exact")
     torch.library.opcheck(
         torch.ops.satclip_engine.encode_backward.default,
-        (torch.ones_like(out), *arguments, saved, 0.5, 7, backend, places),
+        (torch.ones_like(out), *arguments, saved, 0.5, 7, backend, "exact", places),
     )
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_opcheck_finds_nothing_wrong_with_embed(backend: str) -> None:
     weights, biases = network(3, (6, 5, 4), DTYPES[backend])
-    torch.library.opcheck(torch.ops.satclip_engine.embed.default, (places(5), weights, biases, backend))
+    torch.library.opcheck(
+        torch.ops.satclip_engine.embed.default, (places(5), weights, biases, backend, "exact")
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -427,7 +429,7 @@ def test_autocast_narrows_neither_parameters_nor_places(backend: str) -> None:
 def test_autocast_widens_what_arrives_narrow() -> None:
     weights, biases = network(4, (6, 5, 4), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        out, _ = torch.ops.satclip_engine.encode(places(3), weights, biases, 0.0, 0, "reference")
+        out, _ = torch.ops.satclip_engine.encode(places(3), weights, biases, 0.0, 0, "reference", "exact")
     assert out.dtype == torch.float32
     wide = op.encode(
         places(3), [w.float() for w in weights], [b.float() for b in biases], backend="reference"
@@ -504,14 +506,14 @@ def test_what_does_not_fit_is_told_by_layer_and_row() -> None:
     with pytest.raises(TypeError, match="real numbers"):
         op.encode(at.to(torch.complex64), weights, biases)
     with pytest.raises(TypeError, match="lonlat must be float64"):
-        torch.ops.satclip_engine.encode(at.float(), weights, biases, 0.0, 0, "auto")
+        torch.ops.satclip_engine.encode(at.float(), weights, biases, 0.0, 0, "auto", "exact")
     mixed = [weights[0], weights[1].float(), weights[2]]
     with pytest.raises(TypeError, match=r"layer 1: .*torch\.float32 beside torch\.float64"):
-        torch.ops.satclip_engine.encode(at, mixed, biases, 0.0, 0, "auto")
-    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
+        torch.ops.satclip_engine.encode(at, mixed, biases, 0.0, 0, "auto", "exact")
+    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, triton, cpu, reference"):
         op.encode(at, weights, biases, backend="gpu")
     with pytest.raises(UsageError, match=r"'cpu' takes torch\.float32 on cpu, not torch\.float64"):
-        torch.ops.satclip_engine.encode(at, weights, biases, 0.0, 0, "cpu")
+        torch.ops.satclip_engine.encode(at, weights, biases, 0.0, 0, "cpu", "exact")
 
 
 def test_a_wrong_dropout_is_refused_even_when_nothing_is_trained() -> None:

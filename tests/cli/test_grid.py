@@ -259,7 +259,7 @@ def test_the_version_is_printed():
         (["a.tif", "--memory", "1KB"], ["--memory"]),
         (["a.tif", "--blocksize", "100"], ["--blocksize", "16"]),
         (["a.tif", "--threads", "0"], ["--threads"]),
-        (["a.tif", "--backend", "cuda"], ["--backend", "reference"]),
+        (["a.tif", "--backend", "gpu"], ["--backend", "reference"]),
         (["a.tif", "--overwrite", "--resume"], ["--overwrite", "--resume"]),
         (["a.tif", "--preview", "a.jpg"], ["--preview", ".png"]),
         (["a.tif", "--preview", "b.png", "--no-preview"], ["--preview", "--no-preview"]),
