@@ -75,7 +75,7 @@ class PreparedTriton:
         if out is None:
             out = np.empty((len(places), self.layers.embed_dim), np.float32)
         blocks = [(rows,) for rows in _slices(len(places), self._block())]
-        self._run(blocks, lambda rows: self._forward(sent(places[rows], self._device)), out, threads, check)
+        self._run(blocks, lambda rows: self._forward(self._sent(places[rows])), out, threads, check)
         return out
 
     def encode_grid(
@@ -99,7 +99,7 @@ class PreparedTriton:
         ]
 
         def compute(rows: slice, columns: slice) -> Tensor:
-            return self._grid.encode_grid(sent(lat[rows], self._device), sent(lon[columns], self._device))
+            return self._grid.encode_grid(self._sent(lat[rows]), self._sent(lon[columns]))
 
         self._run(blocks, compute, out, threads, check)
         return out
@@ -117,6 +117,9 @@ class PreparedTriton:
         from satclip_engine.kernels import encode
 
         return encode.forward(lonlat, self._weights, self._biases, precision=self.precision, keep=False)[0]
+
+    def _sent(self, array: np.ndarray) -> Tensor:
+        return sent(torch.from_numpy(np.ascontiguousarray(array)), self._device)
 
     def _run(
         self,

@@ -121,12 +121,11 @@ def make_lane(computing: Any) -> Lane:
     return HostLane() if computing is None else CudaLane(computing)
 
 
-def sent(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device, in the order of its current stream, without waiting for what is there."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, in the order of its current stream, without waiting for what is before it."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @contextmanager
