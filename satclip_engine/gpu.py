@@ -6,6 +6,7 @@ The kernels are those of op.py. Under TRITON_INTERPRET=1 they run on the CPU, sl
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -38,18 +39,14 @@ class PreparedTriton:
     name = "triton"
 
     def __init__(self, layers: Layers, device: Device, precision: str, threads: int) -> None:
-        from satclip_engine.kernels import grid
-
         self.layers, self.precision, self.threads = layers, precision, threads
         self._device = concrete(device)
         self._weights = [torch.tensor(w, dtype=torch.float32, device=self._device) for w in layers.weights]
         self._biases = [torch.tensor(b, dtype=torch.float32, device=self._device) for b in layers.biases]
-        self._grid = grid.prepare(self._weights, self._biases, precision)
         # One stream for all threads: their kernels would only compete, and each stream keeps its own memory.
         self._stream = computing_stream(self._device)
         self._own = threading.local()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # other streams may use them from now on
+        self._preparing = threading.Lock()
 
     @property
     def device(self) -> str:
@@ -91,6 +88,7 @@ class PreparedTriton:
         check_latitudes(lat)
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
+        grid = self._grid
         across = min(max(1, len(lon)), self._block())
         blocks = [
             (rows, columns)
@@ -99,7 +97,7 @@ class PreparedTriton:
         ]
 
         def compute(rows: slice, columns: slice) -> Tensor:
-            return self._grid.encode_grid(self._sent(lat[rows]), self._sent(lon[columns]))
+            return grid.encode_grid(self._sent(lat[rows]), self._sent(lon[columns]))
 
         self._run(blocks, compute, out, threads, check)
         return out
@@ -108,10 +106,22 @@ class PreparedTriton:
         """As Prepared.encode_tensor, in torch's current stream."""
         if lonlat.device != self._device:
             return None
-        out = lonlat.new_empty(len(lonlat), self.layers.embed_dim, dtype=torch.float32)
-        for rows in _slices(len(lonlat), _MAX_PLACES):
-            out[rows] = self._forward(lonlat[rows])
-        return out
+        return self._forward(lonlat.contiguous())
+
+    @functools.cached_property
+    def _prepared_grid(self) -> Any:
+        from satclip_engine.kernels import grid
+
+        made = grid.prepare(self._weights, self._biases, self.precision)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # another stream than this thread's is to use it
+        return made
+
+    @property
+    def _grid(self) -> Any:
+        """The network as the kernels of product grids take it, made when first needed."""
+        with self._preparing:
+            return self._prepared_grid
 
     def _forward(self, lonlat: Tensor) -> Tensor:
         from satclip_engine.kernels import encode

@@ -135,7 +135,8 @@ class Triton:
     ) -> tuple[Tensor, Tensor]:
         from satclip_engine.kernels import encode as kernels
 
-        return kernels.forward(*_contiguous(lonlat, weights, biases), dropout, seed, precision)
+        given = _contiguous(lonlat, weights, biases)
+        return kernels.forward(*given, dropout=dropout, seed=seed, precision=precision)
 
     def backward(
         self,
@@ -152,7 +153,9 @@ class Triton:
         from satclip_engine.kernels import encode as kernels
 
         given = _contiguous(lonlat, weights, biases)
-        d_first, d_weights, d_biases = kernels.backward(grad.contiguous(), *given, saved, dropout, precision)
+        d_first, d_weights, d_biases = kernels.backward(
+            grad.contiguous(), *given, saved, dropout=dropout, precision=precision
+        )
         d_lonlat = gradients.places_backward(d_first, lonlat, weights[0]) if places else None
         return d_lonlat, d_weights, d_biases
 

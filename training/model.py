@@ -91,7 +91,7 @@ class Model(nn.Module):
 
 
 def check_backend(config: TrainConfig, device: torch.device) -> None:
-    """Raise UsageError or MissingExtra, naming the setting, where its backend cannot compute on the device."""
+    """Raise UsageError or MissingExtra, naming the setting, where a backend cannot compute on the device."""
     try:
         tensors.resolve(config.backend, torch.empty(0, dtype=torch.float32, device=device))
     except (UsageError, MissingExtra) as error:
