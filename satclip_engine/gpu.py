@@ -84,11 +84,13 @@ class PreparedTriton:
         check: Check | None = None,
     ) -> np.ndarray:
         """As Prepared.encode_grid. threads: how many copy results."""
+        from satclip_engine.kernels import grid
+
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         check_latitudes(lat)
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
-        grid = self._grid
+        prepared = self._grid
         across = min(max(1, len(lon)), self._block())
         blocks = [
             (rows, columns)
@@ -97,7 +99,7 @@ class PreparedTriton:
         ]
 
         def compute(rows: slice, columns: slice) -> Tensor:
-            return grid.encode_grid(self._sent(lat[rows]), self._sent(lon[columns]))
+            return grid.encode_grid(prepared, self._sent(lat[rows]), self._sent(lon[columns]))
 
         self._run(blocks, compute, out, threads, check)
         return out
@@ -112,7 +114,7 @@ class PreparedTriton:
     def _prepared_grid(self) -> Any:
         from satclip_engine.kernels import grid
 
-        made = grid.prepare(self._weights, self._biases, self.precision)
+        made = grid.prepare(self.layers.degrees, self._weights, self._biases, self.precision)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # another stream than this thread's is to use it
         return made

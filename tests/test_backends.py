@@ -81,7 +81,7 @@ def scene(implementation: tuple[str, str | None], case: str) -> tuple[Layers, np
     degrees, sizes, gain = NETWORKS[case]
     if implementation[0] == "triton":
         pytest.importorskip("triton")
-        narrow = tuple(min(size, 33) for size in sizes)
+        narrow = tuple(min(size, 20) for size in sizes)
         return network(degrees, narrow, gain), everywhere(5)[-22:], LONGITUDES[::7]
     return network(degrees, sizes, gain), everywhere(), LONGITUDES
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import satclip_engine as se
-from satclip_engine import backends
+from satclip_engine import _C, backends
 from satclip_engine.device import CPU, Device, absence, parse_device, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.layers import Layers
@@ -63,20 +63,20 @@ def test_torch_says_why_it_has_none(monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend what this machine has: CUDA devices by torch's word and by the driver's, and what is installed."""
+    """Pretend how many CUDA devices torch and the driver see; None where their backend is not installed."""
 
     def pretend(*, torch: int | None, cuda: int | None) -> None:
-        monkeypatch.setattr(
-            backends.Triton,
-            "missing",
-            lambda self: "it needs torch: pip install it" if torch is None else None,
-        )
+        missing = "it needs torch: pip install it" if torch is None else None
+        monkeypatch.setattr(backends.Triton, "missing", lambda self: missing)
         monkeypatch.setattr(
             backends, "torch_absence", lambda device: absence(device, torch or 0, "torch", "no driver")
         )
-        made = None if cuda is None else (lambda: cuda)
-        fake = types.SimpleNamespace(cuda_build=cuda is not None, cuda_devices=made, CudaNetwork=FakeNetwork)
-        monkeypatch.setattr(backends, "_C", fake)
+        of_cuda = {
+            "cuda_build": cuda is not None,
+            "cuda_devices": lambda: cuda,
+            "CudaNetwork": FakeNetwork,
+        }
+        monkeypatch.setattr(backends, "_C", types.SimpleNamespace(**{**vars(_C), **of_cuda}))
 
     return pretend
 
@@ -160,17 +160,7 @@ class FakeNetwork:
 
     def encode_grid(self, lat: Any, lon: Any, out: Any) -> None:
         assert out.flags.c_contiguous
-        self.cpu.encode_grid(lat, lon, out)
-
-    @property
-    def cpu(self) -> Any:
-        from satclip_engine import _C
-
-        return backends.PreparedCpu(self.layers, _C.Network(4, *map(list, self._parameters), None), 1)
-
-    @property
-    def _parameters(self) -> Any:
-        return self.layers.weights, self.layers.biases
+        backends.Cpu().prepare(self.layers).encode_grid(lat, lon, out)
 
 
 def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny):

@@ -18,8 +18,8 @@ from satclip_engine import _C, backends, gradients, op, reference  # noqa: E402
 from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
 from satclip_engine.layers import Layers  # noqa: E402
 
-BACKENDS = ["reference", "cpu"]
-DTYPES = {"reference": torch.float64, "cpu": torch.float32}
+BACKENDS = ["reference", "cpu", "triton"]
+DTYPES = {"reference": torch.float64, "cpu": torch.float32, "triton": torch.float32}
 EPSILON = 2.0**-24  # of float32 rounding
 
 
@@ -179,9 +179,12 @@ def tolerance(value: Any, weights: list[Any], count: int) -> float:
     return 2 * len(weights) * math.sqrt(terms) * EPSILON * value.abs().max().item()
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])
+# Triton's interpreter takes 0.1 s a tile; its kernels have tests of their own.
+COUNTS = [*(("cpu", count) for count in (1, 47, 48, 49, 500)), ("triton", 1), ("triton", 33)]
+
+
+@pytest.mark.parametrize(("backend", "count"), COUNTS)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("count", [1, 47, 48, 49, 500])
 @pytest.mark.parametrize("degrees", [1, 2, 10, 40])
 def test_embeddings_and_gradients_of_a_backend_are_those_of_the_reference(
     degrees: int, count: int, dropout: float, backend: str
@@ -364,7 +367,7 @@ def test_opcheck_finds_nothing_wrong_with_the_backward_op(backend: str, places: 
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_finds_nothing_wrong_with_embed(backend: str) -> None:
     weights, biases = network(3, (6, 5, 4), DTYPES[backend])
     torch.library.opcheck(
