@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,7 +135,7 @@ class PreparedTriton:
 
     def _run(
         self,
-        blocks: list[tuple[slice, ...]],
+        blocks: Sequence[tuple[slice, ...]],
         compute: Callable[..., Tensor],
         out: np.ndarray,
         threads: int | None,

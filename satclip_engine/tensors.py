@@ -30,9 +30,15 @@ _CAPABILITY = (8, 0)  # of the oldest GPUs that kernels/tuning.json has shapes f
 class Row(Protocol):
     """A backend, and what it takes."""
 
-    name: str
-    dtype: Any  # the only one it takes, or None
-    devices: tuple[str, ...] | None  # types of device on which "auto" may choose it; None: all
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> Any:
+        """The only one it takes, or None."""
+
+    @property
+    def devices(self) -> tuple[str, ...] | None:
+        """Types of device on which "auto" may choose it; None: all."""
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
