@@ -8,10 +8,9 @@
 from __future__ import annotations
 
 import os
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from satclip_engine import reference
 from satclip_engine.device import CPU, Device, absence, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.layers import Layers
-from satclip_engine.prepared import CALLS, Calls, Check, Prepared
+from satclip_engine.prepared import CALLS, Calls, Check, Prepared, gpu_calls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,16 +116,12 @@ class Cuda:
     name, devices, trains = "cuda", ("cuda",), False
 
     def missing(self) -> str | None:
-        if _C is None:
-            return _C_MISSING
-        if not getattr(_C, "cuda_build", False):
-            return "this installation was built without nvcc, so it has no CUDA kernels"
-        return None
+        return _C_MISSING if _C is None else getattr(_C, "cuda_missing", "reinstall satclip-engine")
 
     def unfit(self, device: Device) -> str | None:
         if device.kind != "cuda":
             return "backend 'cuda' computes on a GPU: choose device 'cuda'"
-        return absence(device, _C.cuda_devices(), "the CUDA driver", "nvidia-smi lists them")
+        return absence(device, len(_C.cuda_devices()), "a CUDA driver", "nvidia-smi lists them")
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         raise MissingExtra(_GRIDS_ONLY)
@@ -135,10 +130,8 @@ class Cuda:
         self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
     ) -> Prepared:
         index = device.index or 0
-        network = _C.CudaNetwork(
-            layers.degrees, list(layers.weights), list(layers.biases), precision=precision, device=index
-        )
-        return PreparedCuda(layers, network, f"cuda:{index}")
+        network = _C.CudaNetwork(layers.degrees, list(layers.weights), list(layers.biases), precision, index)
+        return PreparedCuda(layers, network, threads or available_cores())
 
 
 _GRIDS_ONLY = (
@@ -149,18 +142,25 @@ _GRIDS_ONLY = (
 
 @dataclass(frozen=True, eq=False)
 class PreparedCuda:
-    """Weights on a CUDA device. One thread at a time computes, while others pack what they have."""
+    """Weights on a GPU. What overlaps there is arranged in csrc/cuda."""
 
     layers: Layers
-    network: Any  # _C.CudaNetwork
-    device: str
+    network: _C.CudaNetwork
+    threads: int
     name: str = Cuda.name
-    calls: Calls = CALLS
-    _busy: Any = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.network.device}"
 
     @property
     def isa(self) -> str:
-        return str(self.network.isa)
+        _, (major, minor) = _C.cuda_devices()[self.network.device]
+        return f"cuda sm_{major}{minor} {self.network.precision}"
+
+    @property
+    def calls(self) -> Calls:
+        return gpu_calls(self.layers.embed_dim)
 
     def encode(
         self,
@@ -179,16 +179,10 @@ class PreparedCuda:
         threads: int | None = None,
         check: Check | None = None,
     ) -> np.ndarray:
-        if check is not None:
-            check()
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
-        # What is written must be one piece of memory, as a device copies it.
-        whole = out if out.flags.c_contiguous else np.empty(out.shape, np.float32)
-        with self._busy:
-            self.network.encode_grid(lat, lon, whole)
-        if whole is not out:
-            out[...] = whole
+        threads = self.threads if threads is None else threads
+        self.network.encode_grid(lat, lon, out, threads=threads, check=check)
         return out
 
     def encode_tensor(self, lonlat: Tensor) -> Tensor | None:

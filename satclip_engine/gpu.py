@@ -17,7 +17,7 @@ from satclip_engine._optional import need
 from satclip_engine.device import Device
 from satclip_engine.layers import Layers
 from satclip_engine.lonlat import as_lonlat, check_latitudes
-from satclip_engine.prepared import Calls, Check
+from satclip_engine.prepared import Calls, Check, gpu_calls
 from satclip_engine.staging import Lane, computing_stream, copier, make_lane, overlapped, sent
 
 if TYPE_CHECKING:
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     torch = need("torch", extra="torch", why="computing on a GPU")
-
-# By roofline an H100 makes 16384 embeddings of 256 numbers in 0.1 ms (exact, on a grid), PCIe 5 brings them
-# in 0.3 ms, and starting the kernels takes as long: smaller blocks would wait for their starts, larger ones
-# only take more memory.
-_BLOCK_BYTES = 16 << 20
-_MAX_PLACES = 1 << 17  # of a block: what lies between the layers takes 2 KB a place
 
 
 class PreparedTriton:
@@ -58,7 +52,7 @@ class PreparedTriton:
 
     @property
     def calls(self) -> Calls:
-        return Calls(places=self._block(), staged=_BLOCK_BYTES)
+        return gpu_calls(self.layers.embed_dim)
 
     def encode(
         self,
@@ -71,7 +65,7 @@ class PreparedTriton:
         places = as_lonlat(lonlat)
         if out is None:
             out = np.empty((len(places), self.layers.embed_dim), np.float32)
-        blocks = [(rows,) for rows in _slices(len(places), self._block())]
+        blocks = [(rows,) for rows in _slices(len(places), self.calls.places)]
         self._run(blocks, lambda rows: self._forward(self._sent(places[rows])), out, threads, check)
         return out
 
@@ -91,10 +85,11 @@ class PreparedTriton:
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
         prepared = self._grid
-        across = min(max(1, len(lon)), self._block())
+        most = self.calls.places
+        across = min(max(1, len(lon)), most)
         blocks = [
             (rows, columns)
-            for rows in _slices(len(lat), self._block() // across)
+            for rows in _slices(len(lat), most // across)
             for columns in _slices(len(lon), across)
         ]
 
@@ -157,10 +152,6 @@ class PreparedTriton:
         if not hasattr(self._own, "lane"):
             self._own.lane = make_lane(self._stream)
         return self._own.lane
-
-    def _block(self) -> int:
-        """How many places a block has."""
-        return max(1, min(_MAX_PLACES, _BLOCK_BYTES // (4 * self.layers.embed_dim)))
 
 
 def concrete(device: Device) -> Any:

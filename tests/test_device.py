@@ -72,8 +72,8 @@ def machine(monkeypatch):
             backends, "torch_absence", lambda device: absence(device, torch or 0, "torch", "no driver")
         )
         of_cuda = {
-            "cuda_build": cuda is not None,
-            "cuda_devices": lambda: cuda,
+            "cuda_missing": "built without nvcc" if cuda is None else None,
+            "cuda_devices": lambda: [("H100", (9, 0))] * (cuda or 0),
             "CudaNetwork": FakeNetwork,
         }
         monkeypatch.setattr(backends, "_C", types.SimpleNamespace(**{**vars(_C), **of_cuda}))
@@ -103,7 +103,7 @@ def test_auto_takes_the_best_row_that_has_the_gpu(machine, torch, cuda, chosen):
             MissingExtra,
             "^device 'cuda': triton: it needs torch: .*; cuda: .*without nvcc",
         ),
-        (None, 0, "cuda", UsageError, "no CUDA device that the CUDA driver can use"),
+        (None, 0, "cuda", UsageError, "no CUDA device that a CUDA driver can use"),
     ],
 )
 def test_a_gpu_that_nothing_can_use_is_never_replaced_by_the_cpu(machine, torch, cuda, device, error, said):
@@ -150,17 +150,14 @@ def test_another_precision_is_refused_by_name(tiny_weights):
 
 
 class FakeNetwork:
-    """What _C.CudaNetwork promises: whole host arrays are filled, nothing else."""
+    """What _C.CudaNetwork promises: the last axis of what it fills is contiguous."""
 
-    isa = "sm_90 exact"
-
-    def __init__(self, degrees: int, weights: Any, biases: Any, *, precision: str, device: int) -> None:
+    def __init__(self, degrees: int, weights: Any, biases: Any, precision: str, device: int) -> None:
         self.layers = Layers(degrees, tuple(weights), tuple(biases))
-        self.made = (precision, device)
+        self.precision, self.device = precision, device
 
-    def encode_grid(self, lat: Any, lon: Any, out: Any) -> None:
-        assert out.flags.c_contiguous
-        backends.Cpu().prepare(self.layers).encode_grid(lat, lon, out)
+    def encode_grid(self, lat: Any, lon: Any, out: Any, *, threads: int, check: Any) -> None:
+        backends.Cpu().prepare(self.layers).encode_grid(lat, lon, out, threads, check)
 
 
 def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny):
@@ -173,8 +170,7 @@ def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny)
     enc.evaluate(grid, out=wide[..., 2:10])
     assert np.array_equal(wide[..., 2:10], expected)
     assert (wide[..., [0, 1, 10, 11]] == 7).all()
-    assert enc._prepared.network.made == ("fast", 1)
-    assert "backend cuda (sm_90 exact) on cuda:1" in repr(enc)
+    assert "backend cuda (cuda sm_90 fast) on cuda:1" in repr(enc)
 
 
 def test_the_cuda_row_says_what_embeds_single_places(machine, tiny_weights):

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 import rasterio  # noqa: E402
 
 import satclip_engine as se  # noqa: E402
-from satclip_engine import gpu, reference  # noqa: E402
+from satclip_engine import prepared, reference  # noqa: E402
 from satclip_engine.errors import UsageError  # noqa: E402
 
 PLACES = np.array([[2.25, 48.5], [-180.0, -90.0], [181.5, 0.0], [13.0, 90.0], [np.nan, 3.0]])
@@ -48,7 +48,7 @@ def test_a_grid_is_embedded_to_the_precision_asked_for(enc, tiny):
 def test_a_pixel_has_the_same_bits_however_results_are_cut(enc, monkeypatch):
     grid = se.make_grid(resolution=20)
     whole, places = enc.evaluate(grid), enc(PLACES)
-    monkeypatch.setattr(gpu, "_BLOCK_BYTES", 4 * 8 * 7)  # blocks of 7 places: parts of a row
+    monkeypatch.setattr(prepared, "BLOCK_BYTES", 4 * 8 * 7)  # blocks of 7 places: parts of a row
     assert np.array_equal(enc.evaluate(grid), whole)
     assert np.array_equal(enc(PLACES), places, equal_nan=True)
     window = enc.evaluate(grid, slice(2, 5), np.array([1, 9, 17]))
@@ -120,7 +120,7 @@ def test_selections_and_heads_compute_where_the_whole_does(enc):
 
 def test_strips_of_a_raster_have_at_least_what_one_start_is_worth(tiny_weights):
     calls = se.load(tiny_weights, backend="triton").calls
-    assert calls.places == gpu._MAX_PLACES, "embeddings of 8 numbers are short"
+    assert calls.places == prepared.MAX_PLACES, "embeddings of 8 numbers are short"
     wide = se.load(tiny_weights, backend="triton").with_head(np.ones((256, 8)))
     assert wide.calls.places * 256 * 4 == wide.calls.staged
 
