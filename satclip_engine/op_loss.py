@@ -71,7 +71,7 @@ class Triton:
     def log_sum_exps(self, a: Tensor, b: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
         from satclip_engine.kernels import loss
 
-        return loss.log_sum_exps(a.contiguous(), b.contiguous(), scale, offset)
+        return loss.log_sum_exps(a, b, scale, offset)
 
     def gradients(
         self,
@@ -85,9 +85,7 @@ class Triton:
     ) -> tuple[Tensor, Tensor, Tensor]:
         from satclip_engine.kernels import loss
 
-        rows = (tensor.contiguous() for tensor in (a, b))
-        sums = (tensor.contiguous() for tensor in (row_lse, column_lse))
-        return loss.gradients(*rows, scale, *sums, offset, factor)
+        return loss.gradients(a, b, scale, row_lse, column_lse, offset, factor)
 
 
 class Cpu:

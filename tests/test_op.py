@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch._dynamo import testing  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from satclip_engine import _C, backends, gradients, op, reference  # noqa: E402
 from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
@@ -484,6 +485,30 @@ def test_the_size_of_what_is_saved_is_the_kernels_own() -> None:
     for count in (0, 1, 47, 48, 49, 500):
         for widths in ([1], [8, 9], [512, 512, 37]):
             assert op.Cpu().saved_shape(count, widths) == (_C.train_saved(count, widths),)
+
+
+class Asked(TorchDispatchMode):
+    """Counts how often a tensor is asked for a value: on a GPU, a wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.times += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_is_asked_for_a_value_once_forwards_and_never_back() -> None:
+    weights, biases = network(3, (6, 5), torch.float32)
+    lonlat, row = places(9), op.Triton()
+    with Asked() as asked:
+        op._check_values(lonlat, 0.5)
+    assert asked.times == 1
+    with Asked() as asked:
+        out, saved = row.forward(lonlat, weights, biases, 0.5, 3, "exact")
+        row.backward(out, lonlat, weights, biases, saved, 0.5, 3, "exact", True)
+    assert asked.times == 0
 
 
 def test_what_does_not_fit_is_told_by_layer_and_row() -> None:
