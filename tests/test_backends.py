@@ -76,14 +76,16 @@ def implementation(request: pytest.FixtureRequest) -> tuple[str, str | None]:
     return request.param
 
 
-def scene(implementation: tuple[str, str | None], case: str) -> tuple[Layers, np.ndarray, np.ndarray]:
-    """A network, places and longitudes; smaller ones for Triton's interpreter, which takes 0.1 s a tile."""
+def scene(
+    implementation: tuple[str, str | None], case: str
+) -> tuple[Layers, np.ndarray, np.ndarray, np.ndarray]:
+    """A network, places, latitudes and longitudes; fewer for Triton's interpreter, which takes 0.1 s a tile."""
     degrees, sizes, gain = NETWORKS[case]
     if implementation[0] == "triton":
         pytest.importorskip("triton")
         narrow = tuple(min(size, 20) for size in sizes)
-        return network(degrees, narrow, gain), everywhere(5)[-22:], LONGITUDES[::7]
-    return network(degrees, sizes, gain), everywhere(), LONGITUDES
+        return network(degrees, narrow, gain), everywhere(5)[-22:], LATITUDES[::3], LONGITUDES[::7]
+    return network(degrees, sizes, gain), everywhere(), LATITUDES, LONGITUDES
 
 
 def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
@@ -92,18 +94,18 @@ def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("case", NETWORKS)
 def test_points_equal_the_reference(implementation, case):
-    layers, places, _ = scene(implementation, case)
+    layers, places, _, _ = scene(implementation, case)
     expected = reference.encode(places, layers)
     assert relative_error(prepared(implementation, layers).encode(places), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", NETWORKS)
 def test_a_product_grid_equals_its_points(implementation, case):
-    layers, _, longitudes = scene(implementation, case)
-    places = np.stack(np.meshgrid(longitudes, LATITUDES), -1).reshape(-1, 2)
+    layers, _, latitudes, longitudes = scene(implementation, case)
+    places = np.stack(np.meshgrid(longitudes, latitudes), -1).reshape(-1, 2)
     expected = reference.encode(places, layers)
-    grid = prepared(implementation, layers).encode_grid(LATITUDES, longitudes)
-    assert grid.shape == (LATITUDES.size, longitudes.size, layers.embed_dim)
+    grid = prepared(implementation, layers).encode_grid(latitudes, longitudes)
+    assert grid.shape == (latitudes.size, longitudes.size, layers.embed_dim)
     assert relative_error(grid.reshape(expected.shape), expected) < TOLERANCE
 
 
