@@ -79,7 +79,7 @@ def implementation(request: pytest.FixtureRequest) -> tuple[str, str | None]:
 def scene(
     implementation: tuple[str, str | None], case: str
 ) -> tuple[Layers, np.ndarray, np.ndarray, np.ndarray]:
-    """A network, places, latitudes and longitudes; fewer for Triton's interpreter, which takes 0.1 s a tile."""
+    """A network, places and a grid; fewer for Triton's interpreter, which takes 0.1 s a tile."""
     degrees, sizes, gain = NETWORKS[case]
     if implementation[0] == "triton":
         pytest.importorskip("triton")
