@@ -1,23 +1,27 @@
 """The table of implementations, best first. A row says why it cannot run; nothing else branches on a backend.
 
-    resolve("auto").prepare(layers).encode(lonlat) -> (N, E)
+    resolve("auto", Device("cuda")).prepare(layers, device=Device("cuda")).encode(lonlat) -> (N, E)
 
-"auto" takes the first row that runs here; a backend asked for by name runs or raises.
+"auto" takes the first row for such a device that runs here; a backend asked for by name runs or raises.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from satclip_engine import reference
+from satclip_engine.device import CPU, Device, absence, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
-from satclip_engine.weights import Layers
+from satclip_engine.layers import Layers
+from satclip_engine.prepared import CALLS, Calls, Check, Prepared, gpu_calls
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     from satclip_engine import _C
@@ -26,56 +30,31 @@ except ImportError as error:  # an installation without the compiled core still 
     _C_MISSING = f"the compiled kernels cannot be loaded ({error}); reinstall satclip-engine"
 
 
-Check = Callable[[], object]
-
-
-class Prepared(Protocol):
-    """A network in its backend's own layout. Immutable; safe to use from several threads at once."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def isa(self) -> str: ...
-    @property
-    def layers(self) -> Layers: ...
-
-    def encode(
-        self,
-        lonlat: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-    ) -> np.ndarray:
-        """(N, 2) float64 degrees, longitude first → (N, E). `out`: float32, contiguous in its last axis.
-
-        `check`: called in the calling thread every 50 ms or so; what it raises ends the call.
-        Not-finite places give NaN. Raises ValueError naming the first row with |latitude| > 90.
-        """
-
-    def encode_grid(
-        self,
-        lat: np.ndarray,
-        lon: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-    ) -> np.ndarray:
-        """(H,) latitudes × (W,) longitudes, float64 degrees → (H, W, E); otherwise as `encode`."""
-
-
 class Backend(Protocol):
     """A row of the table."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Kinds of device on which "auto" may choose it."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether tensors.TABLE has a row of that name, with gradients."""
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
 
+    def unfit(self, device: Device) -> str | None:
+        """Why it does not compute on that device, in a sentence; or None. Asked where it is not missing."""
+
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         """(N, 2) float64 degrees → (N, L²) float64 orthonormal real harmonics in the order l² + l + m."""
 
-    def prepare(self, layers: Layers, threads: int | None = None) -> Prepared:
+    def prepare(
+        self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
+    ) -> Prepared:
         """Lay a network out for this backend; `threads` is the default of its calls."""
 
 
@@ -86,18 +65,153 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _not_here(name: str, device: Device) -> str | None:
+    """Why a backend of the CPU does not compute on a device."""
+    return None if device == CPU else f"backend {name!r} computes on the CPU, not on device '{device}'"
+
+
+class Triton:
+    """Triton's kernels on a GPU; on the CPU by its interpreter, when asked for by name."""
+
+    name, devices, trains = "triton", ("cuda",), True
+
+    def missing(self) -> str | None:
+        for module in ("torch", "triton"):
+            if find_spec(module) is None:
+                return f'it needs {module}: pip install "satclip-engine[torch]"'
+        return None
+
+    def unfit(self, device: Device) -> str | None:
+        if device.kind == "cuda":
+            return torch_absence(device)
+        from satclip_engine.kernels.launch import interpreted
+
+        if interpreted():
+            return None
+        return (
+            "backend 'triton' computes on a GPU: choose device 'cuda', "
+            "or set TRITON_INTERPRET=1 before the start to run it on the CPU, slowly"
+        )
+
+    def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
+        import torch
+
+        from satclip_engine.kernels.harmonics import harmonics
+        from satclip_engine.kernels.launch import interpreted
+
+        places = torch.from_numpy(np.ascontiguousarray(lonlat))
+        return harmonics(places if interpreted() else places.cuda(), degrees).cpu().numpy()
+
+    def prepare(
+        self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
+    ) -> Prepared:
+        from satclip_engine.gpu import PreparedTriton
+
+        return PreparedTriton(layers, device, precision, threads or available_cores())
+
+
+class Cuda:
+    """Compiled CUDA kernels for product grids, where nvcc was there when the package was built."""
+
+    name, devices, trains = "cuda", ("cuda",), False
+
+    def missing(self) -> str | None:
+        return _C_MISSING if _C is None else getattr(_C, "cuda_missing", "reinstall satclip-engine")
+
+    def unfit(self, device: Device) -> str | None:
+        if device.kind != "cuda":
+            return "backend 'cuda' computes on a GPU: choose device 'cuda'"
+        return absence(device, len(_C.cuda_devices()), "a CUDA driver", "nvidia-smi lists them")
+
+    def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
+        raise MissingExtra(_GRIDS_ONLY)
+
+    def prepare(
+        self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
+    ) -> Prepared:
+        index = device.index or 0
+        network = _C.CudaNetwork(layers.degrees, list(layers.weights), list(layers.biases), precision, index)
+        return PreparedCuda(layers, network, threads or available_cores())
+
+
+_GRIDS_ONLY = (
+    "backend 'cuda' computes grids of rows of latitude only: for single places and projected grids on a GPU, "
+    "pip install \"satclip-engine[torch]\" and choose backend 'triton'"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCuda:
+    """Weights on a GPU. What overlaps there is arranged in csrc/cuda."""
+
+    layers: Layers
+    network: _C.CudaNetwork
+    threads: int
+    name: str = Cuda.name
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.network.device}"
+
+    @property
+    def isa(self) -> str:
+        _, (major, minor) = _C.cuda_devices()[self.network.device]
+        return f"cuda sm_{major}{minor} {self.network.precision}"
+
+    @property
+    def calls(self) -> Calls:
+        return gpu_calls(self.layers.embed_dim)
+
+    def encode(
+        self,
+        lonlat: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
+    ) -> np.ndarray:
+        raise MissingExtra(_GRIDS_ONLY)
+
+    def encode_grid(
+        self,
+        lat: np.ndarray,
+        lon: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
+    ) -> np.ndarray:
+        if out is None:
+            out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
+        threads = self.threads if threads is None else threads
+        self.network.encode_grid(lat, lon, out, threads=threads, check=check)
+        return out
+
+    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
+        return None
+
+
 class Cpu:
     """Fused C++ kernels, compiled once per instruction set and chosen for this processor."""
 
-    name = "cpu"
+    name, devices, trains = "cpu", ("cpu",), True
 
     def missing(self) -> str | None:
         return None if _C is not None else _C_MISSING
 
+    def unfit(self, device: Device) -> str | None:
+        return _not_here(self.name, device)
+
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         return _C.harmonics(lonlat, degrees, threads)
 
-    def prepare(self, layers: Layers, threads: int | None = None, isa: str | None = None) -> Prepared:
+    def prepare(
+        self,
+        layers: Layers,
+        threads: int | None = None,
+        *,
+        device: Device = CPU,
+        precision: str = "exact",
+        isa: str | None = None,
+    ) -> Prepared:
         network = _C.Network(layers.degrees, list(layers.weights), list(layers.biases), isa)
         return PreparedCpu(layers, network, threads or available_cores())
 
@@ -110,6 +224,8 @@ class PreparedCpu:
     network: _C.Network
     threads: int
     name: str = Cpu.name
+    device: str = "cpu"
+    calls: Calls = CALLS
 
     @property
     def isa(self) -> str:
@@ -140,21 +256,29 @@ class PreparedCpu:
         self.network.encode_grid(lat, lon, out, self.threads if threads is None else threads, check)
         return out
 
+    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
+        return None
+
 
 class Reference:
     """Plain PyTorch in float64: the definition, slow and exact. Results are float64 unless `out` is given."""
 
-    name = "reference"
+    name, devices, trains = "reference", ("cpu",), True
 
     def missing(self) -> str | None:
         if find_spec("torch") is None:
             return 'it needs torch: pip install "satclip-engine[torch]"'
         return None
 
+    def unfit(self, device: Device) -> str | None:
+        return _not_here(self.name, device)
+
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         return reference.harmonics(lonlat, degrees)
 
-    def prepare(self, layers: Layers, threads: int | None = None) -> Prepared:
+    def prepare(
+        self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
+    ) -> Prepared:
         return PreparedReference(layers)
 
 
@@ -165,6 +289,8 @@ class PreparedReference:
     layers: Layers
     name: str = Reference.name
     isa: str = "float64"
+    device: str = "cpu"
+    calls: Calls = CALLS
 
     def encode(
         self,
@@ -185,6 +311,9 @@ class PreparedReference:
     ) -> np.ndarray:
         return _into(out, reference.encode_grid(lat, lon, self.layers))
 
+    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
+        return None
+
 
 def _into(out: np.ndarray | None, values: np.ndarray) -> np.ndarray:
     if out is None:
@@ -193,24 +322,36 @@ def _into(out: np.ndarray | None, values: np.ndarray) -> np.ndarray:
     return out
 
 
-TABLE: tuple[Backend, ...] = (Cpu(), Reference())
+TABLE: tuple[Backend, ...] = (Triton(), Cuda(), Cpu(), Reference())
 NAMES = ("auto", *(row.name for row in TABLE))
 
 
-def resolve(name: str = "auto") -> Backend:
-    """The backend of that name, or the first that runs here for "auto".
+def resolve(name: str = "auto", device: Device = CPU) -> Backend:
+    """The backend of that name, or for "auto" the first for such a device that runs here.
 
-    Raises UsageError for an unknown name, MissingExtra when that backend cannot run here.
+    Raises UsageError for an unknown name and for a device that is not there or not the backend's,
+    MissingExtra when the backend asked for, or every one for the device, is not installed.
     """
     if name == "auto":
-        for row in TABLE:
-            if row.missing() is None:
-                return row
-        raise MissingExtra("; ".join(f"{row.name}: {row.missing()}" for row in TABLE))
+        return _best(device)
     for row in TABLE:
         if row.name == name:
-            reason = row.missing()
-            if reason is not None:
-                raise MissingExtra(f"backend {name!r} cannot run here: {reason}")
+            if (missing := row.missing()) is not None:
+                raise MissingExtra(f"backend {name!r} cannot run here: {missing}")
+            if (unfit := row.unfit(device)) is not None:
+                raise UsageError(unfit)
             return row
     raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
+
+
+def _best(device: Device) -> Backend:
+    rows = [row for row in TABLE if device.kind in row.devices]
+    missing = {row: row.missing() for row in rows}
+    unfit = {row: row.unfit(device) for row in rows if missing[row] is None}
+    for row, reason in unfit.items():
+        if reason is None:
+            return row
+    if unfit:
+        raise UsageError(str(next(iter(unfit.values()))))
+    reasons = "; ".join(f"{row.name}: {reason}" for row, reason in missing.items())
+    raise MissingExtra(reasons if device == CPU else f"device '{device}': {reasons}")

@@ -38,8 +38,8 @@ def contrastive_loss(
     which S_ij would be off by 0.4 at scale 100. Log-sum-exps are kept in the dtype of the rows, so in float32
     the loss errs by some 6e-8 of the largest |S_ij|: nothing up to hundreds, everything at 1e7.
 
-    backend: "cpu", compiled, takes float32 on the CPU; "reference" computes in the dtype and on the device of
-        the rows; "auto" takes "cpu" for what that takes, else "reference".
+    backend: "triton" takes float32 on a GPU; "cpu", compiled, float32 on the CPU; "reference" computes in the
+        dtype and on the device of the rows; "auto" takes the first of them that takes such rows.
 
     With a `group` of torch.distributed, each process holds its own rows of a and of b, not necessarily as
     many as the others, and gets the loss of all rows together. Gradients are such that their mean over the

@@ -18,15 +18,18 @@ import numpy as np
 
 from satclip_engine import backends
 from satclip_engine.bands import band_names, parse_bands
+from satclip_engine.device import CPU, Device, parse_device
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import make_grid
-from satclip_engine.lonlat import as_lonlat, is_tensor, like_tensor
+from satclip_engine.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
 from satclip_engine.memory import fill_rows, kernel_order
 from satclip_engine.places import Index, Places, indices
+from satclip_engine.prepared import Calls, Prepared, check_precision
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
     import xarray
+    from torch import Tensor
 
 
 def load(
@@ -36,25 +39,30 @@ def load(
     backend: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
+    precision: str = "exact",
 ) -> Encoder:
     """Read weights and make them an Encoder.
 
     source: "default" or "default-l10", the path of a .ckpt or .safetensors file, hf://org/name[/file], or
         LocationWeights.
     harmonics: "exact" or "published" spherical harmonics; None chooses by the checkpoint.
-    backend: "auto" (the fastest that runs here) or one by name.
-    device: "cpu".
-    threads: how many to compute with; None takes all cores this process may use.
+    backend: "auto" (the fastest on the device that runs here), "triton", "cuda", "cpu" or "reference".
+    device: "cpu", "cuda" (the current one) or "cuda:N".
+    threads: how many to compute with, on a GPU to copy results with; None takes all cores this process may
+        use.
+    precision: "exact", or "fast": on a GPU, layers after the first then multiply 16-bit numbers, and
+        embeddings err by up to 5e-3 of their rms. The CPU computes exactly whatever is asked for.
 
-    Raises WeightsError for weights that cannot be read, UsageError for other arguments.
+    Raises WeightsError for weights that cannot be read, UsageError for other arguments and a device that is
+    not there, MissingExtra for a backend that is not installed.
     """
-    if str(device) != "cpu":
-        raise UsageError(f"device {device!r} is not available: this version computes on the CPU")
+    chosen = parse_device(device)
+    backends.resolve(backend, chosen)  # before weights are read
     if isinstance(source, LocationWeights):
         weights = source if harmonics is None else dataclasses.replace(source, harmonics=harmonics)
     else:
         weights = read_weights(source, harmonics=harmonics)
-    return Encoder(weights, backend=backend, threads=threads)
+    return Encoder(weights, backend=backend, threads=threads, device=chosen, precision=precision)
 
 
 class Encoder:
@@ -72,6 +80,8 @@ class Encoder:
         layers: Layers | None = None,
         names: Sequence[str] | None = None,
         head: bool = False,
+        device: Device = CPU,
+        precision: str = "exact",
     ) -> None:
         """Made by `load`, `with_head` and `select`.
 
@@ -84,15 +94,15 @@ class Encoder:
         self._layers = weights.folded() if layers is None else layers
         self._own_layers, self._head = layers is not None, head
         self._names = list(band_names(self._layers.embed_dim) if names is None else names)
-        self._backend = backends.resolve(backend)
-        self._backend_asked = backend
+        self._backend = backends.resolve(backend, device)
+        self._backend_asked, self._device, self._precision = backend, device, check_precision(precision)
         self._threads = None if threads is None else int(threads)
         self._lock = threading.Lock()
-        self._cached: Any = None
+        self._cached: Prepared | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         layers = self._layers if self._own_layers else None
-        return _rebuild, (self._weights, self._backend_asked, self._threads, layers, self._names, self._head)
+        return _rebuild, (self._weights, layers, self._names, self._head, self._how)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
         return self
@@ -134,15 +144,42 @@ class Encoder:
 
     @property
     def isa(self) -> str:
-        """Instruction set of the backend in use."""
+        """What decides the bits beside the function: instruction set, or architecture and precision."""
         return str(self._prepared.isa)
 
     @property
-    def _prepared(self) -> Any:
+    def device(self) -> str:
+        """Where it computes: "cpu", "cuda:0"."""
+        return str(self._prepared.device)
+
+    @property
+    def precision(self) -> str:
+        """The least accuracy asked for: "exact" or "fast"."""
+        return self._precision
+
+    @property
+    def calls(self) -> Calls:
+        """How many places at once keep the device busy, and what host memory a calling thread takes."""
+        return self._prepared.calls
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        """The arguments that say how it computes, as they were given."""
+        return {
+            "backend": self._backend_asked,
+            "threads": self._threads,
+            "device": self._device,
+            "precision": self._precision,
+        }
+
+    @property
+    def _prepared(self) -> Prepared:
         """The network in the backend's own layout, made when first needed."""
         with self._lock:
             if self._cached is None:
-                self._cached = self._backend.prepare(self._layers, threads=self.threads)
+                self._cached = self._backend.prepare(
+                    self._layers, threads=self.threads, device=self._device, precision=self._precision
+                )
             return self._cached
 
     def __repr__(self) -> str:
@@ -154,7 +191,7 @@ class Encoder:
         return (
             f"<Encoder L={weights.degrees}: {weights.degrees**2} {weights.harmonics} harmonics → {hidden} → "
             f"{self.embed_dim}{part}, from {source}; "
-            f"backend {self.backend} ({self.isa}), {self.threads} threads>"
+            f"backend {self.backend} ({self.isa}) on {self.device}, {self.threads} threads>"
         )
 
     def __call__(self, lonlat: Any) -> Any:
@@ -163,14 +200,27 @@ class Encoder:
         lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
             tensor.
 
-        Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. NaN or infinite
-        places give NaN. Raises UsageError (a ValueError) naming the index where |latitude| > 90.
+        Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. Tensors on the
+        GPU where backend "triton" computes never leave it. NaN or infinite places give NaN. Raises UsageError
+        (a ValueError) naming the index where |latitude| > 90.
         """
+        if is_tensor(lonlat):
+            return self._embed_tensor(lonlat)
         places = as_lonlat(lonlat)
         points = np.ascontiguousarray(places.reshape(-1, 2))
         embedding = np.empty((*places.shape[:-1], self.embed_dim), np.float32)
         self._prepared.encode(points, out=embedding.reshape(-1, self.embed_dim))
-        return like_tensor(embedding, lonlat) if is_tensor(lonlat) else embedding
+        return embedding
+
+    def _embed_tensor(self, lonlat: Tensor) -> Tensor:
+        places = as_places_tensor(lonlat)
+        points = places.reshape(-1, 2)
+        embedding = self._prepared.encode_tensor(points)
+        if embedding is None:
+            values = np.empty((len(points), self.embed_dim), np.float32)
+            self._prepared.encode(points.cpu().numpy(), out=values)
+            embedding = like_tensor(values, lonlat)
+        return embedding.reshape(*places.shape[:-1], self.embed_dim)
 
     def evaluate(
         self,
@@ -293,18 +343,13 @@ class Encoder:
         return self._derive(layers, [self._names[i] for i in index], head=self._head)
 
     def _derive(self, layers: Layers, names: Sequence[str], *, head: bool) -> Encoder:
-        return _rebuild(self._weights, self._backend_asked, self._threads, layers, names, head)
+        return _rebuild(self._weights, layers, names, head, self._how)
 
 
 def _rebuild(
-    weights: LocationWeights,
-    backend: str,
-    threads: int | None,
-    layers: Layers | None,
-    names: Sequence[str],
-    head: bool,
+    weights: LocationWeights, layers: Layers | None, names: Sequence[str], head: bool, how: dict[str, Any]
 ) -> Encoder:
-    return Encoder(weights, backend=backend, threads=threads, layers=layers, names=names, head=head)
+    return Encoder(weights, layers=layers, names=names, head=head, **how)
 
 
 def _real(values: Any, what: str) -> np.ndarray:

@@ -45,6 +45,28 @@ def as_lonlat(places: Any) -> np.ndarray:
     return array
 
 
+def as_places_tensor(places: Any) -> Any:
+    """A torch tensor as (..., 2) float64 degrees on its own device; raises as `as_lonlat`."""
+    _check_tensor(places)
+    if places.ndim == 0 or places.shape[-1] != 2:
+        as_lonlat(places)  # says what is wrong
+    places = places.detach().to(sys.modules["torch"].float64)
+    check_places(places)
+    return places
+
+
+def check_places(places: Any) -> None:
+    """Raise as `as_lonlat` for latitudes of a (..., 2) tensor beyond the poles, asking its device once.
+
+    Nothing is asked while a CUDA graph is captured: an answer would end that.
+    """
+    if places.is_cuda and sys.modules["torch"].cuda.is_current_stream_capturing():
+        return
+    lat = places[..., 1]
+    if bool(((lat.abs() > 90.0) & lat.isfinite()).any()):
+        as_lonlat(places)  # names the row
+
+
 def is_tensor(places: Any) -> bool:
     """Whether this is a torch tensor; torch is never imported to find out."""
     torch = sys.modules.get("torch")
@@ -57,6 +79,11 @@ def like_tensor(embedding: np.ndarray, places: Any) -> Any:
 
 
 def _from_tensor(places: Any) -> np.ndarray:
+    _check_tensor(places)
+    return places.detach().cpu().to(sys.modules["torch"].float64).numpy()
+
+
+def _check_tensor(places: Any) -> None:
     torch = sys.modules["torch"]
     if places.requires_grad and torch.is_grad_enabled():
         raise UsageError(
@@ -65,7 +92,6 @@ def _from_tensor(places: Any) -> np.ndarray:
         )
     if places.is_complex() or places.dtype == torch.bool:
         raise TypeError(f"lonlat must be real numbers, not {places.dtype}")
-    return places.detach().cpu().to(torch.float64).numpy()
 
 
 def _from_table(table: Any) -> np.ndarray:
@@ -102,6 +128,14 @@ def _from_array(places: Any) -> np.ndarray:
     if isinstance(array, np.ma.MaskedArray):
         return np.ma.filled(array.astype(np.float64), np.nan)
     return np.asarray(array, dtype=np.float64)
+
+
+def check_latitudes(lat: np.ndarray) -> None:
+    """Raise UsageError naming the first of (H,) latitudes beyond a pole."""
+    with np.errstate(invalid="ignore"):
+        bad = np.flatnonzero((np.abs(lat) > 90.0) & np.isfinite(lat))
+    if bad.size:
+        raise UsageError(f"row {bad[0]}: latitude {lat[bad[0]]} is outside [-90, 90]")
 
 
 def _check_latitude(array: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine import backends
+from satclip_engine import tensors
 from satclip_engine._optional import need
 from satclip_engine.basis import PUBLISHED_DEGREES, column_factors, folds_published, published_by_order
 from satclip_engine.encoder import Encoder, load
@@ -31,6 +31,7 @@ from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.hub import download
 from satclip_engine.lightning import read_state
 from satclip_engine.op import encode
+from satclip_engine.prepared import check_precision
 from satclip_engine.stored import CONVENTIONS, HARMONICS, MAX_DEGREES, PUBLISHED_W0, Convention, Harmonics
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
 
@@ -75,9 +76,9 @@ class LocationEncoder(nn.Module):
 
     degrees: L, harmonics of degree 0..L−1. dropout: share of the hidden pre-activations dropped in training;
     masks are drawn by torch's generator. convention, harmonics: what the columns of the first weight mean,
-    see LocationWeights. w0: sine frequencies of the first and of the further hidden layers. backend: as in
-    op.encode, but for "cpu", which takes float32, parameters in float64 are narrowed in every call. seed: of
-    the initial weights; None draws them from torch's generator.
+    see LocationWeights. w0: sine frequencies of the first and of the further hidden layers. backend and
+    precision: as in op.encode, but for "cpu" and "triton", which take float32, parameters in float64 are
+    narrowed in every call. seed: of the initial weights; None draws them from torch's generator.
 
     As with torch's own dropout, processes whose generators are equal draw equal masks. Under
     DistributedDataParallel seed each by its rank, `torch.manual_seed(seed + dist.get_rank())`; the parameters
@@ -102,6 +103,7 @@ class LocationEncoder(nn.Module):
         harmonics: Harmonics = "exact",
         w0: tuple[float, float] = PUBLISHED_W0,
         backend: str = "auto",
+        precision: str = "exact",
         seed: int | None = None,
         device: Any = None,
         dtype: Any = None,
@@ -110,7 +112,7 @@ class LocationEncoder(nn.Module):
         _check_shape(degrees, capacity, hidden_layers, embed_dim)
         _check_modes(degrees, convention, harmonics, dropout)
         self.degrees, self.embed_dim = degrees, embed_dim
-        self.dropout, self.backend = dropout, backend
+        self.dropout, self.backend, self.precision = dropout, backend, check_precision(precision)
         self.convention, self.harmonics, self.w0 = convention, harmonics, w0
         widths = [degrees**2, *[capacity] * hidden_layers, embed_dim]
         self.nnet = Siren(widths, device=device, dtype=dtype)
@@ -136,9 +138,17 @@ class LocationEncoder(nn.Module):
         dropout = self.dropout if self.training else 0.0
         seed = 0 if dropout == 0 else torch.randint(2**63 - 1, ()).item()
         wide = weights[0].dtype
-        if self.backend == "cpu":  # what it computes in, however wide the parameters are kept
-            weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
-        out = encode(lonlat.reshape(-1, 2), weights, biases, dropout=dropout, seed=seed, backend=self.backend)
+        if (narrow := tensors.only_dtype(self.backend)) is not None:  # however wide the parameters are kept
+            weights, biases = [weight.to(narrow) for weight in weights], [bias.to(narrow) for bias in biases]
+        out = encode(
+            lonlat.reshape(-1, 2),
+            weights,
+            biases,
+            dropout=dropout,
+            seed=seed,
+            backend=self.backend,
+            precision=self.precision,
+        )
         return out.reshape(*lonlat.shape[:-1], self.embed_dim).to(wide)
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -162,6 +172,7 @@ class LocationEncoder(nn.Module):
         *,
         dropout: float = PUBLISHED_DROPOUT,
         backend: str = "auto",
+        precision: str = "exact",
         device: Any = None,
         dtype: Any = None,
     ) -> LocationEncoder:
@@ -176,6 +187,7 @@ class LocationEncoder(nn.Module):
             harmonics=weights.harmonics,
             w0=weights.w0,
             backend=backend,
+            precision=precision,
             seed=0,  # leaves torch's generator alone
         )
         values = [torch.from_numpy(np.array(value)) for value in weights.tensors.values()]
@@ -185,19 +197,19 @@ class LocationEncoder(nn.Module):
 
     def to_weights(self, provenance: Provenance | None = None) -> LocationWeights:
         """The parameters as they are now, in their own convention and dtypes."""
-        tensors = {
+        named = {
             name.removeprefix("nnet."): _as_numpy(parameter) for name, parameter in self.named_parameters()
         }
-        return LocationWeights(tensors, self.convention, self.harmonics, self.w0, provenance or Provenance())
+        return LocationWeights(named, self.convention, self.harmonics, self.w0, provenance or Provenance())
 
-    def encoder(self, *, threads: int | None = None) -> Encoder:
+    def encoder(self, *, threads: int | None = None, device: str = "cpu") -> Encoder:
         """The parameters as they are now, ready for grids and rasters."""
-        return load(self.to_weights(), threads=threads)
+        return load(self.to_weights(), threads=threads, device=device, precision=self.precision)
 
     def extra_repr(self) -> str:
         return (
             f"L={self.degrees}, {self.convention}, harmonics={self.harmonics!r}, w0={self.w0}, "
-            f"dropout={self.dropout}, backend={self.backend!r}"
+            f"dropout={self.dropout}, backend={self.backend!r}, precision={self.precision!r}"
         )
 
     def _orthonormal(self, weight: Tensor) -> Tensor:  # (H, L²) in the convention -> (H, L²) in our basis
@@ -269,15 +281,15 @@ def get_satclip(
     It takes (N, 2) degrees, longitude first, and returns (N, E) float64; parameters are float64.
     path: what read_weights reads. harmonics: as there. return_all: a SatClip with the logit scale and the
         image encoder's tensors too, from a `.ckpt` that has them.
-    backend: "reference" computes in float64; "auto", on the CPU, takes the fastest as `load` does, which
+    backend: "reference" computes in float64; "auto" takes the fastest on the device as `load` does, which
         computes in float32.
 
     Raises WeightsError for weights that cannot be read or lack what was asked for.
     """
     source = os.fspath(path)
     weights = read_weights(source, harmonics=harmonics)
-    if backend == "auto" and torch.device(device).type == "cpu":
-        backend = backends.resolve().name
+    if backend == "auto":
+        backend = tensors.resolve(backend, torch.empty(0, dtype=torch.float32, device=device))
     location = LocationEncoder.from_weights(weights, backend=backend, device=device, dtype=torch.float64)
     if not return_all:
         return location.eval()

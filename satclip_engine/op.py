@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from satclip_engine import gradients, tensors
 from satclip_engine._optional import need
 from satclip_engine.errors import UsageError
-from satclip_engine.lonlat import as_lonlat
+from satclip_engine.lonlat import check_places
+from satclip_engine.prepared import check_precision
 from satclip_engine.tensors import refuse_tangents
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def encode(
     dropout: float = 0.0,
     seed: int = 0,
     backend: str = "auto",
+    precision: str = "exact",
 ) -> Tensor:
     """Embeddings of places, differentiable in places, weights and biases. (N, 2) -> (N, E).
 
@@ -42,9 +44,13 @@ def encode(
         (H,)..., (E,). The result has the widest dtype of the weights, float32 at least.
     dropout: share of the hidden pre-activations that are dropped, those of `seed` (0 to 2⁶³ − 1); the same by
         every backend.
-    backend: "cpu", compiled, takes float32 weights on the CPU; "reference" computes in the widest dtype of
-        the weights, on their device; "auto" takes "cpu" for what that takes, else "reference". float16 and
-        bfloat16 are widened to float32 before.
+    backend: "triton" takes float32 weights on a GPU (on the CPU under TRITON_INTERPRET=1, by name only);
+        "cpu", compiled, float32 weights on the CPU; "reference" computes in the widest dtype of the weights,
+        on their device; "auto" takes the first of them that takes such weights. float16 and bfloat16 are
+        widened to float32 before.
+    precision: "exact", or "fast": where "triton" computes, layers after the first then multiply 16-bit
+        numbers, and the result errs by up to 5e-3 of its rms. It is the least accuracy: the others, which
+        know exact arithmetic only, compute by that.
 
     Places that are not finite give NaN. Raises UsageError (a ValueError) naming the layer for shapes that do
     not fit and the row where |latitude| > 90, TypeError for dtypes, MissingExtra for a backend that cannot
@@ -58,11 +64,12 @@ def encode(
     wide = functools.reduce(torch.promote_types, [t.dtype for t in (*weights, *biases)], torch.float32)
     weights, biases = [w.to(wide) for w in weights], [b.to(wide) for b in biases]
     lonlat = lonlat.to(torch.float64)
+    check_precision(precision)
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (lonlat, *weights, *biases))
     if trained or dropout != 0:
-        out, _ = _encode(lonlat, weights, biases, float(dropout), seed, backend)
+        out, _ = _encode(lonlat, weights, biases, float(dropout), seed, backend, precision)
     else:
-        out = _embed(lonlat, weights, biases, backend)
+        out = _embed(lonlat, weights, biases, backend, precision)
     return out
 
 
@@ -71,14 +78,20 @@ class Row(Protocol):
 
     name: str  # a row of tensors.TABLE, which says what it takes
 
-    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], precision: str) -> Tensor:
         """(N, E) without anything kept for gradients."""
 
     def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
         """Shape of what `forward` keeps. widths: of the hidden layers; `count` may be a symbol."""
 
     def forward(
-        self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int
+        self,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        dropout: float,
+        seed: int,
+        precision: str,
     ) -> tuple[Tensor, Tensor]:
         """(N, E) and what is saved."""
 
@@ -91,9 +104,60 @@ class Row(Protocol):
         saved: Tensor,
         dropout: float,
         seed: int,
+        precision: str,
         places: bool,
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
         """Gradients of the places (when asked for), of the weights and of the biases."""
+
+
+class Triton:
+    """The kernels of a GPU, in float32."""
+
+    name = "triton"
+
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], precision: str) -> Tensor:
+        from satclip_engine.kernels import encode as kernels
+
+        given = _contiguous(lonlat, weights, biases)
+        return kernels.forward(*given, precision=precision, keep=False)[0]
+
+    def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
+        return count, sum(widths)
+
+    def forward(
+        self,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        dropout: float,
+        seed: int,
+        precision: str,
+    ) -> tuple[Tensor, Tensor]:
+        from satclip_engine.kernels import encode as kernels
+
+        given = _contiguous(lonlat, weights, biases)
+        return kernels.forward(*given, dropout=dropout, seed=seed, precision=precision)
+
+    def backward(
+        self,
+        grad: Tensor,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: Tensor,
+        dropout: float,
+        seed: int,
+        precision: str,
+        places: bool,
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        from satclip_engine.kernels import encode as kernels
+
+        given = _contiguous(lonlat, weights, biases)
+        d_first, d_weights, d_biases = kernels.backward(
+            grad.contiguous(), *given, saved, dropout=dropout, precision=precision
+        )
+        d_lonlat = gradients.places_backward(d_first, lonlat, weights[0]) if places else None
+        return d_lonlat, d_weights, d_biases
 
 
 class Cpu:
@@ -101,7 +165,7 @@ class Cpu:
 
     name = "cpu"
 
-    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], precision: str) -> Tensor:
         degrees = math.isqrt(weights[0].shape[1])
         network = _kernels().Network(degrees, _arrays(weights), _arrays(biases), None)
         out = weights[0].new_empty(len(lonlat), len(weights[-1]))
@@ -114,7 +178,13 @@ class Cpu:
         return ((count + tile - 1) // tile * (tile * padded),)
 
     def forward(
-        self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int
+        self,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        dropout: float,
+        seed: int,
+        precision: str,
     ) -> tuple[Tensor, Tensor]:
         out = weights[0].new_empty(len(lonlat), len(weights[-1]))
         saved = weights[0].new_empty(self.saved_shape(len(lonlat), _widths(weights)))
@@ -139,6 +209,7 @@ class Cpu:
         saved: Tensor,
         dropout: float,
         seed: int,
+        precision: str,
         places: bool,
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
         d_weights = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
@@ -166,17 +237,39 @@ class Reference:
 
     name = "reference"
 
-    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], precision: str) -> Tensor:
         return gradients.encode_forward(lonlat, weights, biases)[0]
 
     def saved_shape(self, count: int, widths: list[int]) -> tuple[int, ...]:
         return count, sum(widths)
 
-    forward = staticmethod(gradients.encode_forward)
-    backward = staticmethod(gradients.encode_backward)
+    def forward(
+        self,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        dropout: float,
+        seed: int,
+        precision: str,
+    ) -> tuple[Tensor, Tensor]:
+        return gradients.encode_forward(lonlat, weights, biases, dropout, seed)
+
+    def backward(
+        self,
+        grad: Tensor,
+        lonlat: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        saved: Tensor,
+        dropout: float,
+        seed: int,
+        precision: str,
+        places: bool,
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        return gradients.encode_backward(grad, lonlat, weights, biases, saved, dropout, seed, places)
 
 
-ROWS: dict[str, Row] = {row.name: row for row in (Cpu(), Reference())}
+ROWS: dict[str, Row] = {row.name: row for row in (Triton(), Cpu(), Reference())}
 
 
 def resolve(name: str, weight: Tensor) -> Row:
@@ -187,17 +280,19 @@ def resolve(name: str, weight: Tensor) -> Row:
 @torch.library.custom_op(
     "satclip_engine::embed",
     mutates_args=(),
-    schema="(Tensor lonlat, Tensor[] weights, Tensor[] biases, str backend) -> Tensor",
+    schema="(Tensor lonlat, Tensor[] weights, Tensor[] biases, str backend, str precision) -> Tensor",
 )
-def _embed(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str) -> Tensor:
+def _embed(
+    lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str, precision: str
+) -> Tensor:
     _check(lonlat, weights, biases)
     _check_values(lonlat, 0.0)
     with torch.autocast(lonlat.device.type, enabled=False):
-        return resolve(backend, weights[0]).embed(lonlat, weights, biases)
+        return resolve(backend, weights[0]).embed(lonlat, weights, biases, precision)
 
 
 @_embed.register_fake
-def _(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str) -> Tensor:
+def _(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str, precision: str) -> Tensor:
     _check(lonlat, weights, biases)
     return weights[0].new_empty(lonlat.shape[0], len(weights[-1]))
 
@@ -206,23 +301,35 @@ def _(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str)
 @torch.library.custom_op(
     "satclip_engine::encode",
     mutates_args=(),
-    schema="(Tensor lonlat, Tensor[] weights, Tensor[] biases, float dropout, SymInt seed, str backend)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor lonlat, Tensor[] weights, Tensor[] biases, float dropout, SymInt seed, str backend,"
+    " str precision) -> (Tensor, Tensor)",
 )
 def _encode(
-    lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int, backend: str
+    lonlat: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    dropout: float,
+    seed: int,
+    backend: str,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     _check(lonlat, weights, biases)
     _check_values(lonlat, dropout)
     if seed < 0:
         raise UsageError(f"seed must be from 0 to 2⁶³ − 1, not {seed}")
     with torch.autocast(lonlat.device.type, enabled=False):
-        return resolve(backend, weights[0]).forward(lonlat, weights, biases, dropout, seed)
+        return resolve(backend, weights[0]).forward(lonlat, weights, biases, dropout, seed, precision)
 
 
 @_encode.register_fake
 def _(
-    lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float, seed: int, backend: str
+    lonlat: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    dropout: float,
+    seed: int,
+    backend: str,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     _check(lonlat, weights, biases)
     saved = resolve(backend, weights[0]).saved_shape(lonlat.shape[0], _widths(weights))
@@ -233,7 +340,7 @@ def _(
     "satclip_engine::encode_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor lonlat, Tensor[] weights, Tensor[] biases, Tensor saved, float dropout,"
-    " SymInt seed, str backend, bool places) -> Tensor[]",
+    " SymInt seed, str backend, str precision, bool places) -> Tensor[]",
 )
 def _encode_backward(
     grad: Tensor,
@@ -244,12 +351,13 @@ def _encode_backward(
     dropout: float,
     seed: int,
     backend: str,
+    precision: str,
     places: bool,
 ) -> list[Tensor]:
     row = resolve(backend, weights[0])
     # A backward pass may run inside autocast although the forward pass was widened.
     with torch.autocast(lonlat.device.type, enabled=False):
-        gradients_of = row.backward(grad, lonlat, weights, biases, saved, dropout, seed, places)
+        gradients_of = row.backward(grad, lonlat, weights, biases, saved, dropout, seed, precision, places)
     d_lonlat, d_weights, d_biases = gradients_of
     pairs = zip(d_weights, d_biases, strict=True)
     return [lonlat.new_empty(0) if d_lonlat is None else d_lonlat, *(t for pair in pairs for t in pair)]
@@ -265,6 +373,7 @@ def _(
     dropout: float,
     seed: int,
     backend: str,
+    precision: str,
     places: bool,
 ) -> list[Tensor]:
     pairs = zip(weights, biases, strict=True)
@@ -284,11 +393,11 @@ def _pull_back(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     lonlat, saved, *parameters = ctx.saved_tensors
     layers = len(parameters) // 2
     if grad is None:
-        return None, [None] * layers, [None] * layers, None, None, None
+        return None, [None] * layers, [None] * layers, *[None] * len(ctx.rest)
     weights, biases = parameters[:layers], parameters[layers:]
     places = ctx.needs_input_grad[0]
     d_lonlat, *rest = _encode_backward(grad, lonlat, weights, biases, saved, *ctx.rest, places)
-    return d_lonlat if places else None, rest[0::2], rest[1::2], None, None, None
+    return d_lonlat if places else None, rest[0::2], rest[1::2], *[None] * len(ctx.rest)
 
 
 _encode.register_autograd(_pull_back, setup_context=_keep)
@@ -334,7 +443,7 @@ def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
 
 
 def _check_values(lonlat: Tensor, dropout: float) -> None:
-    as_lonlat(lonlat.detach())  # names the row of an impossible latitude
+    check_places(lonlat.detach())  # names the row of an impossible latitude
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")
 
@@ -347,6 +456,13 @@ def _kernels() -> Any:
 
 def _widths(weights: Sequence[Tensor]) -> list[int]:
     return [len(weight) for weight in weights[:-1]]
+
+
+def _contiguous(
+    lonlat: Tensor, weights: list[Tensor], biases: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """As kernels read them."""
+    return lonlat.contiguous(), [w.contiguous() for w in weights], [b.contiguous() for b in biases]
 
 
 def _array(tensor: Tensor) -> Any:

@@ -11,7 +11,7 @@ loss has a gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from satclip_engine import backends, contrast_reference, tensors
 from satclip_engine._optional import need
@@ -42,15 +42,101 @@ def check_pairs(a: Tensor, b: Tensor, scale: Tensor) -> None:
         )
 
 
+class Row(Protocol):
+    """An implementation. a (n, E), b (N, E); the partner of a's row i is b's row offset + i."""
+
+    name: str  # a row of tensors.TABLE, which says what it takes
+
+    def log_sum_exps(
+        self, a: Tensor, b: Tensor, scale: Tensor, offset: int
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def gradients(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        row_lse: Tensor,
+        column_lse: Tensor,
+        offset: int,
+        factor: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class Triton:
+    """The kernels of a GPU, in float32. Scale and factor stay there."""
+
+    name = "triton"
+
+    def log_sum_exps(self, a: Tensor, b: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        from satclip_engine.kernels import loss
+
+        return loss.log_sum_exps(a, b, scale, offset)
+
+    def gradients(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        row_lse: Tensor,
+        column_lse: Tensor,
+        offset: int,
+        factor: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from satclip_engine.kernels import loss
+
+        return loss.gradients(a, b, scale, row_lse, column_lse, offset, factor)
+
+
+class Cpu:
+    """The compiled kernels, in float32, with as many threads as torch has."""
+
+    name = "cpu"
+
+    def log_sum_exps(self, a: Tensor, b: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        found = backends._C.loss_forward(_array(a), _array(b), float(scale), offset, torch.get_num_threads())
+        row_lse, column_lse, partner = (torch.from_numpy(array) for array in found)
+        return row_lse, column_lse, partner
+
+    def gradients(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        row_lse: Tensor,
+        column_lse: Tensor,
+        offset: int,
+        factor: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        da, db, dscale = backends._C.loss_backward(
+            _array(a),
+            _array(b),
+            float(scale),
+            _array(row_lse),
+            _array(column_lse),
+            offset,
+            float(factor),
+            torch.get_num_threads(),
+        )
+        return torch.from_numpy(da), torch.from_numpy(db), torch.tensor(dscale, dtype=scale.dtype)
+
+
+class Reference:
+    """contrast_reference.py, in the dtype and on the device of the rows."""
+
+    name = "reference"
+    log_sum_exps = staticmethod(contrast_reference.log_sum_exps)
+    gradients = staticmethod(contrast_reference.gradients)
+
+
+ROWS: dict[str, Row] = {row.name: row for row in (Triton(), Cpu(), Reference())}
+
+
 def log_sum_exps(
     a: Tensor, b: Tensor, scale: Tensor, offset: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a (n, E), b (N, E) → row_lse (n,), column_lse (N,) over these rows, S with the partners (n,)."""
-    if tensors.resolve(backend, a) == "reference":
-        return contrast_reference.log_sum_exps(a, b, scale, offset)
-    found = backends._C.loss_forward(_array(a), _array(b), float(scale), offset, torch.get_num_threads())
-    row_lse, column_lse, partner = (torch.from_numpy(array) for array in found)
-    return row_lse, column_lse, partner
+    return ROWS[tensors.resolve(backend, a)].log_sum_exps(a, b, scale, offset)
 
 
 def gradients(
@@ -64,19 +150,8 @@ def gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The share of a's rows in the gradients: da (n, E), db (N, E), dscale (). See the reference."""
-    if tensors.resolve(backend, a) == "reference":
-        return contrast_reference.gradients(a, b, scale, row_lse, column_lse, offset, factor)
-    da, db, dscale = backends._C.loss_backward(
-        _array(a),
-        _array(b),
-        float(scale),
-        _array(row_lse),
-        _array(column_lse),
-        offset,
-        float(factor),
-        torch.get_num_threads(),
-    )
-    return torch.from_numpy(da), torch.from_numpy(db), torch.tensor(dscale, dtype=scale.dtype)
+    row = ROWS[tensors.resolve(backend, a)]
+    return row.gradients(a, b, scale, row_lse, column_lse, offset, factor)
 
 
 def mean_loss(row_lse: Tensor, column_lse: Tensor, partner: Tensor, count: int) -> Tensor:

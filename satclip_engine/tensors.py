@@ -1,6 +1,6 @@
 """What our PyTorch operators ask of tensors: a backend that takes them, and no forward-mode tangents.
 
-    resolve("auto", weight)     # "cpu", the compiled kernels, for float32 on the CPU; else "reference"
+    resolve("auto", weight)     # float32: "triton" on a GPU, "cpu" on the CPU; else "reference"
 
 torch.library lets an operator register its backward pass only, and where tangents are asked for takes zeros:
 a wrong answer without a word. So the functions that call our operators refuse tensors that carry tangents.
@@ -8,10 +8,11 @@ a wrong answer without a word. So the functions that call our operators refuse t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from satclip_engine import backends
 from satclip_engine._optional import need
+from satclip_engine.device import Device, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +24,21 @@ else:
     forward_ad = torch.autograd.forward_ad
 
 
+_CAPABILITY = (8, 0)  # of the oldest GPUs that kernels/tuning.json has shapes for
+
+
 class Row(Protocol):
     """A backend, and what it takes."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> Any:
+        """The only one it takes, or None."""
+
+    @property
+    def devices(self) -> tuple[str, ...] | None:
+        """Types of device on which "auto" may choose it; None: all."""
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -35,10 +47,34 @@ class Row(Protocol):
         """Why it does not take such tensors, or None."""
 
 
+class Triton:
+    """Kernels on a GPU; by Triton's interpreter on the CPU, when asked for by name."""
+
+    name, dtype, devices = "triton", torch.float32, ("cuda",)
+
+    def missing(self) -> str | None:
+        missing = backends.Triton().missing()
+        if missing is None and not torch.cuda.is_available() and not _interpreted():
+            return (
+                f"{torch_absence(Device('cuda'))}, or set TRITON_INTERPRET=1 before the start to run it "
+                "on the CPU, slowly"
+            )
+        return missing
+
+    def unfit(self, tensor: Tensor) -> str | None:
+        kind = tensor.device.type
+        if tensor.dtype != torch.float32 or not (kind == "cuda" or (kind == "cpu" and _interpreted())):
+            return f"takes torch.float32 on cuda, not {tensor.dtype} on {tensor.device}"
+        if kind == "cuda" and (found := torch.cuda.get_device_capability(tensor.device)) < _CAPABILITY:
+            needed, has = (".".join(map(str, version)) for version in (_CAPABILITY, found))
+            return f"needs compute capability {needed}, {tensor.device} has {has}"
+        return None
+
+
 class Cpu:
     """The compiled kernels."""
 
-    name = "cpu"
+    name, dtype, devices = "cpu", torch.float32, ("cpu",)
 
     def missing(self) -> str | None:
         return backends.Cpu().missing()
@@ -52,7 +88,7 @@ class Cpu:
 class Reference:
     """PyTorch's own operations, in the dtype and on the device of the tensors."""
 
-    name = "reference"
+    name, dtype, devices = "reference", None, None
 
     def missing(self) -> str | None:
         return None
@@ -61,7 +97,7 @@ class Reference:
         return None
 
 
-TABLE: tuple[Row, ...] = (Cpu(), Reference())  # best first
+TABLE: tuple[Row, ...] = (Triton(), Cpu(), Reference())  # best first
 NAMES = ("auto", *(row.name for row in TABLE))
 
 
@@ -71,19 +107,39 @@ def resolve(name: str, tensor: Tensor) -> str:
     Raises UsageError for an unknown name and for tensors that the backend asked for does not take,
     MissingExtra when it cannot run here.
     """
-    if name not in NAMES:
-        raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
+    if name == "auto":
+        return next(row.name for row in TABLE if _may_take(row, tensor))
+    row = _named(name)
+    if (missing := row.missing()) is not None:
+        raise MissingExtra(f"backend {name!r} cannot run here: {missing}")
+    if (unfit := row.unfit(tensor)) is not None:
+        raise UsageError(f"backend {name!r} {unfit}: convert the tensors, or choose 'auto' or 'reference'")
+    return name
+
+
+def only_dtype(name: str) -> Any:
+    """The one dtype that a backend takes when it is asked for by name; None when it takes several."""
+    return None if name == "auto" else _named(name).dtype
+
+
+def _named(name: str) -> Row:
     for row in TABLE:
-        missing, unfit = row.missing(), row.unfit(tensor)
-        if name == row.name and unfit is not None:
-            raise UsageError(
-                f"backend {name!r} {unfit}: convert the tensors, or choose 'auto' or 'reference'"
-            )
-        if name == row.name and missing is not None:
-            raise MissingExtra(f"backend {name!r} cannot run here: {missing}")
-        if name in ("auto", row.name) and missing is None and unfit is None:
-            return row.name
-    raise AssertionError("the reference takes every tensor")
+        if row.name == name:
+            return row
+    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
+
+
+def _may_take(row: Row, tensor: Tensor) -> bool:
+    """Whether "auto" may choose it; the reference takes every tensor."""
+    if row.devices is not None and tensor.device.type not in row.devices:
+        return False
+    return row.missing() is None and row.unfit(tensor) is None
+
+
+def _interpreted() -> bool:
+    from satclip_engine.kernels.launch import interpreted
+
+    return interpreted()
 
 
 def refuse_tangents(name: str, *tensors: Tensor) -> None:

@@ -58,7 +58,7 @@ NETWORKS = {
     "L=100": (100, (48, 48, 256), 1),
     "L=200": (200, (40, 40, 17), 5),
 }
-IMPLEMENTATIONS = [("reference", None), *(("cpu", isa) for isa in _C.instruction_sets())]
+IMPLEMENTATIONS = [("reference", None), ("triton", None), *(("cpu", isa) for isa in _C.instruction_sets())]
 
 
 def prepared(implementation: tuple[str, str | None], layers: Layers) -> backends.Prepared:
@@ -76,26 +76,36 @@ def implementation(request: pytest.FixtureRequest) -> tuple[str, str | None]:
     return request.param
 
 
+def scene(
+    implementation: tuple[str, str | None], case: str
+) -> tuple[Layers, np.ndarray, np.ndarray, np.ndarray]:
+    """A network, places and a grid; fewer for Triton's interpreter, which takes 0.1 s a tile."""
+    degrees, sizes, gain = NETWORKS[case]
+    if implementation[0] == "triton":
+        pytest.importorskip("triton")
+        narrow = tuple(min(size, 20) for size in sizes)
+        return network(degrees, narrow, gain), everywhere(5)[-22:], LATITUDES[::3], LONGITUDES[::7]
+    return network(degrees, sizes, gain), everywhere(), LATITUDES, LONGITUDES
+
+
 def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(values - expected).max() / np.sqrt(np.mean(expected**2)))
 
 
 @pytest.mark.parametrize("case", NETWORKS)
 def test_points_equal_the_reference(implementation, case):
-    degrees, sizes, gain = NETWORKS[case]
-    layers = network(degrees, sizes, gain)
-    expected = reference.encode(everywhere(), layers)
-    assert relative_error(prepared(implementation, layers).encode(everywhere()), expected) < TOLERANCE
+    layers, places, _, _ = scene(implementation, case)
+    expected = reference.encode(places, layers)
+    assert relative_error(prepared(implementation, layers).encode(places), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", NETWORKS)
 def test_a_product_grid_equals_its_points(implementation, case):
-    degrees, sizes, gain = NETWORKS[case]
-    layers = network(degrees, sizes, gain)
-    places = np.stack(np.meshgrid(LONGITUDES, LATITUDES), -1).reshape(-1, 2)
+    layers, _, latitudes, longitudes = scene(implementation, case)
+    places = np.stack(np.meshgrid(longitudes, latitudes), -1).reshape(-1, 2)
     expected = reference.encode(places, layers)
-    grid = prepared(implementation, layers).encode_grid(LATITUDES, LONGITUDES)
-    assert grid.shape == (LATITUDES.size, LONGITUDES.size, sizes[-1])
+    grid = prepared(implementation, layers).encode_grid(latitudes, longitudes)
+    assert grid.shape == (latitudes.size, longitudes.size, layers.embed_dim)
     assert relative_error(grid.reshape(expected.shape), expected) < TOLERANCE
 
 
@@ -298,7 +308,9 @@ def test_degrees_that_the_recurrence_is_not_proven_for_are_refused(degrees):
 
 
 def test_a_backend_asked_for_by_name_runs_or_raises(monkeypatch):
-    with pytest.raises(UsageError, match=r"unknown backend 'gpu': choose from auto, cpu, reference"):
+    with pytest.raises(
+        UsageError, match="unknown backend 'gpu': choose from auto, triton, cuda, cpu, reference"
+    ):
         backends.resolve("gpu")
     assert backends.resolve("auto").name == "cpu"
     monkeypatch.setattr(backends, "_C", None)

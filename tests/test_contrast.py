@@ -193,11 +193,18 @@ def cross_entropies(a, b, scale):
     return (rows + columns) / 2
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
-def test_loss_and_gradients_equal_two_cross_entropies(dtype, tolerance):
-    given = pairs(300, 24, dtype)
+@pytest.mark.parametrize(
+    ("backend", "dtype", "count", "tolerance"),
+    [
+        ("auto", torch.float32, 300, 2e-6),
+        ("auto", torch.float64, 300, 1e-13),
+        ("triton", torch.float32, 70, 2e-6),
+    ],
+)
+def test_loss_and_gradients_equal_two_cross_entropies(backend, dtype, count, tolerance):
+    given = pairs(count, 24, dtype)
     expected = cross_entropies(*given)
-    loss = contrastive_loss(*given)
+    loss = contrastive_loss(*given, backend=backend)
     assert loss.dtype == dtype
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=tolerance)
     wanted = torch.autograd.grad(expected, given)
@@ -216,20 +223,23 @@ def test_the_reference_is_a_gradient():
         torch.testing.assert_close(found, right)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_both_operators_keep_the_rules(dtype):
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("auto", torch.float32), ("auto", torch.float64), ("triton", torch.float32)]
+)
+def test_both_operators_keep_the_rules(backend, dtype):
     given = pairs(dtype=dtype)
-    torch.library.opcheck(op_loss.contrastive_loss, (*given, "auto"))
-    outputs = op_loss.contrastive_loss(*given, "auto")
+    torch.library.opcheck(op_loss.contrastive_loss, (*given, backend))
+    outputs = op_loss.contrastive_loss(*given, backend)
     kept = [tensor.detach() for tensor in (outputs[0], *given, *outputs[1:])]
-    torch.library.opcheck(op_loss.contrastive_loss_backward, (*kept, "auto"))
+    torch.library.opcheck(op_loss.contrastive_loss_backward, (*kept, backend))
     assert [output.requires_grad for output in outputs] == [True, False, False]
 
 
-def test_it_compiles_into_one_graph():
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_it_compiles_into_one_graph(backend):
     given = pairs()
     compiled = torch.compile(contrastive_loss, fullgraph=True)
-    loss, expected = compiled(*given), contrastive_loss(*given)
+    loss, expected = (run(*given, backend=backend) for run in (compiled, contrastive_loss))
     assert torch.equal(loss, expected)
     for found, right in zip(
         torch.autograd.grad(loss, given), torch.autograd.grad(expected, given), strict=True
@@ -288,7 +298,7 @@ def test_what_it_cannot_compute_is_refused():
         contrastive_loss(a[0], b, scale)
     with pytest.raises(ValueError, match="without dimensions"):
         contrastive_loss(a, b, torch.ones(1))
-    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
+    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, triton, cpu, reference"):
         contrastive_loss(a, b, scale, backend="gpu")
 
 

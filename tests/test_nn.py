@@ -254,9 +254,10 @@ def test_copies_and_pickles_are_apart_and_equal() -> None:
         assert not torch.equal(twin(places(5)), model(places(5)))
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("auto", torch.float64), ("triton", torch.float32)])
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_compiled_whole_it_computes_the_same(mode: str) -> None:
-    model = getattr(LocationEncoder(4, 8, 2, 5, seed=0, dtype=torch.float64), mode)()
+def test_compiled_whole_it_computes_the_same(mode: str, backend: str, dtype: Any) -> None:
+    model = getattr(LocationEncoder(4, 8, 2, 5, seed=0, backend=backend, dtype=dtype), mode)()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for count in (9, 4, 7):
@@ -273,7 +274,8 @@ DISTRIBUTED = """
 import sys, torch
 from satclip_engine.nn import LocationEncoder
 
-model = LocationEncoder(4, 8, 2, 5, dropout=0.0, seed=0, dtype=torch.float64)
+backend, dtype = sys.argv[2], getattr(torch, sys.argv[3])
+model = LocationEncoder(4, 8, 2, 5, dropout=0.0, seed=0, backend=backend, dtype=dtype)
 lonlat = torch.linspace(-80, 80, 12, dtype=torch.float64).reshape(6, 2)
 expected = torch.autograd.grad(model(lonlat).square().sum(), list(model.parameters()))
 store = torch.distributed.FileStore(sys.argv[1], 1)
@@ -285,16 +287,19 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_under_distributed_data_parallel_gradients_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backend", "dtype"), [("auto", "float64"), ("triton", "float32")])
+def test_under_distributed_data_parallel_gradients_are_the_same(
+    backend: str, dtype: str, tmp_path: Path
+) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
     # gloo looks its own address up by the name of the machine, unless it is told an interface.
     loopback = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
-    command = [sys.executable, "-c", DISTRIBUTED, str(tmp_path / "store")]
+    command = [sys.executable, "-c", DISTRIBUTED, str(tmp_path / "store"), backend, dtype]
     subprocess.run(command, env={**os.environ, **loopback}, check=True, timeout=120)
 
 
-@pytest.mark.parametrize("backend", ["cpu"])
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
     losses = {}
     for name in ("reference", backend):
@@ -304,7 +309,7 @@ def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
         losses[name] = []
         for step in range(10):
             optimizer.zero_grad()
-            loss = (model(places(100, seed=step)) - 0.3).square().mean()
+            loss = (model(places(30, seed=step)) - 0.3).square().mean()
             loss.backward()
             optimizer.step()
             losses[name].append(loss.item())
@@ -334,6 +339,28 @@ def test_arguments_that_cannot_be_used_are_told() -> None:
         LocationEncoder(41, 4, convention="analytic", harmonics="published")
     with pytest.raises(UsageError, match="dropout"):
         LocationEncoder(3, dropout=1.0)
+
+
+def test_a_narrower_backend_takes_wide_parameters_and_gives_wide_results() -> None:
+    for backend in ("cpu", "triton"):
+        model = LocationEncoder(4, 8, 2, 5, seed=0, backend=backend, dtype=torch.float64).eval()
+        exact = LocationEncoder(4, 8, 2, 5, seed=0, dtype=torch.float64).eval()
+        found = model(places(6))
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, exact(places(6)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_precision_is_kept_and_another_word_refused() -> None:
+    model = LocationEncoder(4, 8, 2, 5, seed=0, backend="triton", precision="fast").eval()
+    exact = LocationEncoder(4, 8, 2, 5, seed=0).eval()
+    at = places(40)
+    with torch.no_grad():
+        found, right = model(at), exact(at)
+    difference = (found - right).abs().max() / right.square().mean().sqrt()
+    assert 1e-6 < difference < 5e-3
+    assert model.encoder().precision == "fast"
+    with pytest.raises(UsageError, match="precision must be exact or fast, not 'half'"):
+        LocationEncoder(4, precision="half")
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

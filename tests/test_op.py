@@ -13,13 +13,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch._dynamo import testing  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from satclip_engine import _C, backends, gradients, op, reference  # noqa: E402
 from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
 from satclip_engine.layers import Layers  # noqa: E402
 
-BACKENDS = ["reference", "cpu"]
-DTYPES = {"reference": torch.float64, "cpu": torch.float32}
+BACKENDS = ["reference", "cpu", "triton"]
+DTYPES = {"reference": torch.float64, "cpu": torch.float32, "triton": torch.float32}
 EPSILON = 2.0**-24  # of float32 rounding
 
 
@@ -179,9 +180,12 @@ def tolerance(value: Any, weights: list[Any], count: int) -> float:
     return 2 * len(weights) * math.sqrt(terms) * EPSILON * value.abs().max().item()
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])
+# Triton's interpreter takes 0.1 s a tile; its kernels have tests of their own, of single places too.
+COUNTS = [*(("cpu", count) for count in (1, 47, 48, 49, 500)), ("triton", 20), ("triton", 33)]
+
+
+@pytest.mark.parametrize(("backend", "count"), COUNTS)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("count", [1, 47, 48, 49, 500])
 @pytest.mark.parametrize("degrees", [1, 2, 10, 40])
 def test_embeddings_and_gradients_of_a_backend_are_those_of_the_reference(
     degrees: int, count: int, dropout: float, backend: str
@@ -347,7 +351,7 @@ def op_arguments(backend: str) -> tuple[Any, ...]:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_finds_nothing_wrong_with_encode(backend: str, dropout: float) -> None:
-    arguments = (*op_arguments(backend), dropout, 7, backend)
+    arguments = (*op_arguments(backend), dropout, 7, backend, "exact")
     torch.library.opcheck(torch.ops.satclip_engine.encode.default, arguments)
 
 
@@ -357,17 +361,19 @@ def test_opcheck_finds_nothing_wrong_with_the_backward_op(backend: str, places: 
     arguments = [
         arg.detach() if hasattr(arg, "detach") else [t.detach() for t in arg] for arg in op_arguments(backend)
     ]
-    out, saved = torch.ops.satclip_engine.encode(*arguments, 0.5, 7, backend)
+    out, saved = torch.ops.satclip_engine.encode(*arguments, 0.5, 7, backend, "exact")
     torch.library.opcheck(
         torch.ops.satclip_engine.encode_backward.default,
-        (torch.ones_like(out), *arguments, saved, 0.5, 7, backend, places),
+        (torch.ones_like(out), *arguments, saved, 0.5, 7, backend, "exact", places),
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_finds_nothing_wrong_with_embed(backend: str) -> None:
     weights, biases = network(3, (6, 5, 4), DTYPES[backend])
-    torch.library.opcheck(torch.ops.satclip_engine.embed.default, (places(5), weights, biases, backend))
+    torch.library.opcheck(
+        torch.ops.satclip_engine.embed.default, (places(5), weights, biases, backend, "exact")
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -427,7 +433,7 @@ def test_autocast_narrows_neither_parameters_nor_places(backend: str) -> None:
 def test_autocast_widens_what_arrives_narrow() -> None:
     weights, biases = network(4, (6, 5, 4), torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        out, _ = torch.ops.satclip_engine.encode(places(3), weights, biases, 0.0, 0, "reference")
+        out, _ = torch.ops.satclip_engine.encode(places(3), weights, biases, 0.0, 0, "reference", "exact")
     assert out.dtype == torch.float32
     wide = op.encode(
         places(3), [w.float() for w in weights], [b.float() for b in biases], backend="reference"
@@ -481,6 +487,30 @@ def test_the_size_of_what_is_saved_is_the_kernels_own() -> None:
             assert op.Cpu().saved_shape(count, widths) == (_C.train_saved(count, widths),)
 
 
+class Asked(TorchDispatchMode):
+    """Counts how often a tensor is asked for a value: on a GPU, a wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.times += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_is_asked_for_a_value_once_forwards_and_never_back() -> None:
+    weights, biases = network(3, (6, 5), torch.float32)
+    lonlat, row = places(9), op.Triton()
+    with Asked() as asked:
+        op._check_values(lonlat, 0.5)
+    assert asked.times == 1
+    with Asked() as asked:
+        out, saved = row.forward(lonlat, weights, biases, 0.5, 3, "exact")
+        row.backward(out, lonlat, weights, biases, saved, 0.5, 3, "exact", True)
+    assert asked.times == 0
+
+
 def test_what_does_not_fit_is_told_by_layer_and_row() -> None:
     weights, biases = network(3, (6, 5, 4))
     at = places(4)
@@ -504,14 +534,14 @@ def test_what_does_not_fit_is_told_by_layer_and_row() -> None:
     with pytest.raises(TypeError, match="real numbers"):
         op.encode(at.to(torch.complex64), weights, biases)
     with pytest.raises(TypeError, match="lonlat must be float64"):
-        torch.ops.satclip_engine.encode(at.float(), weights, biases, 0.0, 0, "auto")
+        torch.ops.satclip_engine.encode(at.float(), weights, biases, 0.0, 0, "auto", "exact")
     mixed = [weights[0], weights[1].float(), weights[2]]
     with pytest.raises(TypeError, match=r"layer 1: .*torch\.float32 beside torch\.float64"):
-        torch.ops.satclip_engine.encode(at, mixed, biases, 0.0, 0, "auto")
-    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, cpu, reference"):
+        torch.ops.satclip_engine.encode(at, mixed, biases, 0.0, 0, "auto", "exact")
+    with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, triton, cpu, reference"):
         op.encode(at, weights, biases, backend="gpu")
     with pytest.raises(UsageError, match=r"'cpu' takes torch\.float32 on cpu, not torch\.float64"):
-        torch.ops.satclip_engine.encode(at, weights, biases, 0.0, 0, "cpu")
+        torch.ops.satclip_engine.encode(at, weights, biases, 0.0, 0, "cpu", "exact")
 
 
 def test_a_wrong_dropout_is_refused_even_when_nothing_is_trained() -> None:

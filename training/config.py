@@ -18,7 +18,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
+from satclip_engine import backends
 from satclip_engine.errors import UsageError
+from satclip_engine.prepared import PRECISIONS
 from satclip_engine.stored import MAX_DEGREES
 
 # What the published layout calls the image encoders of the releases.
@@ -28,7 +30,7 @@ VISION_LAYERS: Final[Mapping[str, str]] = {
     "vit16": "moco_vit16",
 }
 IMAGE_ENCODERS: Final = ("rcf", *VISION_LAYERS)
-PRECISIONS: Final = ("float32", "tf32", "bf16")
+IMAGE_PRECISIONS: Final = ("float32", "tf32", "bf16")
 _TABLES: Final = ("model", "data", "trainer")  # of the published configuration
 
 
@@ -166,8 +168,19 @@ class TrainConfig:
     seed: int = setting(
         0, "Of everything drawn: weights, split, order, views, noise.", least=0, most=2**32 - 1
     )
-    precision: str = setting("float32", "Arithmetic of the image side's products.", choices=PRECISIONS)
+    precision: str = setting("float32", "Arithmetic of the image side's products.", choices=IMAGE_PRECISIONS)
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one.", resumable=True)
+    backend: str = setting(
+        "auto",
+        "What computes the location encoder and the loss; auto: the fastest on the device.",
+        choices=("auto", *(row.name for row in backends.TABLE if row.trains)),
+        resumable=True,
+    )
+    location_precision: str = setting(
+        "exact",
+        "Arithmetic of the location encoder on a GPU; fast: 16-bit products after its first layer.",
+        choices=PRECISIONS,
+    )
     threads: int | None = setting(None, "Threads.  [default: all cores]", least=1, resumable=True)
     num_workers: int | None = setting(
         None, "Readers of images.  [default: one a core, at most 4]", least=0, resumable=True

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from satclip_engine import tensors
+from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.nn import LocationEncoder
 from satclip_engine.training.batches import drawn_seed
 from satclip_engine.training.config import TrainConfig
@@ -45,6 +47,8 @@ class Model(nn.Module):
             config.num_hidden_layers,
             config.embed_dim,
             dropout=config.dropout,
+            backend=config.backend,
+            precision=config.location_precision,
             seed=config.seed,
         )
         shape_first_layer(
@@ -84,6 +88,14 @@ class Model(nn.Module):
         weight = self.projection.weight.detach().double() / self.feature_size.double()
         bias = self.projection.bias.detach().double() - weight @ self.feature_mean.double()
         return weight.float(), bias.float()
+
+
+def check_backend(config: TrainConfig, device: torch.device) -> None:
+    """Raise UsageError or MissingExtra, naming the setting, where a backend cannot compute on the device."""
+    try:
+        tensors.resolve(config.backend, torch.empty(0, dtype=torch.float32, device=device))
+    except (UsageError, MissingExtra) as error:
+        raise type(error)(f"backend: {error}") from error
 
 
 def shape_first_layer(location: LocationEncoder, taper: float, knee: float, gain: float) -> None:

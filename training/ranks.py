@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from satclip_engine.device import Device, parse_device, torch_absence
 from satclip_engine.errors import UsageError
+from satclip_engine.staging import sent
 
 # While the first process makes features or validates, the others wait.
 _PATIENCE = timedelta(days=7)
@@ -32,6 +34,10 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """The tensor on this process's device; a GPU is not waited for."""
+        return sent(tensor, self.device)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
@@ -69,12 +75,13 @@ def joined(device: str) -> Iterator[Ranks]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if count == 1:
         yield Ranks(chosen)
         return
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    # Tensors of GPUs go by NCCL; what processes tell each other beside them does not interrupt the GPUs.
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(chosen, dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
@@ -83,19 +90,15 @@ def joined(device: str) -> Iterator[Ranks]:
 
 
 def _device(name: str, local_rank: int) -> torch.device:
-    there = torch.cuda.is_available()
-    kind, _, number = name.partition(":")
-    if (
-        kind not in ("auto", "cpu", "cuda")
-        or (number and not number.isdigit())
-        or (number and kind != "cuda")
-    ):
-        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    if kind == "cpu" or (kind == "auto" and not there):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        asked = parse_device(name)
+    except UsageError as error:
+        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if asked.kind == "cpu":
         return torch.device("cpu")
-    if not there:
-        raise UsageError(f"device: {name} is asked for, but torch finds no CUDA device; use cpu")
-    index = int(number) if number else local_rank
-    if index >= torch.cuda.device_count():
-        raise UsageError(f"device: cuda:{index} is asked for, there are {torch.cuda.device_count()} devices")
-    return torch.device("cuda", index)
+    own = Device("cuda", local_rank if asked.index is None else asked.index)
+    if (absent := torch_absence(asked) or torch_absence(own)) is not None:
+        raise UsageError(absent)
+    return torch.device(str(own))

@@ -30,7 +30,7 @@ from satclip_engine.errors import SatclipError, UsageError
 from satclip_engine.training.batches import Batch, Batches, dropout_seed, jittered, noise
 from satclip_engine.training.config import TrainConfig, changed, make_config
 from satclip_engine.training.interrupts import Interrupts, Stopped
-from satclip_engine.training.model import Model, gains, limit_gains, limit_logit_scale
+from satclip_engine.training.model import Model, check_backend, gains, limit_gains, limit_logit_scale
 from satclip_engine.training.optimizer import Average, make_optimizer, set_learning_rate
 from satclip_engine.training.ranks import Ranks
 from satclip_engine.training.samples import STATISTICS, Features, fingerprint, statistics
@@ -102,6 +102,7 @@ class Trainer:
         self.config, self.data, self.folder = config, data, folder
         self.ranks = ranks or Ranks(torch.device("cpu"))
         self.observers = observers if self.ranks.first else ()
+        check_backend(config, self.ranks.device)
         split = split_samples(
             data.lonlat, config.val_random_split_fraction, config.seed, block_degrees=config.val_block_degrees
         )
@@ -159,29 +160,30 @@ class Trainer:
         return self.outcome()
 
     def train_step(self) -> float:
-        """One update; returns the loss. Raises Diverged, before anything has changed, when it is NaN."""
+        """One update; returns the loss. Raises Diverged, before a weight has changed, when it is NaN."""
         batch = self.batches.at(self.step, rank=self.ranks.rank, ranks=self.ranks.count)
-        config, device = self.config, self.ranks.device
+        config, ranks = self.config, self.ranks
         lonlat = jittered(self.data.lonlat[batch.samples], batch, config.coordinate_jitter, config.seed)
         disturbed: Tensor | float = 0.0
         if config.feature_noise:
-            disturbed = config.feature_noise * noise(self.data.dim, batch, config.seed).to(device)
-        torch.manual_seed(dropout_seed(config.seed, self.step, self.ranks.rank))
+            disturbed = config.feature_noise * ranks.sent(noise(self.data.dim, batch, config.seed))
+        torch.manual_seed(dropout_seed(config.seed, self.step, ranks.rank))
 
         with self._arithmetic():
             features = self._features(batch)
-            places = self.model.embed_places(torch.from_numpy(lonlat).to(device))
+            places = self.model.embed_places(ranks.sent(torch.from_numpy(lonlat)))
             images = self.model.embed_images(features, disturbed)
-        loss = contrastive_loss(places, images, self.model.scale(), group=self.ranks.group)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {self.step + 1}")
+        loss = contrastive_loss(places, images, self.model.scale(), group=ranks.group, backend=config.backend)
 
         self.optimizer.zero_grad()
         loss.backward()
         if self._passes is not None:
             self._passes.backward(self._arithmetic)
-        self.ranks.average_gradients(self.model.parameters())
+        ranks.average_gradients(self.model.parameters())
+        value = float(loss.detach())  # waits for a GPU: late, so that it has all of the step before it
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {self.step + 1}")
+
         set_learning_rate(self.optimizer, learning_rate_factor(self.step, self.total, config))
         self.optimizer.step()
         self._limit()
@@ -258,7 +260,7 @@ class Trainer:
     def _features(self, batch: Batch) -> Tensor:  # (n, F)
         if self._passes is not None:
             return self._passes.forward(batch)
-        return self.data.batch(batch.samples, batch.views).to(self.ranks.device)
+        return self.ranks.sent(self.data.batch(batch.samples, batch.views))
 
     def _after_step(self) -> None:
         rate = self.optimizer.param_groups[0]["lr"]

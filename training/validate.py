@@ -48,7 +48,7 @@ def validate(model: Model, data: Features, samples: np.ndarray, device: torch.de
         images.append(model.embed_images(features))
     model.train(training)
     a, b = torch.cat(places), torch.cat(images)
-    loss = float(contrastive_loss(a, b, model.scale()))
+    loss = float(contrastive_loss(a, b, model.scale(), backend=model.location.backend))
     place, image = ranks(a, b), ranks(b, a)
     return Scores(loss, _share(place, 1), _share(place, 10), _share(image, 1), _share(image, 10), len(a))
 

@@ -106,7 +106,7 @@ def points(case: PointsKernelCase, threads: tuple[int, ...], compare: frozenset[
 
     def entry(isa: str) -> Contestant:
         def make(settings: Mapping[str, Any]) -> Made:
-            network = backends.Cpu().prepare(layers, 1, isa)
+            network = backends.Cpu().prepare(layers, 1, isa=isa)
             out = np.empty((case.places, layers.embed_dim), np.float32)
             return Made(lambda: network.encode(places, out), expected.error, case.tolerance)
 
@@ -132,7 +132,7 @@ def grid(case: GridKernelCase, threads: tuple[int, ...], compare: frozenset[str]
 
     def entry(isa: str) -> Contestant:
         def make(settings: Mapping[str, Any]) -> Made:
-            network = backends.Cpu().prepare(layers, 1, isa)
+            network = backends.Cpu().prepare(layers, 1, isa=isa)
             out = np.empty((case.rows, case.columns, layers.embed_dim), np.float32)
 
             def check(answer: np.ndarray) -> float:

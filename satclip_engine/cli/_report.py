@@ -56,9 +56,16 @@ def command_line(options: Options) -> str:
     words += ["--dtype", options.dtype, "--bands", str(options.bands), "--compress", options.compress]
     if options.blocksize is not None:
         words += ["--blocksize", str(options.blocksize)]
-    if options.backend != "auto":
-        words += ["--backend", options.backend]
+    for name, value in _arithmetic(options).items():
+        words += [f"--{name}", value]
     return shlex.join(words)
+
+
+def _arithmetic(options: Options) -> dict[str, str]:
+    """The options that say who computes and how, without defaults; equal GPUs give equal bits."""
+    usual = {"device": "cpu", "backend": "auto", "precision": "exact"}
+    given = {"device": options.device.kind, "backend": options.backend, "precision": options.precision}
+    return {name: value for name, value in given.items() if value != usual[name]}
 
 
 def weights_name(encoder: Encoder) -> str:
@@ -142,7 +149,12 @@ def as_json(result: Result) -> str:
             "harmonics": weights.harmonics,
             "degrees": weights.degrees,
         },
-        "backend": {"name": encoder.backend, "isa": encoder.isa},
+        "backend": {
+            "name": encoder.backend,
+            "isa": encoder.isa,
+            "device": encoder.device,
+            "precision": encoder.precision,
+        },
         "pca_explained_variance": [float(share) for share in fit.explained] if fit else None,
         "preview": str(result.preview) if result.preview else None,
         "command": command_line(result.options),
@@ -171,7 +183,7 @@ def as_text(result: Result) -> str:
             ("memory", f"{bytes_text(report.peak_memory)} at most"),
         ]
     if result.options.verbose:
-        lines += _details(report)
+        lines += _details(result)
     if result.preview:
         lines.append(("preview", str(result.preview)))
     head = str(result.options.output) + (" is complete already" if complete else "")
@@ -183,12 +195,14 @@ def was_complete(report: Report) -> bool:
     return report.resumed_from == 1 and not report.cpu_seconds
 
 
-def _details(report: Report) -> list[tuple[str, str]]:
+def _details(result: Result) -> list[tuple[str, str]]:
     """How the work went, for `-v`."""
+    report, encoder = result.report, result.encoder
     overviews = ", ".join(f"1/{factor}" for factor in report.overviews) or "none"
     work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.cpu_seconds.items())
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.stage_seconds.items())
     return [
+        ("backend", f"{encoder.backend} ({encoder.isa}) on {encoder.device}"),
         ("tiles", f"{report.blocksize} pixels; overviews {overviews}"),
         ("stages", stages),
         ("work", work),

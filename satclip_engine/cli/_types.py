@@ -1,4 +1,4 @@
-"""Option values, parsed once into what the library takes. Nothing here imports more than click."""
+"""Option values, parsed once into what the library takes. Nothing here imports a library but click."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from satclip_engine.device import Device, parse_device
+from satclip_engine.errors import UsageError
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -76,6 +79,18 @@ class MemoryType(click.ParamType):
         if match is None or match[2].upper() not in _UNITS:
             self.fail(f"{value!r} is not a size such as 500MB, 1GB or 2GiB", param, ctx)
         return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class DeviceType(click.ParamType):
+    """`cpu`, `cuda` or `cuda:N`; whether it is there is checked when it is to compute."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Device:
+        try:
+            return parse_device(value)
+        except UsageError:
+            self.fail(f"{value!r} is none of cpu, cuda and cuda:N", param, ctx)
 
 
 class FileType(click.ParamType):

@@ -15,11 +15,12 @@ import click
 
 from satclip_engine import __version__
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType, ResolutionType
+from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, MemoryType, ResolutionType
 from satclip_engine.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from satclip_engine.cli._progress import Progress
+    from satclip_engine.device import Device
     from satclip_engine.encoder import Encoder
     from satclip_engine.grid import Grid
     from satclip_engine.pca import GlobalPCA
@@ -56,7 +57,8 @@ same bytes, and a run without --resume begins anew.
 
 DTYPES = ("int8", "int16", "float16", "float32")
 COMPRESSIONS = ("zstd", "deflate", "lerc", "none")
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
+PRECISIONS = ("exact", "fast")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Options:
     blocksize: int | None
     threads: int | None
     memory: int
+    device: Device
     backend: str
+    precision: str
     overwrite: bool
     resume: bool
     preview: Path | None
@@ -171,7 +175,26 @@ class Options:
     help="Working memory to stay within.",
 )
 @click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes."
+    "--device",
+    type=DeviceType(),
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda[:N]",
+    help="Where embeddings are computed; tiles are packed and compressed on the CPU.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="What computes.  auto: the fastest on the device.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="exact",
+    show_default=True,
+    help="Of a GPU: exact float32, or 16-bit products after the first layer.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT and its preview.")
 @click.option("--resume", is_flag=True, help="Go on with a run of the same command that was stopped.")
@@ -198,14 +221,11 @@ def run(options: Options) -> None:
     """Check everything cheap, write the raster, draw the preview, report."""
     from satclip_engine.cli import _report
     from satclip_engine.cli._progress import progress_for
-    from satclip_engine.encoder import load
     from satclip_engine.raster.report import peak_memory
 
     started = time.perf_counter()
     grid = _grid(options)
-    whole = load(
-        options.weights, harmonics=options.harmonics, backend=options.backend, threads=options.threads
-    )
+    whole = _load(options)
     encoder, fit = _select(whole, options.bands)
     progress = progress_for(quiet=options.quiet)
     if options.verbose:
@@ -220,6 +240,20 @@ def run(options: Options) -> None:
     show = _report.as_json if options.as_json else _report.as_text
     seconds = time.perf_counter() - started
     click.echo(show(_report.Result(options, encoder, grid, report, fit, preview, seconds)))
+
+
+def _load(options: Options) -> Encoder:
+    from satclip_engine.encoder import load
+
+    with _naming("device", "backend"):
+        return load(
+            options.weights,
+            harmonics=options.harmonics,
+            backend=options.backend,
+            device=str(options.device),
+            threads=options.threads,
+            precision=options.precision,
+        )
 
 
 def _check_exclusive(options: Options) -> None:

@@ -183,12 +183,14 @@ def _run(
 ) -> Done | None:
     """Features, then training; the result in the first process, None in the others."""
     from satclip_engine.training.display import display_for
+    from satclip_engine.training.model import check_backend
     from satclip_engine.training.prepare import prepared
     from satclip_engine.training.ranks import joined
     from satclip_engine.training.session import train
 
     assert data is not None
     with joined(config.device) as ranks:
+        check_backend(config, ranks.device)
         if not ranks.first:
             warnings.simplefilter("ignore")
         quiet = quiet or not ranks.first

@@ -75,7 +75,13 @@ class Stopped(Exception):
 
 
 class EncoderSource:
-    """Tier 0: the encoder's values for the pixels of a grid."""
+    """Tier 0: the encoder's values for the pixels of a grid.
+
+    On a GPU, workers share it by turns: while one's strip is computed and copied back, in a fraction of a
+    millisecond a megabyte, the others quantise, halve and compress theirs, which takes tens of times as long.
+    So two workers suffice to hide the GPU behind the CPU's work, many to keep it busy, and nothing has to be
+    computed ahead; what overlaps within one call (staging.py) matters for strips longer than a block.
+    """
 
     def __init__(self, encoder: Any, grid: Any) -> None:
         self.encoder, self.grid = encoder, grid

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from satclip_engine.errors import UsageError
+from satclip_engine.prepared import CALLS, Calls
 from satclip_engine.raster.output import size_text
 
 BLOCKSIZES = (64, 128, 256, 512)  # what the default chooses from
@@ -26,7 +27,6 @@ DEFAULT_ENTRIES = 2_000_000  # tiles × bands up to which the default takes the 
 # Of a tile index: 12 bytes each in the file, about 40 in memory while it is laid out.
 MAX_ENTRIES = 8_000_000
 SMALLEST_OVERVIEW = 256  # pixels: overviews stop when both sides are no longer than this (or than a tile)
-_STRIP_PIXELS = 16384  # at least, if possible: enough for the kernels, a tenth of a second of work
 # Span in tiles and whether mirror images are paired, best first. Large superblocks leave little to disk (a
 # 4^(s+1)th of the pixels, in float32); pairs save 3 % of the computing at L = 40, and more at higher degrees.
 _CUTS = ((8, True), (4, True), (8, False), (4, False), (2, True), (2, False), (1, True), (1, False))
@@ -83,6 +83,7 @@ class Plan:
     threads: int
     levels: tuple[Level, ...]
     compressed: float  # at most this part of a tile's bytes is left by compression
+    calls: Calls = CALLS  # how the encoder wants to be called
 
     @property
     def side(self) -> int:
@@ -164,16 +165,18 @@ def make_plan(
     mirrored: bool,
     compressed: float = 1.0,
     span: int | None = None,
+    calls: Calls = CALLS,
 ) -> Plan:
     """The largest superblocks that `threads` of them fit into `memory` bytes; fewer threads before it fails.
 
     compressed: what part of a tile's bytes compression leaves at most.
     span: given when a run goes on whose superblocks are on disk already.
+    calls: strips have as many pixels as the encoder wants at once, if memory and tiles allow.
     Raises UsageError naming the memory needed when not even one thread with the smallest superblock fits.
     """
     levels = pyramid(shape, blocksize)
     smallest = Plan(
-        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed
+        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, calls
     )
     if smallest.memory > memory:
         raise UsageError(
@@ -209,16 +212,20 @@ def _strip_rows(plan: Plan) -> int:
     """Rows of a strip: what kernels like, in whole pixels of the level that the superblock leaves."""
     step = 2 * plan.span
     width = min(plan.side, plan.shape[1]) * (2 if plan.mirrored else 1)
-    rows = max(_STRIP_ROWS, -(-_STRIP_PIXELS // width))
+    rows = max(_STRIP_ROWS, -(-plan.calls.places // width))
     return min(-(-rows // step) * step, -(-plan.blocksize // step) * step)
 
 
 def _thread_memory(plan: Plan, superblocks: int) -> int:
-    """Bytes that a thread holds: a strip and its halves, a row of tiles a level, one place compressed."""
+    """Bytes that a thread holds: a strip and its halves, a row of tiles a level, one place compressed.
+
+    And the two buffers through which a strip comes from a device.
+    """
     span = min(plan.span, plan.levels[0].tiles_across)
     tile = plan.bands * plan.sample_bytes * plan.blocksize**2
     strip = 4 * plan.bands * plan.strip_rows * span * plan.blocksize
-    return superblocks * (strip + strip // 3 + (2 * span - 1) * tile) + int(tile * plan.compressed)
+    held = superblocks * (strip + strip // 3 + (2 * span - 1) * tile) + int(tile * plan.compressed)
+    return held + 2 * min(superblocks * strip, plan.calls.staged)
 
 
 def _mirror_pairs(columns: int, width: int, side: int) -> list[tuple[int, ...]]:

@@ -49,6 +49,8 @@ class Report:
     seconds: float
     peak_memory: int  # of the process, from its start
     threads: int
+    device: str  # that computed: cpu, cuda:0
+    precision: str  # the least accuracy asked for: exact, fast
     resumed_from: float  # part of the pixels that an earlier run had computed; 1 when the file was complete
     valid_pixels: int | None = None  # None when the file was complete, as for the zeros below
     pixels_per_second: float = 0.0  # of those computed in this run

@@ -96,7 +96,7 @@ class Request:
             "bands": encoder.embed_dim,
             "band names": _digest(json.dumps(encoder.band_names)),
             "backend": encoder.backend,
-            "instruction set": encoder.isa,
+            "instruction set": encoder.isa,  # with a GPU's architecture and precision
             "dtype": self.sample.name,
             "compress": self.codec.name,
             "level": self.codec.level,
@@ -115,6 +115,7 @@ class Request:
             mirrored=self.grid.separable,
             compressed=self.codec.leaves,
             span=span,
+            calls=self.encoder.calls,
         )
 
 

@@ -344,6 +344,8 @@ def _constants(request: Request) -> dict[str, Any]:
         "blocksize": request.blocksize,
         "overviews": [2**number for number in range(1, len(pyramid((height, width), request.blocksize)))],
         "raw_bytes": height * width * bands * request.sample.bytes,
+        "device": request.encoder.device,
+        "precision": request.encoder.precision,
     }
 
 

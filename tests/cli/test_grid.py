@@ -18,7 +18,8 @@ import pytest
 import rasterio
 from cli_runs import SMALL, assert_one_line, names, run
 
-from satclip_engine import __version__
+from satclip_engine import __version__, backends, prepared
+from satclip_engine.cli import grid
 from satclip_engine.encoder import load
 from satclip_engine.grid import make_grid
 from satclip_engine.pca import pca_head
@@ -191,6 +192,23 @@ def test_json_is_one_object_with_what_was_done(folder, weights):
     assert report["version"] == __version__
 
 
+def test_backend_and_precision_are_in_the_report_and_the_tags(folder, weights):
+    pytest.importorskip("triton")
+    given = ["--backend", "triton", "--precision", "fast", "--resolution", "30", "--no-preview"]
+    done = run("a.tif", "--weights", weights, *given, "--json", "-q")
+    report = json.loads(done.stdout)
+    assert (report["device"], report["precision"]) == ("cpu", "fast")
+    assert report["backend"]["name"] == "triton"
+    assert report["backend"]["isa"].endswith("interpreter fast")
+    with rasterio.open("a.tif") as raster:
+        assert "--backend triton --precision fast" in raster.tags()["command"]
+        assert raster.tags()["backend"] == f"triton {report['backend']['isa']}"
+    done = run("a.tif", "--weights", weights, *given[:2], *given[4:], "--resume", "-q")
+    assert_one_line(done, 1, "it differs", "fast, is now triton", "exact")
+    verbose = run("b.tif", "--weights", weights, *given, "-v")
+    assert re.search(r"backend  triton \(triton .* interpreter fast\) on cpu\n", verbose.stdout)
+
+
 def test_in_a_pipe_progress_is_a_few_plain_lines_and_quiet_is_silent(folder, weights):
     plain = run("a.tif", "--weights", weights, *SMALL)
     assert 1 <= plain.stderr.count("\n") <= 8
@@ -259,7 +277,10 @@ def test_the_version_is_printed():
         (["a.tif", "--memory", "1KB"], ["--memory"]),
         (["a.tif", "--blocksize", "100"], ["--blocksize", "16"]),
         (["a.tif", "--threads", "0"], ["--threads"]),
-        (["a.tif", "--backend", "cuda"], ["--backend", "reference"]),
+        (["a.tif", "--backend", "gpu"], ["--backend", "reference"]),
+        (["a.tif", "--device", "gpu"], ["--device", "'gpu' is none of cpu, cuda and cuda:N"]),
+        (["a.tif", "--device", "cuda", "--backend", "cpu"], ["--backend 'cpu'", "not on device 'cuda'"]),
+        (["a.tif", "--precision", "half"], ["--precision", "exact", "fast"]),
         (["a.tif", "--overwrite", "--resume"], ["--overwrite", "--resume"]),
         (["a.tif", "--preview", "a.jpg"], ["--preview", ".png"]),
         (["a.tif", "--preview", "b.png", "--no-preview"], ["--preview", "--no-preview"]),
@@ -271,6 +292,20 @@ def test_the_version_is_printed():
 def test_unusable_arguments_are_one_line_and_status_2(folder, args, fragments):
     assert_one_line(run(*args), 2, *fragments)
     assert names(folder) == []
+
+
+def test_a_gpu_that_is_not_there_is_status_2_with_the_way_out(folder, weights):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run("a.tif", "--weights", weights, "--device", "cuda:1")
+    assert_one_line(done, 2, "--device 'cuda:1': this machine has no CUDA device that torch can use", "'cpu'")
+    assert names(folder) == []
+
+
+def test_choices_are_those_of_the_library():
+    assert grid.BACKENDS == backends.NAMES
+    assert grid.PRECISIONS == prepared.PRECISIONS
 
 
 def test_a_like_file_without_georeference_is_status_2(folder, weights):

@@ -289,6 +289,38 @@ def test_another_grid_another_function_or_another_instruction_set_is_refused(int
             write_raster(changed, interrupted, grid, blocksize=BLOCKSIZE, resume=True)
 
 
+class Elsewhere:
+    """An encoder that says it computes on a GPU."""
+
+    backend = "triton"
+
+    def __init__(self, encoder, device, isa):
+        self.encoder, self.device, self.isa = encoder, device, isa
+
+    def __getattr__(self, name):
+        return getattr(self.encoder, name)
+
+
+def test_what_one_device_began_or_finished_another_one_refuses(interrupted, tiny_file, tmp_path):
+    encoder, grid = load(tiny_file), make_grid(**GRID)
+    hopper = Elsewhere(encoder, "cuda:0", "triton 3.7.1 sm_90 exact")
+    with pytest.raises(OutputError, match=r"backend was cpu, is now triton; .* is now .* sm_90 exact"):
+        write_raster(hopper, interrupted, grid, blocksize=BLOCKSIZE, resume=True)
+    finished = tmp_path / "finished.tif"
+    report = write_raster(hopper, finished, make_grid(resolution=10), blocksize=BLOCKSIZE)
+    assert report.device == "cuda:0"
+    for isa, message in (
+        ("triton 3.7.1 sm_80 exact", "instruction set was triton 3.7.1 sm_90 exact, is now .* sm_80 exact"),
+        ("triton 3.7.1 sm_90 fast", "instruction set was triton 3.7.1 sm_90 exact, is now .* sm_90 fast"),
+    ):
+        other = Elsewhere(encoder, "cuda:0", isa)
+        with pytest.raises(OutputError, match=message):
+            write_raster(other, finished, make_grid(resolution=10), blocksize=BLOCKSIZE, resume=True)
+    equal = Elsewhere(encoder, "cuda:1", hopper.isa)  # of several GPUs of a kind any may go on
+    report = write_raster(equal, finished, make_grid(resolution=10), blocksize=BLOCKSIZE, resume=True)
+    assert report.resumed_from == 1
+
+
 def test_without_resume_what_was_left_is_replaced(interrupted, tiny_file, whole):
     report, pixels = resume(interrupted, tiny_file, resume=False)
     assert (report.resumed_from, pixels) == (0.0, 360 * 720)

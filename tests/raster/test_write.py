@@ -234,9 +234,11 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
     script = textwrap.dedent("""
         import sys, json, numpy as np
         from satclip_engine.grid import make_grid
+        from satclip_engine.prepared import Calls
         from satclip_engine.raster.write import write_raster
         class Field:
             embed_dim, threads, backend, isa, sha256 = 64, 2, "fake", "none", "f"
+            device, precision, calls = "cpu", "exact", Calls()
             band_names = [f"b{k}" for k in range(64)]
             class weights: sha256, harmonics = "w", "exact"
             def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):

@@ -76,5 +76,5 @@ def test_an_unknown_device_is_an_error_that_lists_the_known_ones(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_an_error():
-    with pytest.raises(UsageError, match="cuda is asked for, but torch finds no CUDA device"), joined("cuda"):
+    with pytest.raises(UsageError, match="device 'cuda': this machine has no CUDA device"), joined("cuda"):
         pass

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from made_runs import Signalling, random_features, small_config, torch
 
-from satclip_engine.errors import OutputError, UsageError
+from satclip_engine import backends
+from satclip_engine.errors import MissingExtra, OutputError, UsageError
 from satclip_engine.training.interrupts import Stopped
 from satclip_engine.training.model import gains
 from satclip_engine.training.session import settle, train
@@ -44,6 +45,29 @@ def assert_same_weights(first: Path, second: Path):
     for part in ("model", "average"):
         for name in a[part] or {}:
             assert torch.equal(a[part][name], b[part][name]), f"{part} {name}"
+
+
+def test_a_backend_trains_as_another(tmp_path):
+    pytest.importorskip("triton")
+    settings = {"dropout": 0.5, "max_steps": 2, "coordinate_jitter": 0.0}
+    losses = {}
+    for name in ("reference", "cpu", "triton"):
+        with np.errstate(divide="ignore"):  # Triton's interpreter takes logarithms of 0 by NumPy
+            run(tmp_path / name, small_config(backend=name, **settings))
+        rows = log(tmp_path / name)
+        losses[name] = [[float(row[key]) for key in ("train_loss", "val_loss")] for row in rows]
+    assert len(losses["triton"]) == 2
+    np.testing.assert_allclose(losses["triton"], losses["reference"], rtol=1e-5)
+    np.testing.assert_allclose(losses["cpu"], losses["reference"], rtol=1e-5)
+
+
+def test_a_backend_that_cannot_compute_there_is_named_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "_C", None)
+    monkeypatch.setattr(backends, "_C_MISSING", "no kernels", raising=False)
+    with pytest.raises(MissingExtra, match="backend: backend 'cpu' cannot run here: no kernels"):
+        Trainer(small_config(backend="cpu"), None, tmp_path)
+    with pytest.raises(UsageError, match="backend: expected one of auto, triton, cpu, reference, got"):
+        small_config(backend="cuda")
 
 
 def test_a_run_learns_twenty_random_pairs_by_heart(tmp_path):

@@ -1,0 +1,59 @@
+"""Where to compute: "cpu", "cuda" (the current one of torch, or the first) or "cuda:N"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from satclip_engine.errors import UsageError
+
+_NAME = re.compile(r"(cpu)|(cuda)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by its kind, "cpu" or "cuda", and its number; None is that of the current one."""
+
+    kind: str = "cpu"
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+
+
+CPU = Device()
+
+
+def parse_device(value: Any) -> Device:
+    """The device of that name, or of that torch.device. Raises UsageError for another word."""
+    match = _NAME.fullmatch(str(value))
+    if match is None:
+        raise UsageError(f"device must be cpu, cuda or cuda:N, not {str(value)!r}")
+    return Device(match[1] or match[2], None if match[3] is None else int(match[3]))
+
+
+def absence(device: Device, count: int, who: str, why: str) -> str | None:
+    """In a sentence, why `who` cannot use this CUDA device where it sees `count`; None when it can.
+
+    why: there are none at all.
+    """
+    if count == 0:
+        return f"device '{device}': this machine has no CUDA device that {who} can use ({why}): use 'cpu'"
+    if device.index is not None and device.index >= count:
+        devices = "one CUDA device" if count == 1 else f"{count} CUDA devices"
+        return f"device '{device}': this machine has {devices}, counted from cuda:0"
+    return None
+
+
+def torch_absence(device: Device) -> str | None:
+    """The same of torch, which must be installed."""
+    import torch
+
+    if torch.cuda.is_available():
+        return absence(device, torch.cuda.device_count(), "torch", "")
+    if torch.version.cuda is None:
+        why = f"torch {torch.__version__} is built without CUDA"
+    else:
+        why = "no driver, or CUDA_VISIBLE_DEVICES hides them: nvidia-smi lists them"
+    return absence(device, 0, "torch", why)
