@@ -6,9 +6,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc satclip_engine kernels training -name '*.cpp' -o -name '*.h' -o -name '*.py' -o -name '*.pyi') \
-           setup.py CMakeLists.txt pyproject.toml
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+SOURCES := $(CXX_SOURCES) $(shell find satclip_engine kernels training -name '*.py' -o -name '*.pyi') \
+           setup.py CMakeLists.txt cmake/cuda.cmake pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 # mypy does not follow setuptools' package-dir: it checks a tree of links in which kernels and training lie

@@ -37,6 +37,7 @@ class CMakeBuild(build_ext):
             f"-DSATCLIP_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
             f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *([f"-DSATCLIP_CUDA={cuda}"] if (cuda := os.environ.get("SATCLIP_CUDA")) else []),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         subprocess.run(configure, check=True)

@@ -12,11 +12,7 @@
 #include <cmath>
 #include <cstddef>
 
-#if defined(__CUDACC__)
-#define SATCLIP_HD __host__ __device__
-#else
-#define SATCLIP_HD
-#endif
+#include "device.h"
 
 namespace satclip {
 
@@ -62,6 +58,37 @@ SATCLIP_HD static inline int even_count(int degrees, int m) { return (degrees - 
 SATCLIP_HD static inline int input_within_order(int degrees, int m, int l, bool sine) {
     const int step = l - m;
     return (sine ? degrees - m : 0) + (step % 2 ? even_count(degrees, m) : 0) + step / 2;
+}
+
+// A sectoral function, zero where it is too small to count.
+template <class A>
+SATCLIP_HD_INLINE typename A::Value flushed(const typename A::Value& v) {
+    return v < A::all(kLegendreTiny) ? (v != v ? v : A::all(0.0)) : v;
+}
+
+// Calls sink(l, P(l,m)) for l = m .. L−1, for one colatitude or a vector of them; a and c are the
+// coefficients of order m from l = m on, `first` is P(m,m), √2 included where m > 0. A: the arithmetic on
+// them.
+template <class A, class Sink>
+SATCLIP_HD_INLINE void legendre_recurrence(const double* a, const double* c, int degrees, int m,
+                                           const typename A::Value& x, const typename A::Value& first,
+                                           Sink&& sink) {
+    typename A::Value before = A::all(0.0), now = first;
+    sink(m, now);
+    for (int l = m + 1; l < degrees; ++l) {
+        const typename A::Value next = A::fused(A::all(a[l - m]) * x, now, A::all(c[l - m]) * before);
+        before = now;
+        now = next;
+        sink(l, now);
+    }
+}
+
+// (cos, sin) of m·α → of (m + 1)·α, given those of α.
+template <class V>
+SATCLIP_HD_INLINE void next_multiple(V& cosine, V& sine, const V& cosine1, const V& sine1) {
+    const V next = cosine * cosine1 - sine * sine1;
+    sine = sine * cosine1 + cosine * sine1;
+    cosine = next;
 }
 
 struct SineCosine {

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "cpu/raster.h"
+#include "lattice.h"
+#include "store.h"
 
 namespace satclip {
 
@@ -157,6 +159,12 @@ struct TrainKernels {
                   int count, int begin, int end, const LayerGradient&);
 };
 
+struct LatticeKernels {
+    // Neighbouring pixels of a row; `to` points at the first.
+    void (*run)(const Lattice&, int order, const Stencil& row, const Stencil* columns, int count,
+                const Store& to);
+};
+
 struct Kernels {
     const char* name;
     int lanes;         // floats in a vector
@@ -179,6 +187,7 @@ struct Kernels {
     const RasterKernels* raster;
     const TrainKernels* train;
     const LossKernels* loss;
+    const LatticeKernels* lattice;
 };
 
 // The instruction sets that this processor runs, best first.
@@ -253,6 +262,14 @@ bool train_backward(const Kernels&, int degrees, const std::vector<DenseLayer>&,
 
 bool encode_grid(const NetworkData&, const double* lat, size_t rows, const double* lon, size_t columns,
                  float* out, ptrdiff_t row_stride, ptrdiff_t column_stride, const Control&);
+
+// Stencils of positions on an axis of `nodes` nodes, counted in nodes: (position − origin) / spacing. Returns
+// the first position whose stencil does not lie within the nodes, or `count`; NaN fits.
+size_t stencils(const double* positions, size_t count, double origin, double spacing, int order, size_t nodes,
+                Stencil* out);
+// Resamples a lattice on the product of rows and columns; see lattice.h.
+bool resample(const Kernels&, const Lattice&, int order, const std::vector<Stencil>& rows,
+              const std::vector<Stencil>& columns, const Store& to, const Control&);
 
 // A contrastive loss, see LossOperands: a [rows][embed], b [columns][embed].
 struct Contrast {

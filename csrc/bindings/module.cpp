@@ -13,6 +13,8 @@ void bind_network(py::module_& m);
 void bind_raster(py::module_& m);
 void bind_train(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_lattice(py::module_& m);
+void bind_cuda(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of satclip_engine";
@@ -29,4 +31,6 @@ PYBIND11_MODULE(_C, m) {
     bind_raster(m);
     bind_train(m);
     bind_loss(m);
+    bind_lattice(m);
+    bind_cuda(m);
 }

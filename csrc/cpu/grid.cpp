@@ -33,9 +33,7 @@ void grid_trig(int degrees, const double* cosine_sine, int vectors, float* trig)
         Doubles c = all(1.0) + (c1 - c1), s = s1 - s1;  // NaN stays NaN
         for (int m = 0; m < degrees; ++m) {
             if (m) {
-                const Doubles next = c * c1 - s * s1;
-                s = s * c1 + c * s1;
-                c = next;
+                next_multiple(c, s, c1, s1);
                 store_narrowed(trig + static_cast<size_t>(quarters.term(m, true)) * width + at, s);
             }
             store_narrowed(trig + static_cast<size_t>(quarters.term(m, false)) * width + at, c);

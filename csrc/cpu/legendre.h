@@ -6,22 +6,20 @@
 
 namespace satclip::SATCLIP_ISA {
 
+struct DoublesArithmetic {
+    using Value = Doubles;
+    SATCLIP_INLINE Doubles all(double v) { return SATCLIP_ISA::all(v); }
+    SATCLIP_INLINE Doubles fused(Doubles a, Doubles b, Doubles c) { return SATCLIP_ISA::fused(a, b, c); }
+};
+
 // Calls sink(l, P(l,m)) for l = m .. L−1; `first` is P(m,m), √2 included where m > 0.
 template <class Sink>
 SATCLIP_INLINE void legendre_order(const LegendreTable& table, int m, Doubles x, Doubles first, Sink&& sink) {
-    const double* a = table.a + legendre_offset(table.degrees, m) - m;
-    const double* c = table.c + legendre_offset(table.degrees, m) - m;
-    Doubles before = all(0.0), now = first;
-    sink(m, now);
-    for (int l = m + 1; l < table.degrees; ++l) {
-        const Doubles next = fused(all(a[l]) * x, now, all(c[l]) * before);
-        before = now;
-        now = next;
-        sink(l, now);
-    }
+    const size_t at = legendre_offset(table.degrees, m);
+    legendre_recurrence<DoublesArithmetic>(table.a + at, table.c + at, table.degrees, m, x, first, sink);
 }
 
-SATCLIP_INLINE Doubles flushed(Doubles v) { return v < all(kLegendreTiny) ? (v != v ? v : all(0.0)) : v; }
+SATCLIP_INLINE Doubles flushed(Doubles v) { return satclip::flushed<DoublesArithmetic>(v); }
 
 // Makes zeros of the harmonics of an order that are too small to count. Only lanes whose P(m,m) is that small
 // have any; where none is, nothing is done.
@@ -60,9 +58,10 @@ SATCLIP_INLINE OrderState order_state(double* memory, int lanes) {
 
 SATCLIP_INLINE void next_order(const OrderState& state, int next_m, int at) {
     const Doubles c1 = load(state.cosine1 + at), s1 = load(state.sine1 + at);
-    const Doubles c = load(state.cosine + at), s = load(state.sine + at);
-    store(state.cosine + at, c * c1 - s * s1);
-    store(state.sine + at, s * c1 + c * s1);
+    Doubles c = load(state.cosine + at), s = load(state.sine + at);
+    next_multiple(c, s, c1, s1);
+    store(state.cosine + at, c);
+    store(state.sine + at, s);
     const Doubles p = load(state.sectoral + at) * (load(state.s + at) * all(legendre_diagonal(next_m)));
     store(state.sectoral + at, flushed(p));
 }

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "satclip.h"
+#include "store.h"
 
 namespace satclip::SATCLIP_ISA {
 
@@ -57,10 +59,9 @@ inline Floats select(Mask mask, Floats yes, Floats no) {
     return floats_of(select(mask, bits_of(yes), bits_of(no)));
 }
 
-// Adding 1.5 · 2²³ rounds to nearest even in the float adder and leaves the integer in the low bits; SSE2 has
-// no rounding instruction.
+// In the float adder, because SSE2 has no rounding instruction.
 inline Words round_even(Floats value) {
-    const Floats magic = all(12582912.0f);
+    const Floats magic = all(kRounding);
     return bits_of(value + magic) - bits_of(magic);
 }
 
@@ -79,21 +80,21 @@ inline Words half_bits(Floats value) {
 template <Sample>
 struct Convert;
 
-template <class T, int Limit, int NoData>
+template <class T>
 struct ConvertInteger {
-    using type = T;
+    using type = std::make_unsigned_t<T>;
     static constexpr bool scaled = true;
-    static constexpr float limit = static_cast<float>(Limit);
+    static constexpr float limit = static_cast<float>(Codes<T>::limit);
     // A code of 127.4 is stored as 127 within half a step: only what rounds beyond the limit is clipped.
     static constexpr float clip_from = limit + 0.5f;
-    static constexpr std::uint32_t missing = static_cast<std::uint32_t>(NoData);
+    static constexpr std::uint32_t missing = static_cast<std::uint32_t>(Codes<T>::missing);
     static Words store(Floats code) { return round_even(code); }
 };
 
 template <>
-struct Convert<Sample::int8> : ConvertInteger<std::uint8_t, 127, -128> {};
+struct Convert<Sample::int8> : ConvertInteger<std::int8_t> {};
 template <>
-struct Convert<Sample::int16> : ConvertInteger<std::uint16_t, 32767, -32768> {};
+struct Convert<Sample::int16> : ConvertInteger<std::int16_t> {};
 
 template <>
 struct Convert<Sample::float16> {

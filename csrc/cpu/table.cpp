@@ -20,6 +20,7 @@ size_t grid_columns_scratch(const Network&);
 extern const RasterKernels raster_kernels;
 extern const TrainKernels train_kernels;
 extern const LossKernels loss_kernels;
+extern const LatticeKernels lattice_kernels;
 extern const Kernels kernels;
 const Kernels kernels = {
     NAME_OF(SATCLIP_ISA),
@@ -40,6 +41,7 @@ const Kernels kernels = {
     &raster_kernels,
     &train_kernels,
     &loss_kernels,
+    &lattice_kernels,
 };
 
 }  // namespace satclip::SATCLIP_ISA

@@ -1,0 +1,41 @@
+// A build without CUDA.
+#include <stdexcept>
+
+#include "cuda.h"
+
+namespace satclip::cuda {
+
+namespace {
+
+constexpr const char* kMissing =
+    "this build of satclip-engine has no CUDA kernels, because nvcc was not found or SATCLIP_CUDA=off was "
+    "set: install the "
+    "CUDA toolkit (12 or newer), put nvcc on PATH and reinstall with SATCLIP_CUDA=on";
+
+[[noreturn]] void refuse() { throw std::runtime_error(kMissing); }
+
+}  // namespace
+
+const char* build() { return nullptr; }
+const char* missing() { return kMissing; }
+std::vector<DeviceName> devices() { return {}; }
+std::shared_ptr<void> allocate(int, std::size_t) { refuse(); }
+std::shared_ptr<void> allocate_pinned(std::size_t) { refuse(); }
+void wait_for(int, Stream, Stream) { refuse(); }
+
+struct DeviceNetwork::Memory {};
+DeviceNetwork::DeviceNetwork(const PackedGrid&, int) { refuse(); }
+DeviceNetwork::~DeviceNetwork() = default;
+int DeviceNetwork::device() const { refuse(); }
+int DeviceNetwork::bands() const { refuse(); }
+bool DeviceNetwork::encode_grid(const double*, std::size_t, const double*, std::size_t, const Destination&,
+                                Stream, const Control&) const {
+    refuse();
+}
+
+bool resample(int, const LatticeSource&, int, const std::vector<Stencil>&, const std::vector<Stencil>&,
+              const Destination&, Stream, const Control&) {
+    refuse();
+}
+
+}  // namespace satclip::cuda

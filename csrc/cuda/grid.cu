@@ -1,0 +1,45 @@
+// Product grids on a device.
+#include "copies.h"
+
+namespace satclip::cuda {
+
+struct DeviceNetwork::Memory {
+    int device;
+    Precision precision;
+    bool wide;
+    GridNetwork network;
+    std::vector<std::shared_ptr<void>> arrays;
+
+    template <class T>
+    const T* place(const std::vector<T>& values) {
+        const std::size_t bytes = values.size() * sizeof(T);
+        arrays.push_back(allocate(device, bytes));
+        check(cudaMemcpy(arrays.back().get(), values.data(), bytes, cudaMemcpyHostToDevice), "cudaMemcpy",
+              device);
+        return static_cast<const T*>(arrays.back().get());
+    }
+};
+
+DeviceNetwork::DeviceNetwork(const PackedGrid& packed, int device)
+    : memory_(new Memory{device, packed.precision, packed.wide(), {}, {}}) {
+    const OnDevice current(device);
+    std::vector<DenseView> layers;
+    memory_->network = placed(packed, layers, [&](const auto& values) { return memory_->place(values); });
+}
+
+DeviceNetwork::~DeviceNetwork() = default;
+int DeviceNetwork::device() const { return memory_->device; }
+int DeviceNetwork::bands() const { return memory_->network.bands; }
+
+bool DeviceNetwork::encode_grid(const double* lat, std::size_t rows, const double* lon, std::size_t columns,
+                                const Destination& to, Stream stream, const Control& control) const {
+    if (rows == 0 || columns == 0) return true;
+    DeviceMachine machine(memory_->device, stream);
+    GridRun<DeviceMachine> run(machine, memory_->network, memory_->precision, memory_->wide,
+                               sines_of(lat, rows).data(), rows, sines_of(lon, columns).data(), columns);
+    return into(
+        machine, to, rows, columns, static_cast<std::size_t>(bands()), control,
+        [&](std::size_t first, std::size_t count, const Store& store) { run.encode(first, count, store); });
+}
+
+}  // namespace satclip::cuda

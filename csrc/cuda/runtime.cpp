@@ -1,0 +1,200 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda.h"
+
+namespace satclip::cuda {
+
+void check(cudaError_t status, const char* call, int device) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // an error that was reported is not reported to the next
+    const std::string where = device < 0 ? "" : " on CUDA device " + std::to_string(device);
+    throw std::runtime_error(call + where + ": " + cudaGetErrorString(status) + " (" +
+                             cudaGetErrorName(status) + ")");
+}
+
+OnDevice::OnDevice(int device) {
+    int before = -1;
+    check(cudaGetDevice(&before), "cudaGetDevice", device);
+    check(cudaSetDevice(device), "cudaSetDevice", device);
+    before_ = before;
+}
+
+OnDevice::~OnDevice() {
+    if (before_ >= 0) cudaSetDevice(before_);
+}
+
+namespace {
+
+// A pool of our own, so that memory stays between calls without changing the process's default pool. Null
+// where the driver has no pools. Never destroyed: the driver may be gone before us.
+cudaMemPool_t pool_of(int device) {
+    static std::mutex mutex;
+    static auto& pools = *new std::map<int, cudaMemPool_t>;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = pools.find(device);
+    if (found != pools.end()) return found->second;
+    int supported = 0;
+    check(cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device),
+          "cudaDeviceGetAttribute", device);
+    cudaMemPool_t pool = nullptr;
+    if (supported) {
+        cudaMemPoolProps properties = {};
+        properties.allocType = cudaMemAllocationTypePinned;
+        properties.location = {cudaMemLocationTypeDevice, device};
+        check(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate", device);
+        std::uint64_t kept = std::uint64_t{256} << 20;
+        check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept),
+              "cudaMemPoolSetAttribute", device);
+    }
+    return pools[device] = pool;
+}
+
+}  // namespace
+
+Memory::Memory(int device, cudaStream_t stream, std::size_t bytes) : device_(device), stream_(stream) {
+    if (bytes == 0) return;
+    if (cudaMemPool_t pool = pool_of(device))
+        check(cudaMallocFromPoolAsync(&data_, bytes, pool, stream), "cudaMallocFromPoolAsync", device);
+    else
+        check(cudaMalloc(&data_, bytes), "cudaMalloc", device);
+}
+
+Memory::~Memory() {
+    if (data_ == nullptr) return;
+    try {
+        const OnDevice current(device_);
+        if (pool_of(device_))
+            cudaFreeAsync(data_, stream_);
+        else
+            cudaFree(data_);
+    } catch (const std::runtime_error&) {  // the driver has gone, and the memory with it
+    }
+}
+
+Memory::Memory(Memory&& from) noexcept : device_(from.device_), stream_(from.stream_), data_(from.data_) {
+    from.data_ = nullptr;
+}
+
+OwnStream::OwnStream(int device) {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate", device);
+}
+
+OwnEvent::OwnEvent(int device) {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate", device);
+}
+
+namespace {
+
+struct Pinned {
+    void* data;
+    std::size_t bytes;
+};
+
+class PinnedShelf {
+  public:
+    static PinnedShelf& the() {
+        static PinnedShelf& shelf = *new PinnedShelf;  // never destroyed, as above
+        return shelf;
+    }
+
+    // The smallest that is large enough, or none.
+    Pinned take(std::size_t bytes) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        auto best = idle_.end();
+        for (auto at = idle_.begin(); at != idle_.end(); ++at)
+            if (at->bytes >= bytes && (best == idle_.end() || at->bytes < best->bytes)) best = at;
+        if (best == idle_.end()) return {nullptr, 0};
+        const Pinned found = *best;
+        idle_.erase(best);
+        return found;
+    }
+
+    void give(const Pinned& memory) {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            if (idle_.size() < kMost) {
+                idle_.push_back(memory);
+                return;
+            }
+        }
+        cudaFreeHost(memory.data);
+    }
+
+  private:
+    static constexpr std::size_t kMost = 4;  // two callers' pairs
+
+    std::mutex mutex_;
+    std::vector<Pinned> idle_;
+};
+
+}  // namespace
+
+std::shared_ptr<void> pinned(std::size_t bytes) {
+    Pinned memory = PinnedShelf::the().take(bytes);
+    if (memory.data == nullptr) {
+        const std::size_t some = std::max<std::size_t>(bytes, 1);
+        check(cudaHostAlloc(&memory.data, some, cudaHostAllocPortable), "cudaHostAlloc", kAnyDevice);
+        memory.bytes = some;
+    }
+    return {memory.data, [memory](void*) { PinnedShelf::the().give(memory); }};
+}
+
+bool is_pinned(const void* memory) {
+    cudaPointerAttributes attributes;
+    const cudaError_t status = cudaPointerGetAttributes(&attributes, memory);
+    if (status != cudaSuccess) cudaGetLastError();
+    return status == cudaSuccess && attributes.type == cudaMemoryTypeHost;
+}
+
+const char* build() { return SATCLIP_CUDA_ARCHITECTURES; }
+const char* missing() { return nullptr; }
+
+std::vector<DeviceName> devices() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) {
+        cudaGetLastError();
+        return {};
+    }
+    std::vector<DeviceName> found;
+    for (int device = 0; device < count; ++device) {
+        cudaDeviceProp properties;
+        if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+            cudaGetLastError();
+            return {};  // numbers would no longer be devices'
+        }
+        found.push_back({properties.name, properties.major, properties.minor});
+    }
+    return found;
+}
+
+std::shared_ptr<void> allocate(int device, std::size_t bytes) {
+    const OnDevice current(device);
+    void* data = nullptr;
+    check(cudaMalloc(&data, std::max<std::size_t>(bytes, 1)), "cudaMalloc", device);
+    return {data, [device](void* owned) {
+                try {
+                    const OnDevice back(device);
+                    cudaFree(owned);
+                } catch (const std::runtime_error&) {  // the driver has gone, and the memory with it
+                }
+            }};
+}
+
+std::shared_ptr<void> allocate_pinned(std::size_t bytes) { return pinned(bytes); }
+
+void wait_for(int device, Stream waiting, Stream working) {
+    const OnDevice current(device);
+    const OwnEvent done(device);
+    check(cudaEventRecord(done.get(), reinterpret_cast<cudaStream_t>(working)), "cudaEventRecord", device);
+    check(cudaStreamWaitEvent(reinterpret_cast<cudaStream_t>(waiting), done.get(), 0), "cudaStreamWaitEvent",
+          device);
+}
+
+}  // namespace satclip::cuda

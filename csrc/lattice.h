@@ -1,0 +1,82 @@
+// Resampling of a uniform lattice: separable Lagrange interpolation with an even number of nodes, 4 to 12, on
+// each axis.
+//
+//     out[i, j] = Σ_b v_j[b] · t_i[first_j + b]      t_i[c] = Σ_a u_i[a] · lattice[first_i + a, c]
+//
+// t_i is made column by column and slid along the row: on a raster finer than its lattice a column serves
+// many pixels. Sums run in that order for any window of the raster, on the host and on GPUs.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+
+#include "device.h"
+
+namespace satclip {
+
+constexpr int kLeastOrder = 4, kMostOrder = 12;
+
+// Nodes [first, first + order) and their weights.
+struct Stencil {
+    std::int32_t first;
+    float weight[kMostOrder];
+};
+
+// Lagrange's polynomials at `position`, counted in nodes, which lies in the middle interval of its nodes. At
+// a node they are exactly 0 and 1. What is not finite gives weights of NaN on the first nodes.
+SATCLIP_HD_INLINE Stencil stencil_at(double position, int order) {
+    Stencil stencil = {};
+    const bool finite = position - position == 0.0;
+    const double before = std::floor(position);
+    stencil.first = finite ? static_cast<std::int32_t>(before) - order / 2 + 1 : 0;
+    const double u = finite ? (position - before) + (order / 2 - 1) : position - position;
+    for (int k = 0; k < order; ++k) {
+        double weight = 1.0;
+        for (int j = 0; j < order; ++j)
+            if (j != k) weight *= (u - j) / (k - j);
+        stencil.weight[k] = static_cast<float>(weight);
+    }
+    return stencil;
+}
+
+// Nodes (row, column, band); bands contiguous, strides in floats.
+struct Lattice {
+    const float* data;
+    std::ptrdiff_t row_stride, column_stride;
+    int bands;
+};
+
+template <class A, int Order, class At>
+SATCLIP_HD_INLINE typename A::Value weighted(const float* weight, At&& at) {
+    typename A::Value sum = A::all(weight[0]) * at(0);
+    SATCLIP_UNROLL
+    for (int k = 1; k < Order; ++k) sum = A::fused(A::all(weight[k]), at(k), sum);
+    return sum;
+}
+
+// One row of the raster at a few neighbouring bands, those of an A::Value: store(j, value) for j < count.
+// `nodes` points at the first of these bands at node (row.first, 0); load(p) reads them from p.
+template <class A, int Order, class Load, class Put>
+SATCLIP_HD_INLINE void resample_run(const Lattice& lattice, const float* nodes, const Stencil& row,
+                                    const Stencil* columns, int count, Load&& load, Put&& put) {
+    typename A::Value tap[Order];
+    SATCLIP_UNROLL
+    for (int b = 0; b < Order; ++b) tap[b] = A::all(0.0f);
+    const auto made = [&](std::ptrdiff_t column) {
+        const float* from = nodes + column * lattice.column_stride;
+        return weighted<A, Order>(row.weight, [&](int a) { return load(from + a * lattice.row_stride); });
+    };
+    std::int32_t first = columns[0].first - Order;  // nothing of the first stencil is there
+    for (int j = 0; j < count; ++j) {
+        const Stencil& column = columns[j];
+        if (column.first < first || column.first - first > Order) first = column.first - Order;
+        for (; first < column.first; ++first) {
+            SATCLIP_UNROLL
+            for (int b = 0; b + 1 < Order; ++b) tap[b] = tap[b + 1];
+            tap[Order - 1] = made(first + Order);
+        }
+        put(j, weighted<A, Order>(column.weight, [&](int b) { return tap[b]; }));
+    }
+}
+
+}  // namespace satclip
