@@ -1,6 +1,7 @@
 """Compiled kernels. Arrays are NumPy; `out` is written in place; the GIL is released while kernels run."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -98,3 +99,117 @@ def loss_backward(
     isa: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]: ...
 def exponentials(x: np.ndarray, isa: str | None = None) -> np.ndarray: ...
+
+Quantise = tuple[np.ndarray, np.ndarray]
+"""inverse_scale and offset, float32, a value a band: code = round((value − offset) · inverse_scale)."""
+
+Array = Any
+"""A NumPy array, or one that has __dlpack__ or __cuda_array_interface__; the last axis is contiguous."""
+
+def resample(
+    lattice: Array,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    out: Array,
+    *,
+    order: int = 8,
+    origin: tuple[float, float] = (0.0, 0.0),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    quantise: Quantise | None = None,
+    threads: int = 1,
+    check: Callable[[], object] | None = None,
+    isa: str | None = None,
+) -> None: ...
+
+cuda_build: str | None
+"""The architectures that CUDA kernels were compiled for; None when they were left out."""
+cuda_missing: str | None
+"""A sentence that says what was left out and how to get it; None when nothing was."""
+
+def cuda_devices() -> list[tuple[str, tuple[int, int]]]: ...
+def cuda_pinned(bytes: int) -> np.ndarray: ...
+
+class CudaArray:
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __dlpack__(self, *, stream: int | None = None, **kwargs: Any) -> object: ...
+
+class CudaNetwork:
+    def __init__(
+        self,
+        degrees: int,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        precision: str = "exact",
+        device: int = 0,
+    ) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    def encode_grid(
+        self,
+        lat: np.ndarray,
+        lon: np.ndarray,
+        out: Array | None = None,
+        *,
+        stream: int | None = None,
+        quantise: Quantise | None = None,
+        dtype: str = "float32",
+        threads: int = 1,
+        check: Callable[[], object] | None = None,
+    ) -> Array: ...
+
+def cuda_resample(
+    lattice: Array,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    out: Array | None = None,
+    *,
+    order: int = 8,
+    origin: tuple[float, float] = (0.0, 0.0),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    quantise: Quantise | None = None,
+    dtype: str = "float32",
+    device: int | None = None,
+    stream: int | None = None,
+    threads: int = 1,
+    check: Callable[[], object] | None = None,
+) -> Array: ...
+
+class cuda_emulated:  # a module
+    @staticmethod
+    def encode_grid(
+        degrees: int,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        precision: str,
+        lat: np.ndarray,
+        lon: np.ndarray,
+        out: Array,
+        *,
+        quantise: Quantise | None = None,
+        backwards: bool = False,
+        piece_bytes: int = ...,
+    ) -> None: ...
+    @staticmethod
+    def resample(
+        lattice: Array,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        out: Array,
+        *,
+        order: int = 8,
+        origin: tuple[float, float] = (0.0, 0.0),
+        spacing: tuple[float, float] = (1.0, 1.0),
+        quantise: Quantise | None = None,
+        backwards: bool = False,
+        piece_bytes: int = ...,
+    ) -> None: ...

@@ -16,6 +16,15 @@ using satclip::Stored;
 
 namespace {
 
+constexpr py::ssize_t kMostGridColumns = 1 << 24;  // the kernels count tiles in int
+
+void check_grid(const InDoubles& lat, const InDoubles& lon) {
+    check_latitudes(lat.data(), lat.shape(0), 1);
+    if (lon.shape(0) > kMostGridColumns)
+        throw py::value_error("lon has " + std::to_string(lon.shape(0)) + " columns: at most " +
+                              std::to_string(kMostGridColumns) + " in one call");
+}
+
 cuda::Precision precision_of(const std::string& name) {
     if (name == "exact") return cuda::Precision::exact;
     if (name == "fast") return cuda::Precision::fast;
@@ -166,7 +175,7 @@ class CudaNetwork {
                            const std::optional<std::uintptr_t>& stream, const Quantise& quantise,
                            const std::string& dtype, int threads, const py::object& check) const {
         const InDoubles rows = axis(lat, "lat"), columns = axis(lon, "lon");
-        check_latitudes(rows.data(), rows.shape(0), 1);
+        check_grid(rows, columns);
         const cuda::Stream on = stream_of(stream);
         const std::size_t h = rows.shape(0), w = columns.shape(0);
         const Target target(out, device(), h, w, network_->bands(), dtype, on);
@@ -218,7 +227,7 @@ void emulated_grid(int degrees, const std::vector<InFloats>& weights, const std:
                    const py::object& out, const Quantise& quantise, bool backwards, std::size_t piece_bytes) {
     const cuda::PackedGrid grid = packed(degrees, weights, biases, precision);
     const InDoubles rows = axis(lat, "lat"), columns = axis(lon, "lon");
-    check_latitudes(rows.data(), rows.shape(0), 1);
+    check_grid(rows, columns);
     const std::size_t h = rows.shape(0), w = columns.shape(0);
     const Store store = store_of(view_of(out, "out"), h, w, grid.layers.back().view.outputs, quantise);
     const py::gil_scoped_release release;

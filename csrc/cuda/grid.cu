@@ -25,6 +25,10 @@ DeviceNetwork::DeviceNetwork(const PackedGrid& packed, int device)
     const OnDevice current(device);
     std::vector<DenseView> layers;
     memory_->network = placed(packed, layers, [&](const auto& values) { return memory_->place(values); });
+    int most = 0;
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "cudaDeviceGetAttribute", device);
+    if (shared_bytes(memory_->network, packed.precision) > most) memory_->wide = true;
 }
 
 DeviceNetwork::~DeviceNetwork() = default;

@@ -20,6 +20,12 @@ namespace satclip::cuda {
 // reads them.
 constexpr std::size_t kPanelBytes = std::size_t{24} << 20;
 
+// Of a block of EncodePixels with its activations in shared memory.
+inline int shared_bytes(const GridNetwork& network, Precision precision) {
+    return precision == Precision::exact ? EncodePixels<Exact, false>::shared_bytes(network)
+                                         : EncodePixels<Fast, false>::shared_bytes(network);
+}
+
 // The product grid of some rows and columns; rows can be encoded in any number of pieces.
 template <class Machine>
 class GridRun {
