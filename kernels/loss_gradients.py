@@ -10,16 +10,21 @@ from torch import Tensor
 from satclip_engine.kernels.halves import down, multiplied, split
 from satclip_engine.kernels.launch import Work, cdiv, config, launch
 from satclip_engine.kernels.loss_pairs import Pairs, pairs, products, tile
-from satclip_engine.kernels.loss_shapes import LOG2E, shape_for, splits
+from satclip_engine.kernels.loss_shapes import shape_for, splits
+from satclip_engine.kernels.loss_sums import exponential
 from satclip_engine.kernels.tuning import Config
 
 _STRETCH = tl.constexpr(16384.0)  # of P, at most 2 in size, before it is split
 
 
 @triton.jit
-def _probability(exponent):
-    """2^exponent; no more than 1 but for rounding, which is itself above 1 where S is 10⁷ and more."""
-    return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
+def _probability(s, lse):
+    """exp(s − lse), no more than 1 even where S is known to no better than 1.
+
+    Where S alone makes its log-sum-exp, both are the same number and this is 1, so that partners' P is 0. The
+    minimum comes first lest the product in s and the difference become one operation, with s not rounded.
+    """
+    return exponential(tl.minimum(s, lse, propagate_nan=tl.PropagateNan.ALL) - lse)
 
 
 @triton.jit
@@ -50,19 +55,19 @@ def _loss_gradients(
     element = tl.program_id(1) * BLOCK_E
     begin = tl.program_id(2) * share
     other_down = down(tl.load(other_largest))
-    unit = down(tl.load(own_largest)) * other_down * tl.load(scale) * LOG2E
-    row_lse = tl.load(own_lse + rows, mask=rows < count, other=0.0) * LOG2E
+    unit = down(tl.load(own_largest)) * other_down * tl.load(scale)
+    row_lse = tl.load(own_lse + rows, mask=rows < count, other=0.0)
     x_high, x_low = tile(own, own_plane, rows, 0, WIDTH, BLOCK_K)
     sum = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     for start in range(begin, tl.minimum(begin + share, others), BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         # Missing rows are zeros in the pairs, and add nothing whatever their P.
-        column_lse = tl.load(other_lse + columns, mask=columns < others, other=0.0) * LOG2E
+        column_lse = tl.load(other_lse + columns, mask=columns < others, other=0.0)
         y_high, y_low = tile(other, other_plane, columns, element, WIDTH, BLOCK_E)
         s = unit * products(
             x_high, x_low, y_high, y_low, own, other, own_plane, other_plane, rows, columns, WIDTH, BLOCK_K
         )
-        p = _probability(s - row_lse[:, None]) + _probability(s - column_lse[None, :])
+        p = _probability(s, row_lse[:, None]) + _probability(s, column_lse[None, :])
         p -= tl.where((rows + shift)[:, None] == columns[None, :], 2.0, 0.0)
         p_high, p_low = split(p * _STRETCH)
         if EXACT:  # noqa: SIM108 — a constant

@@ -10,10 +10,6 @@ from torch import Tensor
 from satclip_engine.kernels.launch import capability, cdiv, config
 from satclip_engine.kernels.tuning import Config
 
-LOWEST = triton.language.constexpr(-3.0e38)  # where maxima start: −∞ less −∞ would be NaN
-LOG2E = triton.language.constexpr(1.4426950408889634)
-LN2 = triton.language.constexpr(0.6931471805599453)
-
 LONG = 256  # elements of a row, up to which a block of rows lies in shared memory
 
 _PROCESSORS = {"interpreter": 3, "sm_80": 108}  # else those of an H100
