@@ -3,9 +3,10 @@
     pair = pairs(x, BLOCK_E)                         # x (n, E) float32
     high, low = tile(pair.values, ...)               # inside a kernel
 
-Rows and elements are padded with zeros, so that tiles need no masks. Pairs take the memory of float32, and
-both sides of a product come straight from shared memory; as 3×TF32, Triton would make the parts anew for every
-product and take 320 KB of shared memory and more for a block at E = 256, where an H100 has 227.
+Rows and elements are padded with zeros, so that tiles need no masks. Pairs take the memory of float32,
+and both sides of a product come straight from shared memory; as 3×TF32, Triton would make the parts
+anew for every product and take 320 KB of shared memory and more for a block at E = 256, where an H100
+has 227.
 """
 
 from __future__ import annotations
