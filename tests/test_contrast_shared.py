@@ -152,7 +152,7 @@ TOLD = {
     "got torch.float32, torch.float64 and torch.float32",
     "dtype": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
     "integers": "rank 1: a, b and scale: expected float32 or float64, got torch.int64",
-    "backend": "rank 1: unknown backend 'gpu': choose from auto, cpu, reference",
+    "backend": "rank 1: unknown backend 'gpu': choose from auto, triton, cpu, reference",
     "scale": "rank 1: scale: expected a tensor without dimensions, got shape (2,)",
     "no tensor": "rank 1: 'NoneType' object has no attribute 'dtype'",
 }

@@ -52,7 +52,7 @@ def test_a_backend_trains_as_another(tmp_path):
     settings = {"dropout": 0.5, "max_steps": 2, "coordinate_jitter": 0.0}
     losses = {}
     for name in ("reference", "cpu", "triton"):
-        with np.errstate(divide="ignore"):  # Triton's interpreter takes logarithms of 0 by NumPy
+        with np.errstate(all="ignore"):  # Triton's interpreter computes masked lanes by NumPy, too
             run(tmp_path / name, small_config(backend=name, **settings))
         rows = log(tmp_path / name)
         losses[name] = [[float(row[key]) for key in ("train_loss", "val_loss")] for row in rows]
