@@ -2,8 +2,8 @@
 
     G[row][term][unit] = Σ_l P̄(l, m)(x) · W₁[unit, (l, ±m)]        2L − 1 terms, ordered as those of waves.py
 
-A row costs L² multiply-adds a unit, once, and leaves a pixel 2L − 1 of them. Rows are contracted in blocks, so
-that W₁ is read once for a block. Results lie as right operands (halves.py) of the synthesis.
+A row costs L² multiply-adds a unit, once, and leaves a pixel 2L − 1 of them. Rows are contracted in blocks,
+so that W₁ is read once for a block. Results are right operands of the Fourier synthesis.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from satclip_engine.kernels.launch import Work, cdiv, config, launch
 
 
 @triton.jit
-def _store(to, value, step, mask):
-    high, low = split(value)
-    tl.store(to, high, mask)
-    tl.store(to + step, low, mask)
-    tl.store(to + 2 * step, high, mask)
+def _store(to, value, low, mask):
+    high_half, low_half = split(value)
+    tl.store(to, high_half, mask)
+    tl.store(to + low, low_half, mask)
 
 
 @triton.jit
 def _panels(
     legendre,  # [L²][rows] float32: P̄(l, m) at l² + l + m
     weights,  # [L²][width] float32
-    out,  # [rows][depth][width] float16
+    out,  # [rows][2][depth][width] float16
     rows,
     degrees,
     depth,
@@ -41,7 +40,7 @@ def _panels(
 ):
     """One order: cosine and sine term of a block of rows and units.
 
-    Products in float32, not 3×TF32: the first layer carries a factor of 30 and what training adds to it.
+    Products in float32, not of halves: the first layer carries a factor of 30 and what training adds to it.
     """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     unit = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
@@ -59,18 +58,19 @@ def _panels(
         negative = tl.load(weights + (at - m)[:, None] * width + unit[None, :], mask, 0.0)
         cosines = tl.dot(p, positive, cosines, input_precision="ieee")
         sines = tl.dot(p, negative, sines, input_precision="ieee")
-    to = out + row[:, None].to(tl.int64) * depth * width + unit[None, :]
+    to = out + row[:, None].to(tl.int64) * (2 * depth * width) + unit[None, :]
     mask = in_rows[:, None] & in_units[None, :]
-    _store(to + m * width, cosines, (2 * degrees - 1) * width, mask)
-    _store(to + (degrees - 1 + m) * width, sines, (2 * degrees - 1) * width, mask & (m > 0))
+    _store(to + m * width, cosines, depth * width, mask)
+    _store(to + (degrees - 1 + m) * width, sines, depth * width, mask & (m > 0))
 
 
 def panels(lat: Tensor, weights: Tensor, degrees: int, out: Tensor) -> Tensor:
     """Of latitudes (H,) float64 and the first layer's weights (L², width), scaled to float16's range.
 
-    out: (≥ H, depth, width) float16, zero beyond the 3·(2L − 1) terms. Returns its first H rows.
+    out: (≥ H, 2, depth, width) float16 for high and low halves, zero beyond the terms; its first H rows come
+    back.
     """
-    rows, (_, depth, width) = len(lat), out.shape
+    rows, (depth, width) = len(lat), out.shape[2:]
     legendre = _legendre(lat, degrees)
     shape = config("panels", lat.device)
     launch(
@@ -79,7 +79,7 @@ def panels(lat: Tensor, weights: Tensor, degrees: int, out: Tensor) -> Tensor:
         shape,
         Work(
             fp32=rows * width * degrees**2,
-            bytes=4 * (legendre.numel() + weights.numel()) + 6 * rows * (2 * degrees - 1) * width,
+            bytes=4 * (legendre.numel() + weights.numel()) + 4 * rows * (2 * degrees - 1) * width,
         ),
         legendre=legendre,
         weights=weights,

@@ -1,11 +1,13 @@
-"""The product of 16-bit operands that fills a tile of pixels × units; sizes are padded, so nothing is masked."""
+"""The product of 16-bit operands that fills a tile of pixels × units: sizes are padded, nothing is masked."""
 
 import triton
 import triton.language as tl
 
+from satclip_engine.kernels.halves import multiplied
+
 
 def padded(size: int) -> int:
-    """What layers' widths and depths are padded to with zeros: 16, 32, 64 or a multiple of 128."""
+    """What a width is padded to with zeros: 16, 32, 64 or a multiple of 128."""
     return max(16, triton.next_power_of_2(size)) if size <= 128 else -(-size // 128) * 128
 
 
@@ -22,21 +24,29 @@ def product(
     start,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """start[unit] + the sums of left[pixel][k]·right[k][unit] in float32: (BLOCK_P, UNITS).
 
-    left: pointer to the first pixel's row of DEPTH. right: pointer to the first unit in the first row of WIDTH.
+    left: pointer to the first pixel's row of DEPTH. right: to the first unit in the first row of WIDTH. With
+    PAIRS (halves.py) low halves follow the high ones, in the pixels' rows and in as many rows on the right.
     Sums start from the bias because adding it at the end would take a register a unit, beside the sums.
     """
-    STEP: tl.constexpr = block(BLOCK_K, DEPTH)
+    STEP: tl.constexpr = block(BLOCK_K // 2 if PAIRS else BLOCK_K, DEPTH)
+    ROW: tl.constexpr = DEPTH * 2 if PAIRS else DEPTH
     depth = tl.arange(0, STEP)
-    a = tl.arange(0, BLOCK_P)[:, None] * DEPTH + depth[None, :]
+    a = tl.arange(0, BLOCK_P)[:, None] * ROW + depth[None, :]
     b = depth[:, None] * WIDTH + tl.arange(0, UNITS)[None, :]
     sums = tl.broadcast_to(start[None, :], (BLOCK_P, UNITS))
     # Grids have one axis, but the compiler does not know: of unrolled loops it would keep all addresses.
     for k in range(0, DEPTH * tl.num_programs(1), STEP):
-        sums = tl.dot(tl.load(left + k + a), tl.load(right + k * WIDTH + b), sums)
+        high, right_high = tl.load(left + k + a), tl.load(right + k * WIDTH + b)
+        if PAIRS:
+            low, right_low = tl.load(left + DEPTH + k + a), tl.load(right + (DEPTH + k) * WIDTH + b)
+            sums = multiplied(high, low, right_high, right_low, sums)
+        else:
+            sums = tl.dot(high, right_high, sums)
     return sums

@@ -1,4 +1,4 @@
-"""The trigonometric functions of a grid's columns, as left operands (halves.py) of the Fourier synthesis.
+"""The trigonometric functions of a grid's columns, left operands of the Fourier synthesis.
 
 Term m < L is cos mφ, term L + m − 1 is sin mφ for m ≥ 1; φ = lon + 180°, hence cos mφ = (−1)^m cos(m·lon).
 """
@@ -18,7 +18,7 @@ from satclip_engine.kernels.launch import Work, cdiv, config, launch
 @triton.jit
 def _waves(
     longitudes,  # [columns] float64, degrees in [−360, 360]
-    out,  # [≥ columns, depth] float16
+    out,  # [≥ columns][2][depth] float16
     columns,
     degrees,
     depth,
@@ -32,24 +32,25 @@ def _waves(
     sine, cosine = sine_cosine(order.to(tl.float64)[None, :] * longitude[:, None])
     value = tl.where((term < degrees)[None, :], cosine, sine).to(tl.float32)
     high, low = split(tl.where((order & 1 != 0)[None, :], -value, value))
-    terms = 2 * degrees - 1
-    mask = (column < columns)[:, None] & (term < terms)[None, :]
-    to = out + column.to(tl.int64)[:, None] * depth + term[None, :]
+    mask = (column < columns)[:, None] & (term < 2 * degrees - 1)[None, :]
+    to = out + column.to(tl.int64)[:, None] * (2 * depth) + term[None, :]
     tl.store(to, high, mask)
-    tl.store(to + terms, high, mask)
-    tl.store(to + 2 * terms, low, mask)
+    tl.store(to + depth, low, mask)
 
 
 def waves(lon: Tensor, degrees: int, depth: int, multiple: int) -> Tensor:
-    """Of longitudes (W,) in degrees, float64 → (W up to a multiple, depth) float16; the rest is zero."""
-    columns, terms = lon.shape[0], 2 * degrees - 1
-    out = lon.new_zeros((cdiv(columns, multiple) * multiple, depth), dtype=torch.float16)
+    """Of longitudes (W,) in degrees, float64 → (W up to a multiple, 2, depth) float16, high and low halves.
+
+    What has no column or term is zero.
+    """
+    columns, terms = len(lon), 2 * degrees - 1
+    out = lon.new_zeros((cdiv(columns, multiple) * multiple, 2, depth), dtype=torch.float16)
     shape = config("waves", lon.device)
     launch(
         _waves,
         (cdiv(columns, shape["BLOCK_C"]), cdiv(terms, shape["BLOCK_T"])),
         shape,
-        Work(fp64=20 * columns * terms, bytes=8 * columns + 6 * columns * terms),
+        Work(fp64=20 * columns * terms, bytes=8 * columns + 2 * out.numel()),
         longitudes=torch.fmod(lon, 360.0),  # exact
         out=out,
         columns=columns,
