@@ -30,6 +30,10 @@ _SUMS = Candidates({"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128), "BLOCK_K": (
 _GRADIENTS = Candidates(
     {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64), "BLOCK_K": (64, 128, 256), "BLOCK_E": (128, 256)}
 )
+_PIXELS = Candidates(
+    {"BLOCK_P": (64, 128), "BLOCK_N": (128, 256), "BLOCK_K": (32, 64, 128), "BLOCK_E": (64, 128, 256)},
+    stages=(2, 3, 4),
+)
 _ELEMENTS = Candidates({"BLOCK": (256, 512, 1024, 2048, 4096)}, stages=(2,))
 
 CANDIDATES: dict[str, Candidates] = {
@@ -46,14 +50,11 @@ CANDIDATES: dict[str, Candidates] = {
     "harmonics": Candidates({"LANES": (4, 8, 16), "BLOCK_N": (32, 64, 128)}, warps=(2, 4, 8), stages=(1,)),
     "waves": Candidates({"BLOCK_C": (8, 16, 32), "BLOCK_T": (16, 32, 64)}, stages=(1,)),
     "panels": Candidates({"BLOCK_R": (32, 64), "BLOCK_U": (32, 64, 128), "BLOCK_L": (8, 16, 32)}),
-    "synthesis": Candidates({"BLOCK_P": (64, 128), "BLOCK_N": (64, 128, 256), "BLOCK_K": (32, 64)}),
-    "pixels": Candidates(
-        {"BLOCK_P": (64, 128), "BLOCK_N": (128, 256), "BLOCK_K": (32, 64, 128), "BLOCK_E": (64, 128, 256)},
-        stages=(2, 3, 4),
-    ),
-    "quantise": Candidates({"BLOCK_N": (8, 16, 32), "BLOCK_E": (64, 128)}, stages=(1,)),
-    "halves_largest": _ELEMENTS,
-    "halves_split": _ELEMENTS,
+    "pixels": _PIXELS,
+    "pixels_fast": _PIXELS,
+    "largest": _ELEMENTS,
+    "halves": _ELEMENTS,
+    "loss_pairs": _ELEMENTS,
     "loss_sums": _SUMS,
     "loss_sums_long": _SUMS,
     "loss_fold": _ELEMENTS,

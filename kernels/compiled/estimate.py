@@ -95,6 +95,8 @@ def pipes(loop: Program, gpu: Gpu) -> dict[str, float]:
         cycles["issue"] += 1
         if instruction.group in cycles:
             cycles[instruction.group] += _cycles(instruction, gpu)
+        if instruction.base == "HGMMA":
+            cycles["shared"] += _operand_bytes(instruction) / _SHARED_BYTES / 4  # one read for all quarters
     return cycles
 
 
@@ -133,6 +135,15 @@ def _tensor_cycles(name: str, gpu: Gpu) -> float:
     else:
         raise ValueError(f"unknown tensor-core instruction {name}")
     return products / (gpu.half_cycle / 2 if "TF32" in name else gpu.half_cycle)
+
+
+def _operand_bytes(instruction: Instruction) -> int:
+    """What HGMMA reads from shared memory: the right operand, and the left one unless it is in registers."""
+    group = re.search(r"\.(\d+)x(\d+)x(\d+)", instruction.name)
+    assert group is not None
+    rows, columns, depth = map(int, group.groups())
+    left = 0 if re.match(r"R\w+, R\w+, gdesc", instruction.operands) else rows
+    return (left + columns) * depth * (4 if "TF32" in instruction.name else 2)
 
 
 def _width(name: str) -> int:

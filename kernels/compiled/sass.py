@@ -61,6 +61,7 @@ class Instruction:
 
     address: int
     name: str
+    operands: str = ""
     target: int | None = None
 
     @property
@@ -118,7 +119,7 @@ def parse(text: str) -> Program:
     found = []
     for address, name, operands in _LINE.findall(text):
         here = int(address, 16)
-        found.append(Instruction(here, name, _target(name, operands)))
+        found.append(Instruction(here, name, operands.strip(), _target(name, operands)))
     while found and (found[-1].base == "NOP" or found[-1].target == found[-1].address):
         found.pop()
     return Program(tuple(found))

@@ -142,6 +142,19 @@ def test_a_tensor_instruction_takes_its_products_divided_by_the_rate(
     assert estimate.pipes(sass.Program((sass.Instruction(0, name),)), gpu)["tensor"] == cycles
 
 
+@pytest.mark.parametrize(
+    ("name", "operands", "cycles"),
+    [
+        ("HGMMA.64x32x16.F32", "R24, gdesc[UR8], R24", 24),  # (64 + 32) · 16 of 2 bytes, 128 a cycle
+        ("HGMMA.64x128x16.F32", "R24, R4, gdesc[UR8], R24, gsb0", 32),
+        ("HGMMA.64x64x8.F32.TF32", "RZ, gdesc[UR8], RZ", 32),
+    ],
+)
+def test_operands_in_shared_memory_take_their_time(name: str, operands: str, cycles: int) -> None:
+    loop = sass.Program((sass.Instruction(0, name, operands),))
+    assert estimate.pipes(loop, H100)["shared"] == cycles
+
+
 def test_the_busiest_pipe_limits_the_tensor_share() -> None:
     program = sass.Program((sass.Instruction(0, "HMMA.1688.F32.TF32"), *[sass.Instruction(0, "FFMA")] * 8))
     assert estimate.tensor_share(program, A100) == 0.5  # 8 cycles of 16
