@@ -21,7 +21,9 @@ def shape_for(kernel: str, x: Tensor) -> Config:
     embed = x.shape[1]
     shape = config(f"{kernel}_long" if embed > LONG else kernel, x.device)
     most = max(16, triton.next_power_of_2(embed))
-    narrow = {name: min(shape[name], most) for name in ("BLOCK_K", "BLOCK_E") if name in shape.blocks}
+    narrow: dict[str, int] = {
+        name: min(shape[name], most) for name in ("BLOCK_K", "BLOCK_E") if name in shape.blocks
+    }
     return dataclasses.replace(shape, blocks={**shape.blocks, **narrow})
 
 

@@ -13,7 +13,7 @@ from satclip_engine.layers import Layers
 if TYPE_CHECKING:
     from torch import Tensor
 
-# "exact": float32 throughout, on tensor cores by three TF32 products. "fast": 16-bit operands after the first
+# "exact": float32 throughout, on tensor cores as pairs of halves. "fast": 16-bit operands after the first
 # layer, float32 sums. It is the least accuracy: backends that know only exact arithmetic compute by that.
 PRECISIONS = ("exact", "fast")
 
