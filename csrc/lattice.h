@@ -16,10 +16,10 @@ namespace satclip {
 
 constexpr int kLeastOrder = 4, kMostOrder = 12;
 
-// Nodes [first, first + order) and their weights.
-struct Stencil {
-    std::int32_t first;
+// Nodes [first, first + order) and their weights; aligned, so that a GPU reads four weights at once.
+struct alignas(16) Stencil {
     float weight[kMostOrder];
+    std::int32_t first;
 };
 
 // Lagrange's polynomials at `position`, counted in nodes, which lies in the middle interval of its nodes. At

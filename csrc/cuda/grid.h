@@ -6,21 +6,23 @@
 //
 // Why 64 pixels × 8 warps × up to 512 units, one block to a multiprocessor: 64 × 512 sums are 128 registers
 // in each of 256 threads, half of all there are, so a layer is one panel and its results may overwrite its
-// inputs in shared memory (128 KB of float32, 64 KB of float16: it fits sm_80's 163 KB). Each warp has
-// outputs of its own and all 64 pixels, so no two warps read the same weights: these come as whole fragments
-// from L2 to registers, one step ahead, without shared memory and barriers, 16 bytes a lane. In a step a warp
-// reads 2 KB of activations and 1 or 2 KB of weights for 32 K (float16) or 3 × 32 K (float32) multiplications
-// of each. Weights cross from L2 once for 64 pixels: 16 B/clk at the full rate of 1024 float16
-// multiplications a clock per KB of weights … 32 B/clk in all, what L2 gives; float32 needs a fifth of that.
-// Layers wider than 512 go panel by panel from one buffer in global memory to another.
+// inputs in shared memory (128 KB of float32, 64 KB of float16; with 34 KB for stores, sm_80's 163 KB). Each
+// warp has outputs of its own and all 64 pixels, so no two warps read the same weights: these come as whole
+// fragments from L2 to registers, one step ahead, 16 bytes a lane, without shared memory and barriers. In a
+// step a warp reads 2 KB of activations for 32 fragments' multiplications of 8 clocks (sm_80; float32: 96), a
+// quarter of shared memory's rate for its share of a multiprocessor. Weights cross from L2 once for 64
+// pixels: at sm_80's full rate that is 32 B/clk of float16, about what L2 gives a multiprocessor, and 11
+// B/clk of float32. On sm_90 mma.sync is faster than that: there float16 layers wait for L2, by estimate at
+// 45 % of the tensor cores' peak; more pixels would need more registers than there are. Layers wider than 512
+// go panel by panel from one buffer in global memory to another, as do all where shared memory is too small.
 //
 // A pixel's sums run over l, m and inputs in their order and do not depend on the window.
 #pragma once
 
 #include "../harmonics.h"
 #include "../sine.h"
-#include "../store.h"
 #include "fragments.h"
+#include "store.h"
 
 namespace satclip::cuda {
 

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "../lattice.h"
-#include "../store.h"
 #include "policy.h"
+#include "store.h"
 
 namespace satclip::cuda {
 

@@ -119,7 +119,7 @@ class PinnedShelf {
     void give(const Pinned& memory) {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
-            if (idle_.size() < kMost) {
+            if (idle_.size() < kMost && memory.bytes <= kLargest) {
                 idle_.push_back(memory);
                 return;
             }
@@ -128,7 +128,7 @@ class PinnedShelf {
     }
 
   private:
-    static constexpr std::size_t kMost = 4;  // two callers' pairs
+    static constexpr std::size_t kMost = 4, kLargest = std::size_t{32} << 20;  // two callers' pairs of pieces
 
     std::mutex mutex_;
     std::vector<Pinned> idle_;
