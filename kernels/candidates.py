@@ -36,16 +36,23 @@ _PIXELS = Candidates(
 )
 _ELEMENTS = Candidates({"BLOCK": (256, 512, 1024, 2048, 4096)}, stages=(2,))
 
+_FIRST = Candidates({"LANES": (16, 32), "BLOCK_N": (64, 128), "BLOCK_M": (64, 128, 256)}, stages=(2, 3))
+
 CANDIDATES: dict[str, Candidates] = {
     "dense": _DENSE,
+    "dense_ragged": _DENSE,
     "dense_fast": _DENSE,
+    "dense_fast_ragged": _DENSE,
     "pull_back": _DENSE,
     "pull_back_fast": _DENSE,
     "tail": _TAIL,
     "tail_kept": _TAIL,
     "outer": _OUTER,
+    "outer_ragged": _OUTER,
     "outer_fast": _OUTER,
-    "first": Candidates({"LANES": (16, 32), "BLOCK_N": (64, 128), "BLOCK_M": (64, 128, 256)}, stages=(2, 3)),
+    "outer_fast_ragged": _OUTER,
+    "first": _FIRST,
+    "first_ragged": _FIRST,
     "starts": Candidates({"BLOCK_N": (32, 64, 128)}, warps=(1, 2, 4), stages=(1,)),
     "harmonics": Candidates({"LANES": (4, 8, 16), "BLOCK_N": (32, 64, 128)}, warps=(2, 4, 8), stages=(1,)),
     "waves": Candidates({"BLOCK_C": (8, 16, 32), "BLOCK_T": (16, 32, 64)}, stages=(1,)),

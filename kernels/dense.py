@@ -12,6 +12,7 @@ are float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,7 @@ def _dense(
     out_stride,
     activated_stride,
     seed: tl.int64,
-    threshold: tl.int64,
+    threshold: tl.uint32,
     scale,
     layer,
     SINE: tl.constexpr,
@@ -197,7 +198,7 @@ def _layer(
     activated: Tensor | None,
 ) -> None:
     (count, inputs), outputs = a.shape, len(weight)
-    shape = config(name if half is None else f"{name}_fast", a.device)
+    shape = config(name if half is None else f"{name}_fast", a.device, inputs, outputs)
     pair = halves(weight) if half is None else None
     right = weight.to(half) if pair is None else pair.values[0]
     launch(
@@ -301,14 +302,23 @@ class Outer:
 
     The sum over places is split, so that small weights fill the GPU. deterministic: every split adds up in
     memory of its own and these are added in order, the same bits every time; otherwise by atomic additions,
-    in a `splits`-th of the memory.
+    in a `splits`-th of the memory. strides: of what will be added, as far as known.
     """
 
     def __init__(
-        self, outputs: int, inputs: int, like: Tensor, *, half: torch.dtype | None, deterministic: bool
+        self,
+        outputs: int,
+        inputs: int,
+        like: Tensor,
+        *,
+        half: torch.dtype | None,
+        deterministic: bool,
+        strides: Sequence[int] = (),
     ) -> None:
         self._half, self._atomic = half, not deterministic
-        self._shape = config("outer" if half is None else "outer_fast", like.device)
+        self._shape = config(
+            "outer" if half is None else "outer_fast", like.device, outputs, inputs, *strides
+        )
         self._tiles = cdiv(outputs, self._shape["BLOCK_M"]), cdiv(inputs, self._shape["BLOCK_K"])
         self._splits = max(1, PROGRAMS // (self._tiles[0] * self._tiles[1]))
         self._partial = like.new_zeros(1 if self._atomic else self._splits, outputs, inputs)
@@ -353,7 +363,8 @@ def outer(
 ) -> Tensor:
     """Σ_n dz_n ⊗ sin(z_n), or ⊗ z_n: (N, M), (N, K) -> (M, K) float32. "fast" takes bfloat16."""
     half = half_type(precision, torch.bfloat16)
-    total = Outer(dz.shape[1], z.shape[1], dz, half=half, deterministic=deterministic)
+    strides = (dz.stride(0), *z.stride())
+    total = Outer(dz.shape[1], z.shape[1], dz, half=half, deterministic=deterministic, strides=strides)
     total.add(dz, z, sine=sine)
     return total.total()
 

@@ -30,7 +30,7 @@ def factors(rows, units, layer, seed, threshold, scale, BLOCK: tl.constexpr):
     """What dropout multiplies pre-activations by: 0 or `scale`. rows (n,) int64, units (BLOCK,) → (n, BLOCK).
 
     The units are BLOCK consecutive ones from a multiple of 4; BLOCK is a power of two, 4 at least. Dropped is
-    the unit whose word, number unit mod 4 of its four, is below `threshold` (uint32 in an int64).
+    the unit whose word, number unit mod 4 of its four, is below `threshold` (uint32).
     """
     # One counter serves four units.
     quads = tl.max(tl.reshape(units, (BLOCK // 4, 4)), axis=1) // 4
@@ -42,7 +42,7 @@ def factors(rows, units, layer, seed, threshold, scale, BLOCK: tl.constexpr):
     k1 = (seed >> 32).to(tl.uint32)
     w0, w1, w2, w3 = _philox(low, high, quad, tl.zeros_like(low) + layer, k0, k1)
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # (n, BLOCK)
-    return tl.where(words.to(tl.int64) < tl.cast(threshold, tl.int64), 0.0, scale)
+    return tl.where(words < tl.cast(threshold, tl.uint32), 0.0, scale)
 
 
 @triton.jit

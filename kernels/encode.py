@@ -60,7 +60,7 @@ def _first(
     out_stride,
     activated_stride,
     seed: tl.int64,
-    threshold: tl.int64,
+    threshold: tl.uint32,
     scale,
     layer,
     DROPOUT: tl.constexpr,
@@ -73,14 +73,15 @@ def _first(
     rows = row.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     units = column * BLOCK_M + tl.arange(0, BLOCK_M)
     in_rows, in_units = rows < count, units < outputs
-    at = tl.load(x + rows, in_rows, 0.0)
+    there = tl.minimum(rows, count - 1)  # rather than a mask at every step, which takes registers
+    at = tl.load(x + there)
     now, before = tl.zeros((BLOCK_N, LANES), tl.float64), tl.zeros((BLOCK_N, LANES), tl.float64)
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in range(steps):
         k = step * LANES + tl.arange(0, LANES)
         begins = tl.load(sequence + k)
-        mask = in_rows[:, None] & (begins >= 0)[None, :]
-        start = tl.load(starts + begins.to(tl.int64)[None, :] * count + rows[:, None], mask, 0.0)
+        begin = starts + begins.to(tl.int64)[None, :] * count + there[:, None]
+        start = tl.load(begin, (begins >= 0)[None, :], 0.0)
         after = advanced(tl.load(a + k)[None, :], tl.load(c + k)[None, :], at[:, None], now, before, start)
         before = now
         now = after
@@ -157,7 +158,7 @@ class _Network:
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], precision: str) -> None:
         first = weights[0]
         self.degrees = math.isqrt(first.shape[1])
-        self.shape = config("first", first.device)
+        self.shape = config("first", first.device, len(first))
         self.plan = schedule(self.degrees, self.shape["LANES"], first.device)
         self.first = halves(first, self.plan.column)
         self.weights, self.biases, self.precision = weights, biases, precision
@@ -273,8 +274,11 @@ def _first_gradient(dz: Tensor, lonlat: Tensor, features: int, deterministic: bo
     columns, 13 such blocks at L = 40 taking as long as the products, or read states as large as half of
     what it saves. Written once and read once for every BLOCK_M units, harmonics stay in the last cache.
     """
-    total = Outer(dz.shape[1], features, dz, half=None, deterministic=deterministic)
-    stretch = max(FEWEST, STRETCH // (4 * features))
+    # Columns of harmonics begin at multiples of 16 places, or loads would be narrow.
+    stretch = max(FEWEST, STRETCH // (4 * features) // 64 * 64)
+    total = Outer(
+        dz.shape[1], features, dz, half=None, deterministic=deterministic, strides=(len(lonlat) % stretch,)
+    )
     scratch = dz.new_empty(features * min(stretch, len(lonlat)))
     for start in range(0, len(lonlat), stretch):
         part = lonlat[start : start + stretch]

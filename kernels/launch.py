@@ -16,7 +16,7 @@ import torch
 import triton
 from triton import knobs
 
-from satclip_engine.kernels.tuning import Config, config_for, tried
+from satclip_engine.kernels.tuning import Config, config_for, has_row, tried
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,14 @@ def capability(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def config(kernel: str, device: torch.device) -> Config:
-    """The shape in which a kernel runs best on a device, from the shipped tables."""
+def config(kernel: str, device: torch.device, *sizes: int) -> Config:
+    """The shape in which a kernel runs best on a device, from the shipped tables.
+
+    sizes: extents and strides of its operands. What 16 does not divide is loaded in narrow pieces, whose
+    addresses take registers: then the row KERNEL_ragged is taken where there is one.
+    """
+    if any(size % 16 and size != 1 for size in sizes) and has_row(f"{kernel}_ragged", capability(device)):
+        kernel = f"{kernel}_ragged"
     return tried(kernel) or config_for(kernel, capability(device))
 
 

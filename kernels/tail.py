@@ -41,7 +41,7 @@ def _tail(
     between_stride,
     out_stride,
     seed: tl.int64,
-    threshold: tl.int64,
+    threshold: tl.uint32,
     scale,
     layer,
     DROPOUT: tl.constexpr,

@@ -248,17 +248,21 @@ def _tuned(rows: Iterable[str], device: torch.device) -> Iterable[Found]:
     name = capability(device)
     gpu = GPUS.get(name) or GPUS[max(GPUS)]
     for row in rows:
-        judges = judged(row, users(row, name, EVERY), CANDIDATES[row], gpu)
-        sound = [each.config for each in judges if each.sound][:MEASURED]
-        found = tune(row, users(row, name), sound, device, gpu_timer)
+        every = users(row, name, EVERY)
+        if not every:
+            continue  # of ragged sizes, on a GPU whose usual row serves them too
+        sound = [each.config for each in judged(row, every, CANDIDATES[row], gpu) if each.sound][:MEASURED]
+        found = tune(row, users(row, name) or every, sound, device, gpu_timer)
         print(found, flush=True)
         yield found
 
 
 def _show(rows: Iterable[str], gpu: Gpu) -> None:
     for row in rows:
-        print(f"{row} on {gpu.name}, now {words(config_for(row, gpu.capability))}")
-        for each in judged(row, users(row, gpu.capability, EVERY), CANDIDATES[row], gpu):
+        used = users(row, gpu.capability, EVERY)
+        now = words(config_for(row, gpu.capability)) if used else "not used"
+        print(f"{row} on {gpu.name}, now {now}")
+        for each in judged(row, used, CANDIDATES[row] if used else (), gpu):
             print(f"  {each}", flush=True)
 
 

@@ -54,14 +54,24 @@ def config_for(kernel: str, capability: str) -> Config:
 
     Raises KeyError for a kernel without rows, RuntimeError below every row.
     """
+    rows, usable = table()[kernel], _usable(kernel, capability)
+    if not usable:
+        raise RuntimeError(f"kernel {kernel} needs {min(rows)} or newer, not {capability}")
+    return rows[usable[-1]]
+
+
+def _usable(kernel: str, capability: str) -> list[str]:
+    """The capabilities whose rows serve that one, the best last."""
     rows = table()[kernel]
     if capability in rows:
-        return rows[capability]
-    wanted = _number(capability)
-    lower = [name for name in rows if name.startswith("sm_") and _number(name) <= wanted]
-    if not lower:
-        raise RuntimeError(f"kernel {kernel} needs {min(rows)} or newer, not {capability}")
-    return rows[max(lower, key=_number)]
+        return [capability]
+    compiled = [name for name in rows if name.startswith("sm_")] if capability.startswith("sm_") else []
+    return sorted((name for name in compiled if _number(name) <= _number(capability)), key=_number)
+
+
+def has_row(kernel: str, capability: str) -> bool:
+    """Whether `config_for` finds one."""
+    return kernel in table() and bool(_usable(kernel, capability))
 
 
 _trial: ContextVar[dict[str, Config]] = ContextVar("satclip_trial", default={})  # noqa: B039
