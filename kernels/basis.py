@@ -37,6 +37,7 @@ class Schedule:
     column: Tensor  # int64: the harmonic l² + l + m made here, −1 where none is
 
 
+@functools.lru_cache(maxsize=32)  # sent once: a copy from the host's memory waits for all that was started
 def schedule(degrees: int, lanes: int, device: torch.device) -> Schedule:
     """The sequences of L degrees on so many lanes, in as few steps as the packing finds."""
     steps, table = _table(degrees, lanes)
@@ -44,7 +45,6 @@ def schedule(degrees: int, lanes: int, device: torch.device) -> Schedule:
     return Schedule(steps, lanes, a, c, sequence, column)
 
 
-@functools.lru_cache(maxsize=32)
 def _table(degrees: int, lanes: int) -> tuple[int, tuple[np.ndarray, ...]]:
     steps = max(degrees, -(-(degrees**2) // lanes))
     while (placed := _packed(degrees, lanes, steps)) is None:
@@ -89,7 +89,7 @@ def advanced(a, c, x, now, before, start):
 
 
 @triton.jit
-def _sine_cosine(degrees):
+def sine_cosine(degrees):
     """Of angles within ±360°, in float64: multiples of 90° give exact zeros and ones."""
     quarter = tl.floor(degrees * (1 / 90) + 0.5)
     r = (degrees - quarter * 90.0) * 0.017453292519943295  # |r| ≤ π/4; the difference is exact
@@ -131,9 +131,9 @@ def _starts(
     longitude = tl.load(lon + rows, mask, 0.0)
     latitude = tl.load(lat + rows * lat_stride, mask, 0.0)
     nowhere = (longitude - longitude) + (latitude - latitude)  # 0, or NaN when one is not finite
-    sine, slant = _sine_cosine(latitude)
+    sine, slant = sine_cosine(latitude)
     tl.store(x + rows, nowhere - sine, mask)
-    sine1, cosine1 = _sine_cosine(longitude)
+    sine1, cosine1 = sine_cosine(longitude)
     sine1, cosine1 = -sine1, -cosine1  # of φ = lon + 180°
     sectoral = _FIRST + nowhere
     cosine, sine = tl.full((BLOCK_N,), 1.0, tl.float64), tl.full((BLOCK_N,), 0.0, tl.float64)
@@ -175,6 +175,7 @@ def starts(lonlat: Tensor, degrees: int) -> tuple[Tensor, Tensor]:
     return x, first
 
 
+@functools.lru_cache(maxsize=32)
 def _diagonal(degrees: int, device: torch.device) -> Tensor:
     m = np.arange(degrees)
     return torch.from_numpy(np.sqrt((2 * m + 1) / np.maximum(2 * m, 1))).to(device)

@@ -4,8 +4,8 @@
     sums = multiplied(high, low, other_high, other_low, sums)     # three products for one of float32
     sums · down(largest) · down(other's largest)
 
-high takes the first 11 bits of x, low the next 11 and their sign, so a pair errs by 2⁻²⁴ |x|, and elements
-below 2⁻¹⁷ of the largest by 2⁻⁴⁰ of it. low · low, 2⁻²⁴ of a product, is left out. Why not 3×TF32, whose
+high takes the first 11 bits of x, low the next 11 and their sign, so a pair errs by 2⁻²³ |x|, and elements
+below 2⁻¹⁶ of the largest by 2⁻³⁹ of it. low · low, 2⁻²² of a product, is left out. Why not 3×TF32, whose
 parts have 11 bits as well: the same tensor cores multiply halves twice as fast, and weights can be split
 beforehand. k is shared by what is summed up together, a row of a weight for instance, and comes from its
 largest finite element, so that an element that is not finite spoils nothing but its own row.

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from satclip_engine.kernels.basis import _sine_cosine as sine_cosine
+from satclip_engine.kernels.basis import sine_cosine
 from satclip_engine.kernels.halves import split
 from satclip_engine.kernels.launch import Work, cdiv, config, launch
 
