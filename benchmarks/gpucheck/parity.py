@@ -20,7 +20,7 @@ from satclip_engine.bench.workload import scattered, siren
 from satclip_engine.layers import Layers
 
 VALUES = {"exact": 2e-5, "fast": 5e-3}
-GRADIENTS = {"exact": 1e-4, "fast": 2e-2}
+GRADIENTS = {"exact": 2e-5, "fast": 2e-2}
 HARMONICS = 1e-11
 LOSS = 3e-5
 CODES = 1  # steps between a code and that of the exact value, where rounding falls between them
