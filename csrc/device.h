@@ -13,7 +13,11 @@
 #else
 #define SATCLIP_HD
 #define SATCLIP_HD_INLINE inline __attribute__((always_inline))
+#if defined(SATCLIP_ROLLED)  // where speed does not matter and the compiler's time does
+#define SATCLIP_UNROLL
+#else
 #define SATCLIP_UNROLL _Pragma("GCC unroll 16")
+#endif
 #define SATCLIP_ONCE
 #endif
 
