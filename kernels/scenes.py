@@ -190,6 +190,7 @@ ODD_SCENES: tuple[Scene, ...] = (
         for p in PRECISIONS
         for part in TRAINING
     ),
+    Scene("forward", 1000, degrees=8, sizes=(64, 64, 48, 32), precision="fast"),
     *(Scene(part, 999, degrees=100, dropout=0.5) for part in TRAINING),
     Scene("backward, atomic", 8192, dropout=0.5),
     Scene("backward, atomic", 8192, dropout=0.5, precision="fast"),
