@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from satclip_engine.kernels import dropout as masks
-from satclip_engine.kernels.halves import PASSES, down, halves, largest, multiplied, split, up
+from satclip_engine.kernels.halves import PASSES, added, down, halves, largest, split, up
 from satclip_engine.kernels.launch import Work, cdiv, config, interpreted, launch
 from satclip_engine.kernels.sine import cosine, sine
 
@@ -117,7 +117,7 @@ def _dense(
             if SCALED:
                 left *= up(size)[:, None]
             high, low = split(left)
-            sums = multiplied(high, low, right, tl.load(weight + plane + at, mask, 0.0), sums)
+            sums = added(high, low, right, tl.load(weight + plane + at, mask, 0.0), sums)
         else:
             sums = _rounded(left, right, sums, HALF)
     if HALF is None:
@@ -127,11 +127,13 @@ def _dense(
     mask = in_rows[:, None] & in_units[None, :]
     if bias is not None:
         sums += tl.load(bias + units, in_units, 0.0)[None, :]
-    if DROPOUT:
+    if DROPOUT and z is None:
         sums = masks.dropped(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
     if z is not None:
         inner = tl.load(z + rows[:, None] * z_stride + units[None, :], mask, 0.0)
-        sums *= cosine(inner) * masks.kept(inner, scale)
+        sums *= cosine(inner)
+        if DROPOUT:
+            sums *= masks.kept(inner, scale)
     stored(sums, rows, units, mask, out, out_stride, activated, activated_stride)
 
 
@@ -180,7 +182,10 @@ def pull_back(
 
     z: as kept by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
     """
-    half, out = half_type(precision, torch.bfloat16), torch.empty(z.shape, device=z.device)
+    half, out = (
+        half_type(precision, torch.bfloat16),
+        torch.empty(z.shape, dtype=torch.float32, device=z.device),
+    )
     _layer("pull_back", dz, weight.T, None, z, False, dropout, half, out, None)
     return out
 
@@ -225,7 +230,7 @@ def _layer(
         activated_stride=row_stride(activated),
         SINE=sine,
         SCALED=half is None and z is not None,
-        DROPOUT=dropout.probability > 0 and z is None,
+        DROPOUT=dropout.probability > 0,
         HALF=half and HALVES[half],
         **dropout.arguments,
     )
@@ -283,7 +288,7 @@ def _outer(
         if HALF is None:
             left_high, left_low = split(left * up(tl.load(dz_largest)))
             right_high, right_low = split(right)
-            sums = multiplied(left_high, left_low, right_high, right_low, sums)
+            sums = added(left_high, left_low, right_high, right_low, sums)
         else:
             sums = _rounded(left, right, sums, HALF)
     if HALF is None:

@@ -31,7 +31,7 @@ from satclip_engine.kernels.dense import (
     row_stride,
     stored,
 )
-from satclip_engine.kernels.halves import PASSES, down, halves, multiplied, split
+from satclip_engine.kernels.halves import PASSES, added, down, halves, split
 from satclip_engine.kernels.harmonics import columns
 from satclip_engine.kernels.launch import Work, cdiv, config, launch
 from satclip_engine.kernels.tail import WIDEST, tail
@@ -89,7 +89,7 @@ def _first(
         right_high = tl.load(right, in_units[None, :], 0.0)
         right_low = tl.load(right + plane, in_units[None, :], 0.0)
         high, low = split(now.to(tl.float32))  # |Y| is √(L/2π) at most
-        sums = multiplied(high, low, right_high, right_low, sums)
+        sums = added(high, low, right_high, right_low, sums)
     sums *= down(tl.load(weight_largest + units, in_units, 0.0))[None, :]
     sums += tl.load(bias + units, in_units, 0.0)[None, :]
     if DROPOUT:

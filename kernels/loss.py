@@ -5,7 +5,7 @@
 
 Both mean what contrast_reference.py says, in float32. n rows of a meet N rows of b, their partners from
 row `offset` of b on. Products are made of pairs of halves (loss_pairs.py), three on tensor cores for
-one. Nothing is added atomically: the same bits every time.
+one. Sums are added in a fixed order: the same bits every time.
 
 Forward (loss_sums.py), one product: a program holds BLOCK_M rows of a in shared memory, the running
 maximum and sum of each row in registers, and lets the rows of b pass. Sums of columns it cannot hold;

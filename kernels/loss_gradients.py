@@ -14,7 +14,12 @@ from satclip_engine.kernels.loss_shapes import shape_for, splits
 from satclip_engine.kernels.loss_sums import exponential
 from satclip_engine.kernels.tuning import Config
 
-_STRETCH = tl.constexpr(16384.0)  # of P, at most 2 in size, before it is split
+_SCALE = tl.constexpr(16384.0)  # of P, at most 2 in size, before it is split
+
+# Others whose share of a gradient adds up on tensor cores, which cut every addition off (halves.added). Sums
+# of several stretches are added in memory, in float32, by one launch after the other: registers have no room
+# for a second sum, and 8 bytes move for 6000 multiply-adds.
+STRETCH = 1024
 
 
 @triton.jit
@@ -42,7 +47,8 @@ def _loss_gradients(
     count,
     others,
     shift,  # own row i's partner is the other row i + shift
-    share,  # others of a split
+    first,  # other row of the stretch
+    share,  # others of a split in a stretch
     EXACT: tl.constexpr,
     EMBED: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -53,7 +59,7 @@ def _loss_gradients(
 ):
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     element = tl.program_id(1) * BLOCK_E
-    begin = tl.program_id(2) * share
+    begin = first + tl.program_id(2) * share
     other_down = down(tl.load(other_largest))
     unit = down(tl.load(own_largest)) * other_down * tl.load(scale)
     row_lse = tl.load(own_lse + rows, mask=rows < count, other=0.0)
@@ -69,7 +75,7 @@ def _loss_gradients(
         )
         p = _probability(s, row_lse[:, None]) + _probability(s, column_lse[None, :])
         p -= tl.where((rows + shift)[:, None] == columns[None, :], 2.0, 0.0)
-        p_high, p_low = split(p * _STRETCH)
+        p_high, p_low = split(p * _SCALE)
         if EXACT:  # noqa: SIM108 — a constant
             sum = multiplied(p_high, p_low, y_high, y_low, sum)
         else:
@@ -77,7 +83,8 @@ def _loss_gradients(
     elements = element + tl.arange(0, BLOCK_E)
     to = parts + (tl.program_id(2).to(tl.int64) * count + rows)[:, None] * EMBED + elements[None, :]
     present = (rows < count)[:, None] & (elements < EMBED)[None, :]
-    tl.store(to, sum * (other_down / _STRETCH), mask=present)
+    # Atomic to save the registers of what is there; one program of a launch adds, so the order is fixed.
+    tl.atomic_add(to, sum * (other_down / _SCALE), mask=present, sem="relaxed")
 
 
 @triton.jit
@@ -148,35 +155,38 @@ def _parts(
     """Σ_other P · other of each own row, in parts: (parts, count, E)."""
     (count, embed), others, exact = own.shape, len(other), precision == "exact"
     blocks, chunks = cdiv(count, shape["BLOCK_M"]), x.width // shape["BLOCK_E"]
-    cuts, share = splits(blocks * chunks, others, shape["BLOCK_N"], own)
-    parts = own.new_empty((cuts, count, embed))
-    launch(
-        _loss_gradients,
-        (blocks, chunks, cuts),
-        shape,
-        Work(
-            half=count * others * embed * (3 * chunks + (3 if exact else 1)),
-            fp32=9 * count * others * chunks,
-            bytes=4 * (count + others) * embed + 4 * parts.numel(),
-        ),
-        own=x.values,
-        other=y.values,
-        own_largest=x.largest,
-        other_largest=y.largest,
-        scale=scale,
-        own_lse=own_lse,
-        other_lse=other_lse,
-        parts=parts,
-        own_plane=x.plane,
-        other_plane=y.plane,
-        count=count,
-        others=others,
-        shift=shift,
-        share=share,
-        EXACT=exact,
-        EMBED=embed,
-        WIDTH=x.width,
-    )
+    cuts, _ = splits(blocks * chunks, others, shape["BLOCK_N"], own)
+    parts = own.new_zeros((cuts, count, embed))
+    for first in range(0, others, cuts * STRETCH):
+        here = min(cuts * STRETCH, others - first)
+        launch(
+            _loss_gradients,
+            (blocks, chunks, cuts),
+            shape,
+            Work(
+                half=count * here * embed * (3 * chunks + (3 if exact else 1)),
+                fp32=9 * count * here * chunks,
+                bytes=4 * (count + here) * embed + 8 * parts.numel(),
+            ),
+            own=x.values,
+            other=y.values,
+            own_largest=x.largest,
+            other_largest=y.largest,
+            scale=scale,
+            own_lse=own_lse,
+            other_lse=other_lse,
+            parts=parts,
+            own_plane=x.plane,
+            other_plane=y.plane,
+            count=count,
+            others=others,
+            shift=shift,
+            first=first,
+            share=cdiv(cdiv(here, cuts), shape["BLOCK_N"]) * shape["BLOCK_N"],
+            EXACT=exact,
+            EMBED=embed,
+            WIDTH=x.width,
+        )
     return parts
 
 

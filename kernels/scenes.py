@@ -195,6 +195,7 @@ ODD_SCENES: tuple[Scene, ...] = (
     Scene("backward, atomic", 8192, dropout=0.5),
     Scene("backward, atomic", 8192, dropout=0.5, precision="fast"),
     Scene("embed", 77, degrees=1, sizes=(33, 9)),
+    *(Scene(part, 1, degrees=1, sizes=(1, 1), dropout=0.5) for part in TRAINING),  # ones become constants
     *(Scene("loss", 777, 2049, sizes=(width,), precision=p) for width in (100, 320) for p in PRECISIONS),
     *(Scene("grid", 33, 101, degrees=100, precision=precision) for precision in PRECISIONS),
     Scene("grid", 5, 7, degrees=3, sizes=(20, 9), dtype="int16"),

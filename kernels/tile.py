@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from satclip_engine.kernels.halves import multiplied
+from satclip_engine.kernels.halves import added
 
 
 def padded(size: int) -> int:
@@ -46,7 +46,7 @@ def product(
         high, right_high = tl.load(left + k + a), tl.load(right + k * WIDTH + b)
         if PAIRS:
             low, right_low = tl.load(left + DEPTH + k + a), tl.load(right + (DEPTH + k) * WIDTH + b)
-            sums = multiplied(high, low, right_high, right_low, sums)
+            sums = added(high, low, right_high, right_low, sums)
         else:
             sums = tl.dot(high, right_high, sums)
     return sums

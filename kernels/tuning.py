@@ -65,8 +65,12 @@ def _usable(kernel: str, capability: str) -> list[str]:
     rows = table()[kernel]
     if capability in rows:
         return [capability]
-    compiled = [name for name in rows if name.startswith("sm_")] if capability.startswith("sm_") else []
-    return sorted((name for name in compiled if _number(name) <= _number(capability)), key=_number)
+    if not capability.startswith("sm_"):
+        return []
+    # From sm_120 on, graphics cards again have 99 KB of shared memory for a program: what suits sm_80 fits.
+    most = 80 if _number(capability) >= 120 else _number(capability)
+    compiled = [name for name in rows if name.startswith("sm_") and _number(name) <= most]
+    return sorted(compiled, key=_number)
 
 
 def has_row(kernel: str, capability: str) -> bool:

@@ -84,7 +84,7 @@ class CudaLane:
     def __init__(self, computing: Any) -> None:
         self._device = computing.device
         self._computing, self._copying = computing, torch.cuda.Stream(computing.device)
-        self._buffers = [torch.empty(0)] * SLOTS
+        self._buffers = [torch.empty(0, dtype=torch.float32, device="cpu")] * SLOTS
         self._copied = [torch.cuda.Event() for _ in range(SLOTS)]
         self._shapes: list[Any] = [None] * SLOTS
 
@@ -107,7 +107,7 @@ class CudaLane:
     def _buffer(self, slot: int, size: int) -> Tensor:
         if self._buffers[slot].numel() < size:
             self._copied[slot].synchronize()  # of a call that ended early
-            self._buffers[slot] = torch.empty(size, pin_memory=True)
+            self._buffers[slot] = torch.empty(size, dtype=torch.float32, device="cpu", pin_memory=True)
         return self._buffers[slot][:size]
 
 

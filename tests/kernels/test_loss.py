@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from satclip_engine import contrast_reference  # noqa: E402
-from satclip_engine.kernels import loss, loss_shapes, loss_sums  # noqa: E402
+from satclip_engine.kernels import loss, loss_gradients, loss_shapes, loss_sums  # noqa: E402
 from satclip_engine.kernels.launch import recording  # noqa: E402
 
 # The interpreter is numpy, which warns of what NaN and empty sums come from.
@@ -220,6 +220,11 @@ def test_shares_of_the_rows_add_up_to_all():
 def test_more_blocks_of_rows_than_a_stripe_are_folded_twice(monkeypatch):
     monkeypatch.setattr(loss_sums, "STRIPE", 2)
     compare(*pairs(150, 160, 5), 14.3, 10)
+
+
+def test_gradients_add_up_over_stretches_of_the_other_rows(monkeypatch):
+    monkeypatch.setattr(loss_gradients, "STRETCH", 64)
+    compare(*pairs(70, 150, 5), 14.0, 20)
 
 
 def test_fast_gradients_err_by_their_bound_at_most():
