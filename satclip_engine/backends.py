@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from satclip_engine import reference
-from satclip_engine.device import CPU, Device, absence, torch_absence
+from satclip_engine.device import CPU, Device, absence, too_old, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.layers import Layers
 from satclip_engine.prepared import CALLS, Calls, Check, Prepared, gpu_calls
@@ -70,6 +70,12 @@ def _not_here(name: str, device: Device) -> str | None:
     return None if device == CPU else f"backend {name!r} computes on the CPU, not on device '{device}'"
 
 
+def _needs(name: str, device: Device, capability: tuple[int, int]) -> str | None:
+    """Why a backend does not compute on a GPU of that compute capability."""
+    reason = too_old(f"device '{device}'", capability)
+    return None if reason is None else f"backend {name!r} {reason}: use 'cpu'"
+
+
 class Triton:
     """Triton's kernels on a GPU; on the CPU by its interpreter, when asked for by name."""
 
@@ -83,7 +89,7 @@ class Triton:
 
     def unfit(self, device: Device) -> str | None:
         if device.kind == "cuda":
-            return torch_absence(device)
+            return torch_absence(device) or self._too_old(device)
         from satclip_engine.kernels.launch import interpreted
 
         if interpreted():
@@ -92,6 +98,11 @@ class Triton:
             "backend 'triton' computes on a GPU: choose device 'cuda', "
             "or set TRITON_INTERPRET=1 before the start to run it on the CPU, slowly"
         )
+
+    def _too_old(self, device: Device) -> str | None:
+        import torch
+
+        return _needs(self.name, device, torch.cuda.get_device_capability(device.index))
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         import torch
@@ -121,7 +132,10 @@ class Cuda:
     def unfit(self, device: Device) -> str | None:
         if device.kind != "cuda":
             return "backend 'cuda' computes on a GPU: choose device 'cuda'"
-        return absence(device, len(_C.cuda_devices()), "a CUDA driver", "nvidia-smi lists them")
+        found = _C.cuda_devices()
+        if (absent := absence(device, len(found), "a CUDA driver", _C.cuda_no_devices())) is not None:
+            return absent
+        return _needs(self.name, device, found[device.index or 0][1])
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         raise MissingExtra(_GRIDS_ONLY)

@@ -65,7 +65,10 @@ def test_torch_says_why_it_has_none(monkeypatch):
 def machine(monkeypatch):
     """Pretend how many CUDA devices torch and the driver see; None where their backend is not installed."""
 
-    def pretend(*, torch: int | None, cuda: int | None) -> None:
+    def pretend(*, torch: int | None, cuda: int | None, capability: tuple[int, int] = (9, 0)) -> None:
+        if torch:
+            known = pytest.importorskip("torch").cuda
+            monkeypatch.setattr(known, "get_device_capability", lambda device=None: capability)
         missing = "it needs torch: pip install it" if torch is None else None
         monkeypatch.setattr(backends.Triton, "missing", lambda self: missing)
         monkeypatch.setattr(
@@ -73,7 +76,8 @@ def machine(monkeypatch):
         )
         of_cuda = {
             "cuda_missing": "built without nvcc" if cuda is None else None,
-            "cuda_devices": lambda: [("H100", (9, 0))] * (cuda or 0),
+            "cuda_devices": lambda: [("H100", capability)] * (cuda or 0),
+            "cuda_no_devices": lambda: "no NVIDIA driver was found",
             "CudaNetwork": FakeNetwork,
         }
         monkeypatch.setattr(backends, "_C", types.SimpleNamespace(**{**vars(_C), **of_cuda}))
@@ -103,7 +107,13 @@ def test_auto_takes_the_best_row_that_has_the_gpu(machine, torch, cuda, chosen):
             MissingExtra,
             "^device 'cuda': triton: it needs torch: .*; cuda: .*without nvcc",
         ),
-        (None, 0, "cuda", UsageError, "no CUDA device that a CUDA driver can use"),
+        (
+            None,
+            0,
+            "cuda",
+            UsageError,
+            r"no CUDA device that a CUDA driver can use \(no NVIDIA driver was found\)",
+        ),
     ],
 )
 def test_a_gpu_that_nothing_can_use_is_never_replaced_by_the_cpu(machine, torch, cuda, device, error, said):
@@ -125,6 +135,18 @@ def test_a_backend_asked_for_by_name_computes_on_its_own_devices_only(machine, n
     machine(torch=2, cuda=2)
     with pytest.raises(UsageError, match=said):
         backends.resolve(name, parse_device(device))
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_gpus_that_kernels_are_not_compiled_for_are_refused_in_a_sentence(machine, name):
+    machine(torch=2, cuda=2, capability=(7, 5))
+    said = f"backend '{name}' needs compute capability 8.0, device 'cuda:1' has 7.5: use 'cpu'"
+    with pytest.raises(UsageError, match=said):
+        backends.resolve(name, parse_device("cuda:1"))
+    with pytest.raises(UsageError, match=r"needs compute capability 8\.0"):
+        backends.resolve("auto", parse_device("cuda"))
+    machine(torch=2, cuda=2, capability=(8, 0))
+    assert backends.resolve(name, parse_device("cuda:1")).name == name
 
 
 def test_without_a_gpu_triton_says_how_it_can_run_all_the_same(monkeypatch):
