@@ -43,6 +43,10 @@ class Backend(Protocol):
     def trains(self) -> bool:
         """Whether tensors.TABLE has a row of that name, with gradients."""
 
+    @property
+    def grids_only(self) -> str | None:
+        """Why it computes only separable grids, and what computes others; None when it does more."""
+
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
 
@@ -79,7 +83,7 @@ def _needs(name: str, device: Device, capability: tuple[int, int]) -> str | None
 class Triton:
     """Triton's kernels on a GPU; on the CPU by its interpreter, when asked for by name."""
 
-    name, devices, trains = "triton", ("cuda",), True
+    name, devices, trains, grids_only = "triton", ("cuda",), True, None
 
     def missing(self) -> str | None:
         for module in ("torch", "triton"):
@@ -121,10 +125,16 @@ class Triton:
         return PreparedTriton(layers, device, precision, threads or available_cores())
 
 
+_GRIDS_ONLY = (
+    "backend 'cuda' computes grids of rows of latitude only: for single places and projected grids on a GPU, "
+    "pip install \"satclip-engine[torch]\" and choose backend 'triton'"
+)
+
+
 class Cuda:
     """Compiled CUDA kernels for product grids, where nvcc was there when the package was built."""
 
-    name, devices, trains = "cuda", ("cuda",), False
+    name, devices, trains, grids_only = "cuda", ("cuda",), False, _GRIDS_ONLY
 
     def missing(self) -> str | None:
         return _C_MISSING if _C is None else getattr(_C, "cuda_missing", "reinstall satclip-engine")
@@ -146,12 +156,6 @@ class Cuda:
         index = device.index or 0
         network = _C.CudaNetwork(layers.degrees, list(layers.weights), list(layers.biases), precision, index)
         return PreparedCuda(layers, network, threads or available_cores())
-
-
-_GRIDS_ONLY = (
-    "backend 'cuda' computes grids of rows of latitude only: for single places and projected grids on a GPU, "
-    "pip install \"satclip-engine[torch]\" and choose backend 'triton'"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +200,11 @@ class PreparedCuda:
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
         threads = self.threads if threads is None else threads
-        self.network.encode_grid(lat, lon, out, threads=threads, check=check)
+        # Whole rows are made and copied at once: of a wide grid they would take any amount of memory.
+        most = self.calls.places
+        for left in range(0, max(1, len(lon)), most):
+            part = lon[left : left + most]
+            self.network.encode_grid(lat, part, out[:, left : left + most], threads=threads, check=check)
         return out
 
     def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
@@ -206,7 +214,7 @@ class PreparedCuda:
 class Cpu:
     """Fused C++ kernels, compiled once per instruction set and chosen for this processor."""
 
-    name, devices, trains = "cpu", ("cpu",), True
+    name, devices, trains, grids_only = "cpu", ("cpu",), True, None
 
     def missing(self) -> str | None:
         return None if _C is not None else _C_MISSING
@@ -277,7 +285,7 @@ class PreparedCpu:
 class Reference:
     """Plain PyTorch in float64: the definition, slow and exact. Results are float64 unless `out` is given."""
 
-    name, devices, trains = "reference", ("cpu",), True
+    name, devices, trains, grids_only = "reference", ("cpu",), True, None
 
     def missing(self) -> str | None:
         if find_spec("torch") is None:

@@ -13,6 +13,7 @@ from satclip_engine import _C, backends
 from satclip_engine.device import CPU, Device, absence, parse_device, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.layers import Layers
+from satclip_engine.prepared import Calls
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,31 @@ def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny)
     assert np.array_equal(wide[..., 2:10], expected)
     assert (wide[..., [0, 1, 10, 11]] == 7).all()
     assert "backend cuda (cuda sm_90 fast) on cuda:1" in repr(enc)
+
+
+def test_the_cuda_row_makes_wide_grids_by_parts_of_the_columns(machine, tiny_weights, tiny, monkeypatch):
+    machine(torch=None, cuda=1)
+    calls = []
+    fill = FakeNetwork.encode_grid
+    monkeypatch.setattr(
+        FakeNetwork,
+        "encode_grid",
+        lambda self, lat, lon, out, **options: (calls.append(len(lon)), fill(self, lat, lon, out, **options)),
+    )
+    monkeypatch.setattr(backends, "gpu_calls", lambda embed_dim: Calls(5, 1 << 20))
+    enc = se.load(tiny_weights, device="cuda")
+    grid = se.make_grid(resolution=30)
+    assert np.array_equal(enc.evaluate(grid), tiny.evaluate(grid))
+    assert calls == [5, 5, 2]
+
+
+def test_the_cuda_row_refuses_a_projected_raster_before_anything_is_made(machine, tiny_weights, tmp_path):
+    machine(torch=None, cuda=1)
+    enc = se.load(tiny_weights, device="cuda")
+    projected = se.make_grid(resolution=1e6, bounds=(0, 0, 4e6, 4e6), crs=3857)
+    with pytest.raises(UsageError, match="backend 'cuda' computes grids of rows of latitude only"):
+        se.write_raster(enc, tmp_path / "out.tif", projected)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cuda_row_says_what_embeds_single_places(machine, tiny_weights):

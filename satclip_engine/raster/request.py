@@ -148,6 +148,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
     _check_made_by(encoder, grid)
     check_path(path, replaceable=options.overwrite or options.resume)
     chosen, sample, bands = make_grid(like=grid), sample_type(options.dtype), encoder.embed_dim
+    encoder.check_grid(chosen)
     codec = codec_named(options.compress, sample)
     if bands > 65535:
         raise UsageError(f"a TIFF has at most 65535 bands, not {bands}")
