@@ -366,6 +366,11 @@ def resolve(name: str = "auto", device: Device = CPU) -> Backend:
     raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
 
 
+def grids_only(name: str) -> str | None:
+    """Why the backend of that name computes only separable grids, in a sentence; None when it does more."""
+    return next((row.grids_only for row in TABLE if row.name == name), None)
+
+
 def _best(device: Device) -> Backend:
     rows = [row for row in TABLE if device.kind in row.devices]
     missing = {row: row.missing() for row in rows}

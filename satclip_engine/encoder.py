@@ -222,11 +222,6 @@ class Encoder:
             embedding = like_tensor(values, lonlat)
         return embedding.reshape(*places.shape[:-1], self.embed_dim)
 
-    def check_grid(self, grid: Places) -> None:
-        """Raises UsageError for a grid that the backend does not compute."""
-        if not grid.separable and (reason := self._backend.grids_only) is not None:
-            raise UsageError(reason)
-
     def evaluate(
         self,
         grid: Places,
