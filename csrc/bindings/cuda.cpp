@@ -87,9 +87,9 @@ class CudaArray {
 
     // Filled when this returns: so there is no stream to wait for.
     py::dict interface() const {
-        if (filled_) {
+        if (const std::optional<cuda::Queued> filled = filled_) {  // ours: it may be filled again meanwhile
             const py::gil_scoped_release release;
-            filled_->finish();
+            filled->finish();
         }
         py::dict found;
         found["shape"] = shape();
@@ -159,13 +159,14 @@ cuda::Stream stream_of(const std::optional<std::uintptr_t>& stream) { return str
 struct Target {
     py::object result;
     View view;
-    CudaArray* made = nullptr;
+    CudaArray* own = nullptr;  // of ours, given or new
 
     Target(const py::object& out, int device, std::size_t rows, std::size_t columns, std::size_t bands,
            const std::string& dtype, cuda::Stream stream)
         : result(out) {
         if (!out.is_none()) {
             view = view_of(out, "out", stream);
+            if (py::isinstance<CudaArray>(out)) own = out.cast<CudaArray*>();
             if (view.on_device() && view.device != device)
                 throw py::value_error("out lies on CUDA device " + std::to_string(view.device) + ", not on " +
                                       std::to_string(device));
@@ -175,13 +176,13 @@ struct Target {
                                                  static_cast<std::int64_t>(columns),
                                                  static_cast<std::int64_t>(bands)};
         result = py::cast(CudaArray(device, shape, type_named(dtype)));
-        made = result.cast<CudaArray*>();
-        view = made->view();
+        own = result.cast<CudaArray*>();
+        view = own->view();
     }
 
     // To be called when all is queued.
     py::object filled_by(cuda::Stream stream) const {
-        if (made) made->filled_by(stream);
+        if (own) own->filled_by(stream);
         return result;
     }
 };
