@@ -150,6 +150,17 @@ def test_gpus_that_kernels_are_not_compiled_for_are_refused_in_a_sentence(machin
     assert backends.resolve(name, parse_device("cuda:1")).name == name
 
 
+def test_tensors_on_gpus_that_kernels_are_not_compiled_for_are_refused_too(machine):
+    torch = pytest.importorskip("torch")
+    from satclip_engine import tensors
+
+    tensor: Any = types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 1))
+    machine(torch=2, cuda=2, capability=(7, 5))
+    assert tensors.Triton().unfit(tensor) == "needs compute capability 8.0, cuda:1 has 7.5"
+    machine(torch=2, cuda=2, capability=(8, 0))
+    assert tensors.Triton().unfit(tensor) is None
+
+
 def test_without_a_gpu_triton_says_how_it_can_run_all_the_same(monkeypatch):
     launch = pytest.importorskip("satclip_engine.kernels.launch")
     assert backends.resolve("triton").name == "triton", "under the interpreter"
@@ -198,18 +209,19 @@ def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny)
 
 def test_the_cuda_row_makes_wide_grids_by_parts_of_the_columns(machine, tiny_weights, tiny, monkeypatch):
     machine(torch=None, cuda=1)
-    calls = []
+    widths: list[int] = []
     fill = FakeNetwork.encode_grid
-    monkeypatch.setattr(
-        FakeNetwork,
-        "encode_grid",
-        lambda self, lat, lon, out, **options: (calls.append(len(lon)), fill(self, lat, lon, out, **options)),
-    )
+
+    def watched(self: FakeNetwork, lat: Any, lon: Any, out: Any, **options: Any) -> None:
+        widths.append(len(lon))
+        fill(self, lat, lon, out, **options)
+
+    monkeypatch.setattr(FakeNetwork, "encode_grid", watched)
     monkeypatch.setattr(backends, "gpu_calls", lambda embed_dim: Calls(5, 1 << 20))
     enc = se.load(tiny_weights, device="cuda")
     grid = se.make_grid(resolution=30)
     assert np.array_equal(enc.evaluate(grid), tiny.evaluate(grid))
-    assert calls == [5, 5, 2]
+    assert widths == [5, 5, 2]
 
 
 def test_the_cuda_row_refuses_a_projected_raster_before_anything_is_made(machine, tiny_weights, tmp_path):
