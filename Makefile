@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 SOURCES := $(CXX_SOURCES) $(shell find satclip_engine kernels training -name '*.py' -o -name '*.pyi') \
-           setup.py CMakeLists.txt cmake/cuda.cmake pyproject.toml
+           setup.py CMakeLists.txt $(wildcard cmake/*.cmake) pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 # mypy does not follow setuptools' package-dir: it checks a tree of links in which kernels and training lie

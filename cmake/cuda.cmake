@@ -1,5 +1,9 @@
 # nvcc's architectures and flags: cuda_sources, cuda_libraries, SATCLIP_CUDA_ARCHITECTURES.
 
+if(NOT CMAKE_CUDA_ARCHITECTURES AND DEFINED ENV{CUDAARCHS})
+    set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}")
+endif()
+
 # Code for the processors of data centres, and PTX of the newest for what comes after; those that this nvcc knows.
 if(NOT CMAKE_CUDA_ARCHITECTURES)
     execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known ERROR_QUIET)
@@ -25,7 +29,9 @@ add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wno-unknown-pr
 
 # ptxas -O2 and -O3 prefetch a dense layer's inputs so eagerly that EncodePixels spills (255 registers, 36 bytes); -O1
 # keeps 222 to 240 and orders the multiplications as they are written.
-set_source_files_properties(csrc/cuda/grid.cu PROPERTIES COMPILE_OPTIONS "-Xptxas=-O1")
+if(CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA")
+    set_source_files_properties(csrc/cuda/grid.cu PROPERTIES COMPILE_OPTIONS "-Xptxas=-O1")
+endif()
 
 string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from satclip_engine import reference
-from satclip_engine.device import CPU, Device, absence, torch_absence
+from satclip_engine.device import CPU, Device, absence, too_old, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.layers import Layers
 from satclip_engine.prepared import CALLS, Calls, Check, Prepared, gpu_calls
@@ -42,6 +42,10 @@ class Backend(Protocol):
     @property
     def trains(self) -> bool:
         """Whether tensors.TABLE has a row of that name, with gradients."""
+
+    @property
+    def grids_only(self) -> str | None:
+        """Why it computes only separable grids, and what computes others; None when it does more."""
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -70,10 +74,16 @@ def _not_here(name: str, device: Device) -> str | None:
     return None if device == CPU else f"backend {name!r} computes on the CPU, not on device '{device}'"
 
 
+def _needs(name: str, device: Device, capability: tuple[int, int]) -> str | None:
+    """Why a backend does not compute on a GPU of that compute capability."""
+    reason = too_old(f"device '{device}'", capability)
+    return None if reason is None else f"backend {name!r} {reason}: use 'cpu'"
+
+
 class Triton:
     """Triton's kernels on a GPU; on the CPU by its interpreter, when asked for by name."""
 
-    name, devices, trains = "triton", ("cuda",), True
+    name, devices, trains, grids_only = "triton", ("cuda",), True, None
 
     def missing(self) -> str | None:
         for module in ("torch", "triton"):
@@ -83,7 +93,7 @@ class Triton:
 
     def unfit(self, device: Device) -> str | None:
         if device.kind == "cuda":
-            return torch_absence(device)
+            return torch_absence(device) or self._too_old(device)
         from satclip_engine.kernels.launch import interpreted
 
         if interpreted():
@@ -92,6 +102,11 @@ class Triton:
             "backend 'triton' computes on a GPU: choose device 'cuda', "
             "or set TRITON_INTERPRET=1 before the start to run it on the CPU, slowly"
         )
+
+    def _too_old(self, device: Device) -> str | None:
+        import torch
+
+        return _needs(self.name, device, torch.cuda.get_device_capability(device.index))
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         import torch
@@ -110,10 +125,16 @@ class Triton:
         return PreparedTriton(layers, device, precision, threads or available_cores())
 
 
+_GRIDS_ONLY = (
+    "backend 'cuda' computes grids of rows of latitude only: for single places and projected grids on a GPU, "
+    "pip install \"satclip-engine[torch]\" and choose backend 'triton'"
+)
+
+
 class Cuda:
     """Compiled CUDA kernels for product grids, where nvcc was there when the package was built."""
 
-    name, devices, trains = "cuda", ("cuda",), False
+    name, devices, trains, grids_only = "cuda", ("cuda",), False, _GRIDS_ONLY
 
     def missing(self) -> str | None:
         return _C_MISSING if _C is None else getattr(_C, "cuda_missing", "reinstall satclip-engine")
@@ -121,7 +142,10 @@ class Cuda:
     def unfit(self, device: Device) -> str | None:
         if device.kind != "cuda":
             return "backend 'cuda' computes on a GPU: choose device 'cuda'"
-        return absence(device, len(_C.cuda_devices()), "a CUDA driver", "nvidia-smi lists them")
+        found = _C.cuda_devices()
+        if (absent := absence(device, len(found), "a CUDA driver", _C.cuda_no_devices())) is not None:
+            return absent
+        return _needs(self.name, device, found[device.index or 0][1])
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         raise MissingExtra(_GRIDS_ONLY)
@@ -132,12 +156,6 @@ class Cuda:
         index = device.index or 0
         network = _C.CudaNetwork(layers.degrees, list(layers.weights), list(layers.biases), precision, index)
         return PreparedCuda(layers, network, threads or available_cores())
-
-
-_GRIDS_ONLY = (
-    "backend 'cuda' computes grids of rows of latitude only: for single places and projected grids on a GPU, "
-    "pip install \"satclip-engine[torch]\" and choose backend 'triton'"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +200,11 @@ class PreparedCuda:
         if out is None:
             out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
         threads = self.threads if threads is None else threads
-        self.network.encode_grid(lat, lon, out, threads=threads, check=check)
+        # Whole rows are made and copied at once: of a wide grid they would take any amount of memory.
+        most = self.calls.places
+        for left in range(0, max(1, len(lon)), most):
+            part = lon[left : left + most]
+            self.network.encode_grid(lat, part, out[:, left : left + most], threads=threads, check=check)
         return out
 
     def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
@@ -192,7 +214,7 @@ class PreparedCuda:
 class Cpu:
     """Fused C++ kernels, compiled once per instruction set and chosen for this processor."""
 
-    name, devices, trains = "cpu", ("cpu",), True
+    name, devices, trains, grids_only = "cpu", ("cpu",), True, None
 
     def missing(self) -> str | None:
         return None if _C is not None else _C_MISSING
@@ -263,7 +285,7 @@ class PreparedCpu:
 class Reference:
     """Plain PyTorch in float64: the definition, slow and exact. Results are float64 unless `out` is given."""
 
-    name, devices, trains = "reference", ("cpu",), True
+    name, devices, trains, grids_only = "reference", ("cpu",), True, None
 
     def missing(self) -> str | None:
         if find_spec("torch") is None:
@@ -342,6 +364,11 @@ def resolve(name: str = "auto", device: Device = CPU) -> Backend:
                 raise UsageError(unfit)
             return row
     raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
+
+
+def grids_only(name: str) -> str | None:
+    """Why the backend of that name computes only separable grids, in a sentence; None when it does more."""
+    return next((row.grids_only for row in TABLE if row.name == name), None)
 
 
 def _best(device: Device) -> Backend:

@@ -46,6 +46,20 @@ def absence(device: Device, count: int, who: str, why: str) -> str | None:
     return None
 
 
+LEAST_CAPABILITY = (
+    8,
+    0,
+)  # of the oldest GPUs with rows in kernels/tuning.json and code of csrc/cuda
+
+
+def too_old(device: object, capability: tuple[int, int]) -> str | None:
+    """Why our kernels do not run on a GPU of that compute capability, or None."""
+    if capability >= LEAST_CAPABILITY:
+        return None
+    needed, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
+    return f"needs compute capability {needed}, {device} has {has}"
+
+
 def torch_absence(device: Device) -> str | None:
     """The same of torch, which must be installed."""
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from satclip_engine import backends
 from satclip_engine._optional import need
-from satclip_engine.device import Device, torch_absence
+from satclip_engine.device import Device, too_old, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 else:
     torch = need("torch", extra="torch", why="computing with tensors")
     forward_ad = torch.autograd.forward_ad
-
-
-_CAPABILITY = (8, 0)  # of the oldest GPUs that kernels/tuning.json has shapes for
 
 
 class Row(Protocol):
@@ -65,9 +62,8 @@ class Triton:
         kind = tensor.device.type
         if tensor.dtype != torch.float32 or not (kind == "cuda" or (kind == "cpu" and _interpreted())):
             return f"takes torch.float32 on cuda, not {tensor.dtype} on {tensor.device}"
-        if kind == "cuda" and (found := torch.cuda.get_device_capability(tensor.device)) < _CAPABILITY:
-            needed, has = (".".join(map(str, version)) for version in (_CAPABILITY, found))
-            return f"needs compute capability {needed}, {tensor.device} has {has}"
+        if kind == "cuda":
+            return too_old(tensor.device, torch.cuda.get_device_capability(tensor.device))
         return None
 
 

@@ -13,6 +13,7 @@ from satclip_engine import _C, backends
 from satclip_engine.device import CPU, Device, absence, parse_device, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.layers import Layers
+from satclip_engine.prepared import Calls
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,10 @@ def test_torch_says_why_it_has_none(monkeypatch):
 def machine(monkeypatch):
     """Pretend how many CUDA devices torch and the driver see; None where their backend is not installed."""
 
-    def pretend(*, torch: int | None, cuda: int | None) -> None:
+    def pretend(*, torch: int | None, cuda: int | None, capability: tuple[int, int] = (9, 0)) -> None:
+        if torch:
+            known = pytest.importorskip("torch").cuda
+            monkeypatch.setattr(known, "get_device_capability", lambda device=None: capability)
         missing = "it needs torch: pip install it" if torch is None else None
         monkeypatch.setattr(backends.Triton, "missing", lambda self: missing)
         monkeypatch.setattr(
@@ -73,7 +77,8 @@ def machine(monkeypatch):
         )
         of_cuda = {
             "cuda_missing": "built without nvcc" if cuda is None else None,
-            "cuda_devices": lambda: [("H100", (9, 0))] * (cuda or 0),
+            "cuda_devices": lambda: [("H100", capability)] * (cuda or 0),
+            "cuda_no_devices": lambda: "no NVIDIA driver was found",
             "CudaNetwork": FakeNetwork,
         }
         monkeypatch.setattr(backends, "_C", types.SimpleNamespace(**{**vars(_C), **of_cuda}))
@@ -103,7 +108,13 @@ def test_auto_takes_the_best_row_that_has_the_gpu(machine, torch, cuda, chosen):
             MissingExtra,
             "^device 'cuda': triton: it needs torch: .*; cuda: .*without nvcc",
         ),
-        (None, 0, "cuda", UsageError, "no CUDA device that a CUDA driver can use"),
+        (
+            None,
+            0,
+            "cuda",
+            UsageError,
+            r"no CUDA device that a CUDA driver can use \(no NVIDIA driver was found\)",
+        ),
     ],
 )
 def test_a_gpu_that_nothing_can_use_is_never_replaced_by_the_cpu(machine, torch, cuda, device, error, said):
@@ -125,6 +136,29 @@ def test_a_backend_asked_for_by_name_computes_on_its_own_devices_only(machine, n
     machine(torch=2, cuda=2)
     with pytest.raises(UsageError, match=said):
         backends.resolve(name, parse_device(device))
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_gpus_that_kernels_are_not_compiled_for_are_refused_in_a_sentence(machine, name):
+    machine(torch=2, cuda=2, capability=(7, 5))
+    said = f"backend '{name}' needs compute capability 8.0, device 'cuda:1' has 7.5: use 'cpu'"
+    with pytest.raises(UsageError, match=said):
+        backends.resolve(name, parse_device("cuda:1"))
+    with pytest.raises(UsageError, match=r"needs compute capability 8\.0"):
+        backends.resolve("auto", parse_device("cuda"))
+    machine(torch=2, cuda=2, capability=(8, 0))
+    assert backends.resolve(name, parse_device("cuda:1")).name == name
+
+
+def test_tensors_on_gpus_that_kernels_are_not_compiled_for_are_refused_too(machine):
+    torch = pytest.importorskip("torch")
+    from satclip_engine import tensors
+
+    tensor: Any = types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 1))
+    machine(torch=2, cuda=2, capability=(7, 5))
+    assert tensors.Triton().unfit(tensor) == "needs compute capability 8.0, cuda:1 has 7.5"
+    machine(torch=2, cuda=2, capability=(8, 0))
+    assert tensors.Triton().unfit(tensor) is None
 
 
 def test_without_a_gpu_triton_says_how_it_can_run_all_the_same(monkeypatch):
@@ -171,6 +205,32 @@ def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny)
     assert np.array_equal(wide[..., 2:10], expected)
     assert (wide[..., [0, 1, 10, 11]] == 7).all()
     assert "backend cuda (cuda sm_90 fast) on cuda:1" in repr(enc)
+
+
+def test_the_cuda_row_makes_wide_grids_by_parts_of_the_columns(machine, tiny_weights, tiny, monkeypatch):
+    machine(torch=None, cuda=1)
+    widths: list[int] = []
+    fill = FakeNetwork.encode_grid
+
+    def watched(self: FakeNetwork, lat: Any, lon: Any, out: Any, **options: Any) -> None:
+        widths.append(len(lon))
+        fill(self, lat, lon, out, **options)
+
+    monkeypatch.setattr(FakeNetwork, "encode_grid", watched)
+    monkeypatch.setattr(backends, "gpu_calls", lambda embed_dim: Calls(5, 1 << 20))
+    enc = se.load(tiny_weights, device="cuda")
+    grid = se.make_grid(resolution=30)
+    assert np.array_equal(enc.evaluate(grid), tiny.evaluate(grid))
+    assert widths == [5, 5, 2]
+
+
+def test_the_cuda_row_refuses_a_projected_raster_before_anything_is_made(machine, tiny_weights, tmp_path):
+    machine(torch=None, cuda=1)
+    enc = se.load(tiny_weights, device="cuda")
+    projected = se.make_grid(resolution=1e6, bounds=(0, 0, 4e6, 4e6), crs=3857)
+    with pytest.raises(UsageError, match="backend 'cuda' computes grids of rows of latitude only"):
+        se.write_raster(enc, tmp_path / "out.tif", projected)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cuda_row_says_what_embeds_single_places(machine, tiny_weights):

@@ -55,15 +55,19 @@ const Type& type_named(const std::string& name) {
     throw py::value_error("dtype must be float32, int8 or int16, not '" + name + "'");
 }
 
-// A contiguous array in device memory, filled by what `stream` has queued.
+// A contiguous array in device memory. What fills it is known by an event: a stream of the caller's may be
+// gone by the time that somebody reads.
 class CudaArray {
   public:
-    CudaArray(int device, std::vector<std::int64_t> shape, const Type& type, cuda::Stream stream)
-        : device_(device), shape_(std::move(shape)), type_(type), stream_(stream) {
+    CudaArray(int device, std::vector<std::int64_t> shape, const Type& type)
+        : device_(device), shape_(std::move(shape)), type_(type) {
         std::size_t bytes = satclip::bytes_of(type.stored);
         for (const std::int64_t n : shape_) bytes *= static_cast<std::size_t>(n);
         memory_ = cuda::allocate(device, bytes);
     }
+
+    // What fills it is all in the stream now.
+    void filled_by(cuda::Stream stream) { filled_.emplace(device_, stream); }
 
     int device() const { return device_; }
     const char* dtype() const { return type_.name; }
@@ -81,22 +85,37 @@ class CudaArray {
         return view;
     }
 
+    // Filled when this returns: so there is no stream to wait for.
     py::dict interface() const {
+        if (const std::optional<cuda::Queued> filled = filled_) {  // ours: it may be filled again meanwhile
+            const py::gil_scoped_release release;
+            filled->finish();
+        }
         py::dict found;
         found["shape"] = shape();
         found["typestr"] = type_.code;
         found["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(memory_.get()), false);
-        found["stream"] = stream_ == 0 ? 1 : stream_;
+        found["stream"] = py::none();
         found["version"] = 3;
         return found;
     }
 
     std::pair<int, int> dlpack_device() const { return {dlpack::kCuda, device_}; }
 
-    // stream: the reader's; none for the legacy default stream, −1 when nobody need wait.
-    py::capsule dlpack(const std::optional<std::intptr_t>& stream, const py::kwargs&) const {
-        const cuda::Stream reader = stream && *stream != 1 ? static_cast<cuda::Stream>(*stream) : 0;
-        if ((!stream || *stream != -1) && reader != stream_) cuda::wait_for(device_, reader, stream_);
+    // stream: the reader's; none for the legacy default stream, −1 when nobody need wait. Every reader takes
+    // this version of the capsule, whatever max_version it can read.
+    py::capsule dlpack(const std::optional<std::intptr_t>& stream, const py::object& /* max_version */,
+                       const std::optional<std::pair<int, int>>& device,
+                       const std::optional<bool>& copy) const {
+        if (copy.value_or(false)) throw py::buffer_error("CudaArray makes no copies: copy must not be True");
+        if (device && *device != dlpack_device())
+            throw py::buffer_error("CudaArray stays on CUDA device " + std::to_string(device_) +
+                                   ": dl_device must be (2, " + std::to_string(device_) + ")");
+        const std::intptr_t reader = stream.value_or(kLegacyStream);
+        if (reader == 0 || reader < kNoStream)
+            throw py::value_error("stream must be None, -1, 1, 2 or a CUDA stream, not " +
+                                  std::to_string(reader));
+        if (filled_ && reader != kNoStream) filled_->before(static_cast<cuda::Stream>(reader));
         auto* exported = new Exported{{}, memory_, shape_};
         exported->managed.tensor = {memory_.get(),
                                     {dlpack::kCuda, device_},
@@ -119,6 +138,8 @@ class CudaArray {
     }
 
   private:
+    static constexpr std::intptr_t kNoStream = -1, kLegacyStream = 1;  // DLPack's numbers
+
     struct Exported {
         dlpack::ManagedTensor managed;
         std::shared_ptr<void> memory;
@@ -128,7 +149,7 @@ class CudaArray {
     int device_;
     std::vector<std::int64_t> shape_;
     const Type& type_;
-    cuda::Stream stream_;
+    std::optional<cuda::Queued> filled_;
     std::shared_ptr<void> memory_;
 };
 
@@ -138,12 +159,14 @@ cuda::Stream stream_of(const std::optional<std::uintptr_t>& stream) { return str
 struct Target {
     py::object result;
     View view;
+    CudaArray* own = nullptr;  // of ours, given or new
 
     Target(const py::object& out, int device, std::size_t rows, std::size_t columns, std::size_t bands,
            const std::string& dtype, cuda::Stream stream)
         : result(out) {
         if (!out.is_none()) {
             view = view_of(out, "out", stream);
+            if (py::isinstance<CudaArray>(out)) own = out.cast<CudaArray*>();
             if (view.on_device() && view.device != device)
                 throw py::value_error("out lies on CUDA device " + std::to_string(view.device) + ", not on " +
                                       std::to_string(device));
@@ -152,9 +175,15 @@ struct Target {
         const std::vector<std::int64_t> shape = {static_cast<std::int64_t>(rows),
                                                  static_cast<std::int64_t>(columns),
                                                  static_cast<std::int64_t>(bands)};
-        const CudaArray made(device, shape, type_named(dtype), stream);
-        view = made.view();
-        result = py::cast(made);
+        result = py::cast(CudaArray(device, shape, type_named(dtype)));
+        own = result.cast<CudaArray*>();
+        view = own->view();
+    }
+
+    // To be called when all is queued.
+    py::object filled_by(cuda::Stream stream) const {
+        if (own) own->filled_by(stream);
+        return result;
     }
 };
 
@@ -184,7 +213,7 @@ class CudaNetwork {
             return network_->encode_grid(rows.data(), h, columns.data(), w, {store, target.view.on_device()},
                                          on, control);
         });
-        return target.result;
+        return target.filled_by(on);
     }
 
   private:
@@ -212,12 +241,13 @@ py::object cuda_resample(const py::object& lattice, const py::object& rows, cons
         return cuda::resample(where, source, order, at.rows, at.columns, {store, target.view.on_device()}, on,
                               control);
     });
-    return target.result;
+    return target.filled_by(on);
 }
 
-py::array_t<std::uint8_t> cuda_pinned(py::ssize_t bytes) {
+py::array_t<std::uint8_t> cuda_pinned(py::ssize_t bytes, const std::optional<int>& device) {
     if (bytes < 0) throw py::value_error("bytes must not be negative");
-    auto* memory = new std::shared_ptr<void>(cuda::allocate_pinned(static_cast<std::size_t>(bytes)));
+    auto* memory = new std::shared_ptr<void>(
+        cuda::allocate_pinned(static_cast<std::size_t>(bytes), device.value_or(-1)));
     const py::capsule owner(memory, [](void* owned) { delete static_cast<std::shared_ptr<void>*>(owned); });
     return py::array_t<std::uint8_t>(bytes, static_cast<std::uint8_t*>(memory->get()), owner);
 }
@@ -280,7 +310,14 @@ void bind_cuda(py::module_& m) {
     m.attr("cuda_missing") = text(cuda::missing());
     m.def("cuda_devices", &device_names,
           "Name and compute capability of each GPU that a CUDA driver here shows; none without a driver.");
-    m.def("cuda_pinned", &cuda_pinned, py::arg("bytes"),
+    m.def(
+        "cuda_no_devices",
+        [] {
+            const py::gil_scoped_release release;
+            return cuda::no_devices();
+        },
+        "Why cuda_devices() is empty; an empty string when it is not.");
+    m.def("cuda_pinned", &cuda_pinned, py::arg("bytes"), py::arg("device") = py::none(),
           "Page-locked host memory: results are copied into views of it directly, without a second copy.");
     py::class_<CudaArray>(m, "CudaArray", "A contiguous array in a GPU's memory.")
         .def_property_readonly("shape", &CudaArray::shape)
@@ -288,7 +325,9 @@ void bind_cuda(py::module_& m) {
         .def_property_readonly("device", &CudaArray::device)
         .def_property_readonly("__cuda_array_interface__", &CudaArray::interface)
         .def("__dlpack_device__", &CudaArray::dlpack_device)
-        .def("__dlpack__", &CudaArray::dlpack, py::kw_only(), py::arg("stream") = py::none());
+        .def("__dlpack__", &CudaArray::dlpack, py::kw_only(), py::arg("stream") = py::none(),
+             py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
+             py::arg("copy") = py::none());
     py::class_<CudaNetwork>(m, "CudaNetwork", "A network in a GPU's memory; immutable, shared by threads.")
         .def(py::init<int, const std::vector<InFloats>&, const std::vector<InFloats>&, const std::string&,
                       int>(),

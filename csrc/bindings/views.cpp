@@ -1,7 +1,10 @@
 #include "views.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 
+#include "cuda/cuda.h"
 #include "dlpack.h"
 
 namespace satclip::bindings {
@@ -47,7 +50,7 @@ View of_numpy(const py::array& array, const char* name) {
     view.type_name = py::str(array.dtype()).cast<std::string>();
     view.writable = array.writeable();
     if (array.dtype().byteorder() != '>') view.type = type_of(array.dtype().kind(), array.itemsize());
-    if (!in_items(view.strides, array.itemsize()))
+    if (!in_items(view.strides, std::max<py::ssize_t>(1, array.itemsize())))  // of void it is 0
         throw py::value_error(std::string(name) + ": strides must be whole items");
     if (array.size() == 0) view.strides = contiguous(view.shape);  // NumPy's mean nothing
     return view;
@@ -87,8 +90,31 @@ View of_dlpack(const py::object& array, const char* name, std::uintptr_t stream)
                            : array.attr("__dlpack__")());
 }
 
-View of_interface(const py::object& array, const char* name) {
+// Our stream waits for what the array's owner has queued; absent or None: nothing to wait for.
+void wait_for_owner(const py::dict& given, int device, std::uintptr_t stream) {
+    if (!given.contains("stream") || given["stream"].is_none()) return;
+    cuda::Queued(device, given["stream"].cast<std::uintptr_t>()).before(stream);
+}
+
+void check_interface(const py::dict& given, const char* name) {
+    if (given.contains("mask") && !given["mask"].is_none())
+        throw py::value_error(std::string(name) + " has a mask, which is not supported");
+    if (given.contains("stream") && py::object(given["stream"]).equal(py::int_(0)))
+        throw py::value_error(std::string(name) +
+                              ": stream 0 is ambiguous, __cuda_array_interface__ forbids it");
+}
+
+// Nobody's memory, and null, are on no device that kernels could write to; an empty array may be anywhere.
+int device_of(const View& view, const char* name) {
+    if (std::count(view.shape.begin(), view.shape.end(), 0)) return 0;
+    const int device = cuda::device_of(view.data);
+    if (device < 0) throw py::value_error(std::string(name) + " is not memory of a CUDA device");
+    return device;
+}
+
+View of_interface(const py::object& array, const char* name, std::uintptr_t stream) {
     const py::dict given = array.attr("__cuda_array_interface__");
+    check_interface(given, name);
     const auto data = given["data"].cast<std::pair<std::uintptr_t, bool>>();
     View view;
     view.data = reinterpret_cast<void*>(data.first);
@@ -105,11 +131,8 @@ View of_interface(const py::object& array, const char* name) {
     } else {
         view.strides = contiguous(view.shape);
     }
-    view.device = py::hasattr(array, "device") && py::hasattr(array.attr("device"), "index") &&
-                          !array.attr("device").attr("index").is_none() &&
-                          py::isinstance<py::int_>(array.attr("device").attr("index"))
-                      ? array.attr("device").attr("index").cast<int>()
-                      : 0;
+    view.device = device_of(view, name);
+    wait_for_owner(given, view.device, stream);
     return view;
 }
 
@@ -140,7 +163,7 @@ std::vector<Stencil> stencils_along(const char* name, const py::object& given, d
 View view_of(const py::object& array, const char* name, std::uintptr_t stream) {
     if (py::isinstance<py::array>(array)) return of_numpy(py::reinterpret_borrow<py::array>(array), name);
     if (py::hasattr(array, "__dlpack__")) return of_dlpack(array, name, stream);
-    if (py::hasattr(array, "__cuda_array_interface__")) return of_interface(array, name);
+    if (py::hasattr(array, "__cuda_array_interface__")) return of_interface(array, name, stream);
     throw py::type_error(std::string(name) +
                          " must be a NumPy array or have __dlpack__ or __cuda_array_interface__, not " +
                          py::str(py::type::of(array)).cast<std::string>());

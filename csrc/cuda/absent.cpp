@@ -3,14 +3,17 @@
 
 #include "cuda.h"
 
+#ifndef SATCLIP_CUDA_REASON  // the build says why
+#define SATCLIP_CUDA_REASON "it was made without them"
+#endif
+
 namespace satclip::cuda {
 
 namespace {
 
 constexpr const char* kMissing =
-    "this build of satclip-engine has no CUDA kernels, because nvcc was not found or SATCLIP_CUDA=off was "
-    "set: install the "
-    "CUDA toolkit (12 or newer), put nvcc on PATH and reinstall with SATCLIP_CUDA=on";
+    "this build of satclip-engine has no CUDA kernels, because " SATCLIP_CUDA_REASON
+    ": install the CUDA toolkit (12 or newer), put nvcc on PATH and reinstall with SATCLIP_CUDA=on";
 
 [[noreturn]] void refuse() { throw std::runtime_error(kMissing); }
 
@@ -19,9 +22,13 @@ constexpr const char* kMissing =
 const char* build() { return nullptr; }
 const char* missing() { return kMissing; }
 std::vector<DeviceName> devices() { return {}; }
+std::string no_devices() { return kMissing; }
 std::shared_ptr<void> allocate(int, std::size_t) { refuse(); }
-std::shared_ptr<void> allocate_pinned(std::size_t) { refuse(); }
-void wait_for(int, Stream, Stream) { refuse(); }
+std::shared_ptr<void> allocate_pinned(std::size_t, int) { refuse(); }
+int device_of(const void*) { refuse(); }
+Queued::Queued(int, Stream) { refuse(); }
+void Queued::before(Stream) const { refuse(); }
+void Queued::finish() const { refuse(); }
 
 struct DeviceNetwork::Memory {};
 DeviceNetwork::DeviceNetwork(const PackedGrid&, int) { refuse(); }

@@ -25,10 +25,23 @@ struct DeviceName {
 const char* build();                // the architectures compiled for, or null
 const char* missing();              // what was left out and how to get it, or null
 std::vector<DeviceName> devices();  // none without a driver
+std::string no_devices();           // why there are none; empty when there are
 
 std::shared_ptr<void> allocate(int device, std::size_t bytes);
-std::shared_ptr<void> allocate_pinned(std::size_t bytes);  // on the host, page-locked
-void wait_for(int device, Stream waiting, Stream working);
+std::shared_ptr<void> allocate_pinned(std::size_t bytes, int device);  // on the host; −1: any device
+int device_of(const void* memory);                                     // −1 when it is none of a device's
+
+// What a stream had queued at some time.
+class Queued {
+  public:
+    Queued(int device, Stream);
+    void before(Stream) const;  // the stream's later work waits for it
+    void finish() const;
+
+  private:
+    int device_;
+    std::shared_ptr<void> event_;
+};
 
 // Where a raster goes: memory of the device or of the host. Scales and offsets lie on the host.
 struct Destination {

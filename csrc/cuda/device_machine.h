@@ -1,6 +1,8 @@
 // A CUDA stream as a Machine of run.h. For nvcc only.
 #pragma once
 
+#include <vector>
+
 #include "device_policy.h"
 #include "run.h"
 #include "runtime.h"
@@ -13,6 +15,9 @@ __global__ void __launch_bounds__(Body::kThreads, 1) launched(const Body body) {
     DevicePolicy policy;
     body(policy);
 }
+
+// Bytes of shared memory that a block may have without asking.
+constexpr int kSharedUnasked = 48 << 10;
 
 class DeviceMachine {
   public:
@@ -35,23 +40,31 @@ class DeviceMachine {
         return {device_, stream_, count};
     }
 
-    // `from` is host memory of any kind, copied when this returns.
+    // `from` is host memory of any kind, copied when this returns: the caller's may be page-locked, which the
+    // device reads when its turn comes, ours is not, and has been read when the call returns.
     template <class T>
     Buffer<T> upload(const T* from, std::size_t count) const {
+        const std::vector<T> own(from, from + count);
         Buffer<T> to = buffer<T>(count);
-        copy(to.data(), from, count * sizeof(T));
+        copy(to.data(), own.data(), count * sizeof(T));
         return to;
     }
 
     template <class Body>
     void launch(const Body& body, const Blocks& blocks) const {
         if (blocks.count == 0) return;
-        check(cudaFuncSetAttribute(launched<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   blocks.shared_bytes),
-              "cudaFuncSetAttribute", device_);
-        launched<Body>
-            <<<static_cast<unsigned>(blocks.count), Body::kThreads, blocks.shared_bytes, stream_>>>(body);
-        check(cudaGetLastError(), "kernel launch", device_);
+        // The limit belongs to the kernel, not to this launch: always the same one, or threads and networks
+        // would lower each other's.
+        if (blocks.shared_bytes > kSharedUnasked)
+            check(cudaFuncSetAttribute(launched<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       most_shared(device_)),
+                  "cudaFuncSetAttribute", device_);
+        // Not <<<>>>: its errors could only be told by the last error, which may be somebody else's.
+        Body argument = body;
+        void* arguments[] = {&argument};
+        check(cudaLaunchKernel(launched<Body>, dim3(static_cast<unsigned>(blocks.count)),
+                               dim3(Body::kThreads), arguments, blocks.shared_bytes, stream_),
+              "cudaLaunchKernel", device_);
     }
 
     std::size_t processors() const {
@@ -66,10 +79,12 @@ class DeviceMachine {
       public:
         Stage(int device, cudaStream_t stream, std::size_t bytes, bool host)
             : memory_(device, stream, bytes),
-              host_(host ? pinned(bytes) : nullptr),
+              host_(host ? pinned(bytes, device) : nullptr),
               copying_(device),
               made_(device) {}
-        ~Stage() { cudaStreamSynchronize(copying_.get()); }  // after an exception a copy may be under way
+        ~Stage() {
+            quietly(cudaStreamSynchronize(copying_.get()));
+        }  // after an exception a copy may be under way
         void* on_machine() const { return memory_.get(); }
         void* on_host() const { return host_.get(); }
 
@@ -101,7 +116,7 @@ class DeviceMachine {
         if (count == 0) return;
         if (stride == static_cast<std::ptrdiff_t>(bands))
             return copy(to, from, count * bands * sizeof(float));
-        if (stride < 0) {
+        if (stride < static_cast<std::ptrdiff_t>(bands)) {  // backwards or overlapping: no pitch for a copy
             for (std::size_t i = 0; i < count; ++i)
                 copy(to + i * bands, from + static_cast<std::ptrdiff_t>(i) * stride, bands * sizeof(float));
             return;

@@ -30,15 +30,18 @@ class DevicePolicy {
     __device__ __forceinline__ Own<State> per_warp() const {
         return {};
     }
+    // Threads that left a phase early are together again in the next one, whose multiplications are a warp's.
     template <class F>
     __device__ __forceinline__ void threads(F&& f) const {
         f(thread());
+        __syncwarp();
     }
     template <class F>
     __device__ __forceinline__ void warps(F&& f) {
         const int own = thread();
         lane_ = own % kWarp;
         f(own / kWarp);
+        __syncwarp();
     }
     template <class F>
     __device__ __forceinline__ void lanes(F&& f) const {

@@ -25,10 +25,10 @@ DeviceNetwork::DeviceNetwork(const PackedGrid& packed, int device)
     const OnDevice current(device);
     std::vector<DenseView> layers;
     memory_->network = placed(packed, layers, [&](const auto& values) { return memory_->place(values); });
-    int most = 0;
-    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          "cudaDeviceGetAttribute", device);
-    if (shared_bytes(memory_->network, packed.precision) > most) memory_->wide = true;
+    if (shared_bytes(memory_->network, packed.precision) > most_shared(device)) memory_->wide = true;
+    // Copies of a few pages return before they have arrived, and streams that do not wait for the legacy one
+    // read them.
+    check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize", device);
 }
 
 DeviceNetwork::~DeviceNetwork() = default;

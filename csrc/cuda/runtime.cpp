@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -19,15 +20,23 @@ void check(cudaError_t status, const char* call, int device) {
                              cudaGetErrorName(status) + ")");
 }
 
+int most_shared(int device) {
+    int most = 0;
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "cudaDeviceGetAttribute", device);
+    return most;
+}
+
 OnDevice::OnDevice(int device) {
     int before = -1;
     check(cudaGetDevice(&before), "cudaGetDevice", device);
+    if (before == device) return;
     check(cudaSetDevice(device), "cudaSetDevice", device);
     before_ = before;
 }
 
 OnDevice::~OnDevice() {
-    if (before_ >= 0) cudaSetDevice(before_);
+    if (before_ >= 0) quietly(cudaSetDevice(before_));
 }
 
 namespace {
@@ -71,9 +80,9 @@ Memory::~Memory() {
     try {
         const OnDevice current(device_);
         if (pool_of(device_))
-            cudaFreeAsync(data_, stream_);
+            quietly(cudaFreeAsync(data_, stream_));
         else
-            cudaFree(data_);
+            quietly(cudaFree(data_));
     } catch (const std::runtime_error&) {  // the driver has gone, and the memory with it
     }
 }
@@ -119,16 +128,23 @@ class PinnedShelf {
     void give(const Pinned& memory) {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
-            if (idle_.size() < kMost && memory.bytes <= kLargest) {
+            if (idle_.size() < kMost && idle_bytes() + memory.bytes <= kMostBytes) {
                 idle_.push_back(memory);
                 return;
             }
         }
-        cudaFreeHost(memory.data);
+        quietly(cudaFreeHost(memory.data));
     }
 
   private:
-    static constexpr std::size_t kMost = 4, kLargest = std::size_t{32} << 20;  // two callers' pairs of pieces
+    // Pairs of pieces of 16 callers.
+    static constexpr std::size_t kMost = 32, kMostBytes = std::size_t{512} << 20;
+
+    std::size_t idle_bytes() const {
+        std::size_t bytes = 0;
+        for (const Pinned& memory : idle_) bytes += memory.bytes;
+        return bytes;
+    }
 
     std::mutex mutex_;
     std::vector<Pinned> idle_;
@@ -136,11 +152,13 @@ class PinnedShelf {
 
 }  // namespace
 
-std::shared_ptr<void> pinned(std::size_t bytes) {
+std::shared_ptr<void> pinned(std::size_t bytes, int device) {
     Pinned memory = PinnedShelf::the().take(bytes);
     if (memory.data == nullptr) {
         const std::size_t some = std::max<std::size_t>(bytes, 1);
-        check(cudaHostAlloc(&memory.data, some, cudaHostAllocPortable), "cudaHostAlloc", kAnyDevice);
+        std::optional<OnDevice> current;
+        if (device != kAnyDevice) current.emplace(device);
+        check(cudaHostAlloc(&memory.data, some, cudaHostAllocPortable), "cudaHostAlloc", device);
         memory.bytes = some;
     }
     return {memory.data, [memory](void*) { PinnedShelf::the().give(memory); }};
@@ -149,7 +167,7 @@ std::shared_ptr<void> pinned(std::size_t bytes) {
 bool is_pinned(const void* memory) {
     cudaPointerAttributes attributes;
     const cudaError_t status = cudaPointerGetAttributes(&attributes, memory);
-    if (status != cudaSuccess) cudaGetLastError();
+    quietly(status);
     return status == cudaSuccess && attributes.type == cudaMemoryTypeHost;
 }
 
@@ -174,6 +192,31 @@ std::vector<DeviceName> devices() {
     return found;
 }
 
+namespace {
+
+// CUDA's numbers: 12040 is 12.4.
+std::string version_text(int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+}  // namespace
+
+std::string no_devices() {
+    int count = 0, driver = 0, runtime = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    quietly(status);
+    if (status == cudaSuccess && count > 0) return "";
+    quietly(cudaDriverGetVersion(&driver));
+    quietly(cudaRuntimeGetVersion(&runtime));
+    if (driver == 0) return "no NVIDIA driver was found";
+    if (status == cudaErrorInsufficientDriver)
+        return "the NVIDIA driver here is for CUDA " + version_text(driver) + ", this build needs one for " +
+               version_text(runtime) + ": update the driver";
+    if (status == cudaSuccess || status == cudaErrorNoDevice)
+        return "the driver shows none: nvidia-smi lists them, CUDA_VISIBLE_DEVICES may hide them";
+    return std::string("the driver says: ") + cudaGetErrorString(status);
+}
+
 std::shared_ptr<void> allocate(int device, std::size_t bytes) {
     const OnDevice current(device);
     void* data = nullptr;
@@ -181,20 +224,43 @@ std::shared_ptr<void> allocate(int device, std::size_t bytes) {
     return {data, [device](void* owned) {
                 try {
                     const OnDevice back(device);
-                    cudaFree(owned);
+                    quietly(cudaFree(owned));
                 } catch (const std::runtime_error&) {  // the driver has gone, and the memory with it
                 }
             }};
 }
 
-std::shared_ptr<void> allocate_pinned(std::size_t bytes) { return pinned(bytes); }
+std::shared_ptr<void> allocate_pinned(std::size_t bytes, int device) { return pinned(bytes, device); }
 
-void wait_for(int device, Stream waiting, Stream working) {
+int device_of(const void* memory) {
+    cudaPointerAttributes attributes;
+    check(cudaPointerGetAttributes(&attributes, memory), "cudaPointerGetAttributes", kAnyDevice);
+    return attributes.type == cudaMemoryTypeUnregistered ? -1 : attributes.device;
+}
+
+namespace {
+
+cudaEvent_t event_of(const std::shared_ptr<void>& event) {
+    return static_cast<OwnEvent*>(event.get())->get();
+}
+
+}  // namespace
+
+Queued::Queued(int device, Stream stream) : device_(device) {
     const OnDevice current(device);
-    const OwnEvent done(device);
-    check(cudaEventRecord(done.get(), reinterpret_cast<cudaStream_t>(working)), "cudaEventRecord", device);
-    check(cudaStreamWaitEvent(reinterpret_cast<cudaStream_t>(waiting), done.get(), 0), "cudaStreamWaitEvent",
+    event_ = std::make_shared<OwnEvent>(device);
+    check(cudaEventRecord(event_of(event_), reinterpret_cast<cudaStream_t>(stream)), "cudaEventRecord",
           device);
+}
+
+void Queued::before(Stream stream) const {
+    const OnDevice current(device_);
+    check(cudaStreamWaitEvent(reinterpret_cast<cudaStream_t>(stream), event_of(event_), 0),
+          "cudaStreamWaitEvent", device_);
+}
+
+void Queued::finish() const {
+    check(cudaEventSynchronize(event_of(event_)), "cudaEventSynchronize", device_);
 }
 
 }  // namespace satclip::cuda

@@ -14,6 +14,13 @@ constexpr int kAnyDevice = -1;
 // Throws std::runtime_error naming the call and the device.
 void check(cudaError_t, const char* call, int device);
 
+// For calls that cannot be helped: an error is forgotten, so that it is not reported to the next.
+inline void quietly(cudaError_t status) {
+    if (status != cudaSuccess) cudaGetLastError();
+}
+
+int most_shared(int device);  // bytes of shared memory that a block may ask for
+
 // Makes a device the thread's current one while it lives.
 class OnDevice {
   public:
@@ -22,7 +29,7 @@ class OnDevice {
     OnDevice(const OnDevice&) = delete;
 
   private:
-    int before_ = -1;
+    int before_ = -1;  // none when nothing was changed
 };
 
 // Device memory in the order of a stream: work queued after it is made may use it, what was queued before it
@@ -45,7 +52,7 @@ class Memory {
 class OwnStream {
   public:
     explicit OwnStream(int device);
-    ~OwnStream() { cudaStreamDestroy(stream_); }
+    ~OwnStream() { quietly(cudaStreamDestroy(stream_)); }
     OwnStream(const OwnStream&) = delete;
     cudaStream_t get() const { return stream_; }
 
@@ -56,7 +63,7 @@ class OwnStream {
 class OwnEvent {
   public:
     explicit OwnEvent(int device);
-    ~OwnEvent() { cudaEventDestroy(event_); }
+    ~OwnEvent() { quietly(cudaEventDestroy(event_)); }
     OwnEvent(const OwnEvent&) = delete;
     cudaEvent_t get() const { return event_; }
 
@@ -65,7 +72,8 @@ class OwnEvent {
 };
 
 // Page-locked host memory, kept for the next who asks: locking pages takes longer than a copy.
-std::shared_ptr<void> pinned(std::size_t bytes);
+// device: whose context it is made in; without one in that of the thread's current device.
+std::shared_ptr<void> pinned(std::size_t bytes, int device = kAnyDevice);
 bool is_pinned(const void* memory);
 
 }  // namespace satclip::cuda

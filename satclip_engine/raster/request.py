@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from satclip_engine._version import __version__
+from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
@@ -148,6 +149,8 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
     _check_made_by(encoder, grid)
     check_path(path, replaceable=options.overwrite or options.resume)
     chosen, sample, bands = make_grid(like=grid), sample_type(options.dtype), encoder.embed_dim
+    if not chosen.separable and (reason := grids_only(encoder.backend)) is not None:
+        raise UsageError(reason)
     codec = codec_named(options.compress, sample)
     if bands > 65535:
         raise UsageError(f"a TIFF has at most 65535 bands, not {bands}")

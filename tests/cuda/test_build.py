@@ -30,6 +30,7 @@ def test_without_a_gpu_there_are_no_devices_and_calls_say_why():
     for name, (major, _minor) in devices:
         assert name
         assert major >= 3
+    assert bool(devices) == (_C.cuda_no_devices() == "")
     if not devices:
         with pytest.raises(RuntimeError, match=rf"on CUDA device 0: |{SENTENCE}"):
             _C.CudaNetwork(1, [np.ones((2, 1)), np.ones((2, 2))], [np.ones(2), np.ones(2)])
@@ -63,23 +64,61 @@ def test_what_stands_for_the_kernels_throws_one_sentence(tmp_path):
     assert "SATCLIP_CUDA=on" in said
 
 
-def test_insisting_on_cuda_without_nvcc_fails(tmp_path):
+@pytest.fixture
+def configured(tmp_path):
+    """configured(*options) → what CMake said when it was asked for a build, and how it ended."""
     cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     pybind11 = pytest.importorskip("pybind11")
     if cmake is None or ninja is None:
         pytest.skip("needs cmake and ninja")
-    configure = [
-        cmake,
-        f"-S{ROOT}",
-        f"-B{tmp_path}",
-        "-GNinja",
-        "-DSATCLIP_CUDA=on",
-        "-DCMAKE_CUDA_COMPILER=NOTFOUND",
-        f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}",
-    ]
-    done = subprocess.run(configure, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "nvcc was not found" in done.stderr
+
+    def configure(*options: str) -> tuple[str, int]:
+        folder = f"-B{tmp_path / 'build'}"
+        found = f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}"
+        shutil.rmtree(tmp_path / "build", ignore_errors=True)  # what one found is no longer so for the next
+        command = [cmake, f"-S{ROOT}", folder, "-GNinja", found, *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return " ".join((done.stdout + done.stderr).split()), done.returncode  # CMake breaks lines
+
+    return configure
+
+
+def nvcc_that(folder: Path, version: str, code: int) -> str:
+    """A stand-in for nvcc of that version, which compiles with that exit code."""
+    program = folder / version / "nvcc"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        f'*--version*) echo "Cuda compilation tools, release {version}, V{version}.1" ;;\n'
+        f"*) exit {code} ;;\nesac\n"
+    )
+    program.chmod(0o755)
+    return f"-DCMAKE_CUDA_COMPILER={program}"
+
+
+def test_insisting_on_cuda_fails_with_the_reason_why_there_is_none(configured, tmp_path):
+    for option, reason in [
+        ("-DCMAKE_CUDA_COMPILER=NOTFOUND", "nvcc was not found"),
+        (nvcc_that(tmp_path, "11.8", 0), "is of CUDA 11.8, which is too old"),
+        (nvcc_that(tmp_path, "12.4", 1), "cannot compile here, perhaps because of its host compiler"),
+    ]:
+        said, code = configured("-DSATCLIP_CUDA=ON", option)
+        assert code != 0
+        assert reason in said
+
+
+def test_where_nvcc_cannot_compile_cuda_is_left_out_with_the_reason(configured, tmp_path):
+    said, code = configured(nvcc_that(tmp_path, "12.4", 1))
+    assert code == 0
+    assert "CUDA kernels: left out, nvcc at" in said
+    assert "CUDAHOSTCXX names another one" in said
+    assert "CUDAHOSTCXX" in (tmp_path / "build/build.ninja").read_text(), "and the module says so"
+
+
+def test_a_misspelt_wish_for_cuda_is_refused(configured):
+    said, code = configured("-DSATCLIP_CUDA=of", "-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    assert code != 0
+    assert "SATCLIP_CUDA must be auto, on or off, not 'of'" in said
 
 
 def test_no_kernel_spills_a_register():
