@@ -51,7 +51,7 @@ def _hidden(
     for first in tl.range(0, WIDTH * tl.num_programs(1), UNITS, disable_licm=True):
         unit = first + tl.arange(0, UNITS)
         start = tl.load(biases + unit)
-        value = product(left, right + first, start, DEPTH, WIDTH, PAIRS, BLOCK_P, UNITS, BLOCK_K)
+        value = product(left, right + first, start, DEPTH, WIDTH, PAIRS, EXACT, BLOCK_P, UNITS, BLOCK_K)
         value *= tl.load(factor)
         if EXACT:
             high, low = split(sine(value))
@@ -88,7 +88,7 @@ def _last(
     for first in tl.range(0, WIDTH * tl.num_programs(1), UNITS, disable_licm=True):
         unit = first + tl.arange(0, UNITS)
         start = tl.load(biases + unit)
-        value = product(left, right + first, start, DEPTH, WIDTH, PAIRS, BLOCK_P, UNITS, BLOCK_K)
+        value = product(left, right + first, start, DEPTH, WIDTH, PAIRS, PAIRS, BLOCK_P, UNITS, BLOCK_K)
         value *= tl.load(factor)
         at = out + place[:, None] * units + unit[None, :]
         inside = unit < units

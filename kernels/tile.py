@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from satclip_engine.kernels.halves import added
+from satclip_engine.kernels.halves import added, multiplied
 
 
 def padded(size: int) -> int:
@@ -25,6 +25,7 @@ def product(
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
     PAIRS: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK_P: tl.constexpr,
     UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -46,7 +47,10 @@ def product(
         high, right_high = tl.load(left + k + a), tl.load(right + k * WIDTH + b)
         if PAIRS:
             low, right_low = tl.load(left + DEPTH + k + a), tl.load(right + (DEPTH + k) * WIDTH + b)
-            sums = added(high, low, right_high, right_low, sums)
+            if EXACT:
+                sums = added(high, low, right_high, right_low, sums)
+            else:
+                sums = multiplied(high, low, right_high, right_low, sums)
         else:
             sums = tl.dot(high, right_high, sums)
     return sums
