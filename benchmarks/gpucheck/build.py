@@ -5,6 +5,7 @@ Nothing is installed, and packages that only rasters need may be missing.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -65,16 +66,19 @@ def environment(tree: Path, *, interpreted: bool) -> dict[str, str]:
 
 def found(tree: Path, *, dry: bool) -> list[Row]:
     """What the compiled module in that folder has."""
-    program = "from satclip_engine import _C; print(*_C.instruction_sets(), getattr(_C, 'cuda_build', False))"
+    program = (
+        "import json; from satclip_engine import _C;"
+        "print(json.dumps([_C.instruction_sets(), getattr(_C, 'cuda_build', None)]))"
+    )
     command, environ = [sys.executable, "-P", "-c", program], environment(tree, interpreted=dry)
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it cannot be loaded"]
         return [Note("compiled module", said[-1], ok=False)]
-    *sets, cuda = done.stdout.split()
+    sets, cuda = json.loads(done.stdout)
     return [
         Note("instruction sets of the CPU", ", ".join(sets)),
-        Note("CUDA kernels", "built" if cuda == "True" else "not built", ok=dry or cuda == "True"),
+        Note("CUDA kernels", cuda or "not built", ok=dry or cuda is not None),
     ]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpucheck.rows import Check, Note, Rows
 from satclip_engine import backends, contrast_reference, gradients, reference
 from satclip_engine.bench.workload import scattered, siren
+from satclip_engine.device import CPU, Device, parse_device
 from satclip_engine.layers import Layers
 
 VALUES = {"exact": 2e-5, "fast": 5e-3}
@@ -142,11 +143,13 @@ def _backend(rows: Rows, device: torch.device, sizes: Sizes, backend: Any, layer
     name = f"backend {backend.name} L={layers.degrees} {'–'.join(str(len(w)) for w in layers.weights)}"
     if backend.name == "reference":
         return
-    if (missing := backend.missing()) is not None:
-        rows.add(Note(name, f"not compared: {missing}"))
+    chosen = CPU if backend.name == "cpu" else parse_device(device)
+    if (reason := backend.missing() or backend.unfit(chosen)) is not None:
+        # Where there is a GPU, every backend must run.
+        rows.add(Note(name, f"not compared: {reason}", ok=device.type == "cpu"))
         return
     for precision in ("exact", "fast") if backend.name != "cpu" else ("exact",):
-        prepared = rows.attempt(name, _prepared, backend, layers, device, precision)
+        prepared = rows.attempt(name, _prepared, backend, layers, chosen, precision)
         if prepared is None:
             return
         places, (lat, lon) = _places(sizes.places), _axes(sizes)
@@ -161,13 +164,8 @@ def _backend(rows: Rows, device: torch.device, sizes: Sizes, backend: Any, layer
             rows.add(Check(f"{name} grid {precision}", error, VALUES[precision]))
 
 
-def _prepared(backend: Any, layers: Layers, device: torch.device, precision: str) -> Any:
-    from satclip_engine.device import CPU, parse_device
-
-    chosen = CPU if backend.name == "cpu" else parse_device(device)
-    if (reason := backend.unfit(chosen)) is not None:
-        raise RuntimeError(reason)
-    return backend.prepare(layers, device=chosen, precision=precision)
+def _prepared(backend: Any, layers: Layers, device: Device, precision: str) -> Any:
+    return backend.prepare(layers, device=device, precision=precision)
 
 
 def _tensors(layers: Layers, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
