@@ -53,6 +53,8 @@ def test_several_threads_copy_what_one_does(monkeypatch, threads, rows):
 class Late:
     """Stands for torch: streams are queues of work, done when an event after it is waited for."""
 
+    float32 = np.float32
+
     def __init__(self) -> None:
         self.cuda = self
         self._current = threading.local()
@@ -68,8 +70,9 @@ class Late:
         yield
         self._current.stream = before
 
-    def empty(self, size: int, pin_memory: bool = False) -> LateTensor:
-        return LateTensor(self, np.full(size, np.nan, np.float32))
+    def empty(self, size: int, *, dtype: Any, device: str, pin_memory: bool = False) -> LateTensor:
+        assert device == "cpu"
+        return LateTensor(self, np.full(size, np.nan, dtype))
 
     def enqueue(self, work: Any) -> None:
         self._current.stream.queue.append(work)
