@@ -182,10 +182,8 @@ def pull_back(
 
     z: as kept by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
     """
-    half, out = (
-        half_type(precision, torch.bfloat16),
-        torch.empty(z.shape, dtype=torch.float32, device=z.device),
-    )
+    half = half_type(precision, torch.bfloat16)
+    out = torch.empty(z.shape, dtype=torch.float32, device=z.device)
     _layer("pull_back", dz, weight.T, None, z, False, dropout, half, out, None)
     return out
 
