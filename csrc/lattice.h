@@ -22,21 +22,60 @@ struct alignas(16) Stencil {
     std::int32_t first;
 };
 
+// 1 / Π_{j≠k} (k − j) of Lagrange's polynomial k on nodes 0..order−1.
+template <int Order>
+struct Denominators {
+    double inverse[Order];
+
+    SATCLIP_HD constexpr Denominators() : inverse() {
+        for (int k = 0; k < Order; ++k) {
+            double product = 1.0;
+            for (int j = 0; j < Order; ++j)
+                if (j != k) product *= k - j;
+            inverse[k] = 1.0 / product;
+        }
+    }
+};
+
 // Lagrange's polynomials at `position`, counted in nodes, which lies in the middle interval of its nodes. At
 // a node they are exactly 0 and 1. What is not finite gives weights of NaN on the first nodes.
-SATCLIP_HD_INLINE Stencil stencil_at(double position, int order) {
+template <int Order>
+SATCLIP_HD_INLINE Stencil stencil_of(double position) {
+    constexpr Denominators<Order> denominators;
     Stencil stencil = {};
     const bool finite = position - position == 0.0;
     const double before = std::floor(position);
-    stencil.first = finite ? static_cast<std::int32_t>(before) - order / 2 + 1 : 0;
-    const double u = finite ? (position - before) + (order / 2 - 1) : position - position;
-    for (int k = 0; k < order; ++k) {
-        double weight = 1.0;
-        for (int j = 0; j < order; ++j)
-            if (j != k) weight *= (u - j) / (k - j);
-        stencil.weight[k] = static_cast<float>(weight);
+    stencil.first = finite ? static_cast<std::int32_t>(before) - Order / 2 + 1 : 0;
+    const double u = finite ? (position - before) + (Order / 2 - 1) : position - position;
+    // Π_{j<k} (u − j) from below, then times Π_{j>k} (u − j) from above.
+    double below[Order], product = 1.0;
+    SATCLIP_UNROLL
+    for (int k = 0; k < Order; ++k) {
+        below[k] = product * denominators.inverse[k];
+        product *= u - k;
+    }
+    product = 1.0;
+    SATCLIP_UNROLL
+    for (int k = Order - 1; k >= 0; --k) {
+        stencil.weight[k] = static_cast<float>(below[k] * product);
+        product *= u - k;
     }
     return stencil;
+}
+
+SATCLIP_HD_INLINE Stencil stencil_at(double position, int order) {
+    switch (order) {
+        case 4:
+            return stencil_of<4>(position);
+        case 6:
+            return stencil_of<6>(position);
+        case 8:
+            return stencil_of<8>(position);
+        case 10:
+            return stencil_of<10>(position);
+        default:
+            return stencil_of<12>(position);
+    }
 }
 
 // Nodes (row, column, band); bands contiguous, strides in floats.

@@ -163,6 +163,10 @@ struct LatticeKernels {
     // Neighbouring pixels of a row; `to` points at the first.
     void (*run)(const Lattice&, int order, const Stencil& row, const Stencil* columns, int count,
                 const Store& to);
+    // Single places; the i-th is row index[i] of `to`, whose column stride means nothing.
+    void (*places)(const Lattice&, int order, const Stencil* rows, const Stencil* columns, int count,
+                   const std::int64_t* index, const Store& to);
+    void (*copy)(const char* from, size_t bytes, char* to);  // past the caches
 };
 
 struct Kernels {
@@ -270,6 +274,20 @@ size_t stencils(const double* positions, size_t count, double origin, double spa
 // Resamples a lattice on the product of rows and columns; see lattice.h.
 bool resample(const Kernels&, const Lattice&, int order, const std::vector<Stencil>& rows,
               const std::vector<Stencil>& columns, const Store& to, const Control&);
+
+// Positions (row, column) on a lattice of rows × columns nodes, counted in nodes after (position − origin) /
+// spacing.
+struct Positions {
+    const double *rows, *columns;
+    size_t count;
+    double row_origin, row_spacing, column_origin, column_spacing;
+    size_t row_nodes, column_nodes;
+    const std::int64_t* index;  // where each goes in the output
+};
+// Resamples single places. `misplaced` is the first whose stencil does not lie within the nodes, or the
+// count; then nothing of its block is written. NaN gives NaN.
+bool resample_places(const Kernels&, const Lattice&, int order, const Positions&, const Store& to,
+                     size_t& misplaced, const Control&);
 
 // A contrastive loss, see LossOperands: a [rows][embed], b [columns][embed].
 struct Contrast {

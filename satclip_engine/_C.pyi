@@ -120,6 +120,21 @@ def resample(
     check: Callable[[], object] | None = None,
     isa: str | None = None,
 ) -> None: ...
+def resample_places(
+    lattice: Array,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    out: Array,
+    *,
+    order: int = 8,
+    origin: tuple[float, float] = (0.0, 0.0),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    index: np.ndarray | None = None,
+    quantise: Quantise | None = None,
+    threads: int = 1,
+    check: Callable[[], object] | None = None,
+    isa: str | None = None,
+) -> None: ...
 
 cuda_build: str | None
 """The architectures that CUDA kernels were compiled for; None when they were left out."""

@@ -23,13 +23,16 @@ from satclip_engine.errors import UsageError
 from satclip_engine.grid import make_grid
 from satclip_engine.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
 from satclip_engine.memory import fill_rows, kernel_order
-from satclip_engine.places import Index, Places, indices
+from satclip_engine.places import Index, Places, Tiled, indices
 from satclip_engine.prepared import Calls, Prepared, check_precision
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
     import xarray
     from torch import Tensor
+
+    from satclip_engine.lattice.plan import Plan
+    from satclip_engine.lattice.tolerance import Moments
 
 
 def load(
@@ -82,11 +85,12 @@ class Encoder:
         head: bool = False,
         device: Device = CPU,
         precision: str = "exact",
+        plan: Plan | None = None,
     ) -> None:
-        """Made by `load`, `with_head` and `select`.
+        """Made by `load`, `with_head`, `select` and `by_plan`.
 
         `layers` is the folded network when it is not that of the weights alone, `head` whether that ends in
-        a head.
+        a head, `plan` how it computes; None: exactly.
         """
         if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
             raise UsageError(f"threads must be a positive whole number, not {threads!r}")
@@ -97,12 +101,14 @@ class Encoder:
         self._backend = backends.resolve(backend, device)
         self._backend_asked, self._device, self._precision = backend, device, check_precision(precision)
         self._threads = None if threads is None else int(threads)
+        self._plan = plan
         self._lock = threading.Lock()
         self._cached: Prepared | None = None
+        self._moments: Moments | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         layers = self._layers if self._own_layers else None
-        return _rebuild, (self._weights, layers, self._names, self._head, self._how)
+        return _rebuild, (self._weights, layers, self._names, self._head, self._how, self._plan)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
         return self
@@ -177,10 +183,39 @@ class Encoder:
         """The network in the backend's own layout, made when first needed."""
         with self._lock:
             if self._cached is None:
-                self._cached = self._backend.prepare(
+                exact = self._backend.prepare(
                     self._layers, threads=self.threads, device=self._device, precision=self._precision
                 )
+                self._cached = exact if self._plan is None else self._plan.network(exact)
             return self._cached
+
+    @property
+    def network(self) -> Prepared:
+        """The network as it is computed."""
+        return self._prepared
+
+    @property
+    def plan(self) -> Plan | None:
+        """How it computes, with the measured error where it interpolates; None: exactly, without a plan."""
+        return self._plan
+
+    @property
+    def moments(self) -> Moments:
+        """σ and rms of every band over the globe."""
+        from satclip_engine.lattice.tolerance import moments
+
+        if self._moments is None:
+            self._moments = moments(self._prepared, self.threads)
+        return self._moments
+
+    def by_plan(self, plan: Plan | None, network: Prepared | None = None) -> Encoder:
+        """The same encoder computing by a plan; `network`: what computes by it, if it is prepared already."""
+        layers = self._layers if self._own_layers else None
+        made = _rebuild(self._weights, layers, self._names, self._head, self._how, plan)
+        if network is None and not (plan is not None and plan.interpolates) and self._plan is None:
+            network = self._prepared
+        made._cached, made._moments = network, self._moments
+        return made
 
     def __repr__(self) -> str:
         weights = self._weights
@@ -194,31 +229,39 @@ class Encoder:
             f"backend {self.backend} ({self.isa}) on {self.device}, {self.threads} threads>"
         )
 
-    def __call__(self, lonlat: Any) -> Any:
+    def __call__(self, lonlat: Any, *, exact: bool = False, tolerance: float | None = None) -> Any:
         """Embed places.
 
         lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
             tensor.
+        exact, tolerance: many places (10⁵ and more) are interpolated from a lattice of the field where that
+            is faster, the error measured and at most `tolerance` σ of each band, default 1e-4; `exact` never
+            interpolates. Tensors on a GPU are computed exactly.
 
         Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. Tensors on the
         GPU where backend "triton" computes never leave it. NaN or infinite places give NaN. Raises UsageError
         (a ValueError) naming the index where |latitude| > 90.
         """
         if is_tensor(lonlat):
-            return self._embed_tensor(lonlat)
+            return self._embed_tensor(lonlat, exact, tolerance)
         places = as_lonlat(lonlat)
         points = np.ascontiguousarray(places.reshape(-1, 2))
         embedding = np.empty((*places.shape[:-1], self.embed_dim), np.float32)
-        self._prepared.encode(points, out=embedding.reshape(-1, self.embed_dim))
+        self._embed(points, embedding.reshape(-1, self.embed_dim), exact, tolerance)
         return embedding
 
-    def _embed_tensor(self, lonlat: Tensor) -> Tensor:
+    def _embed(self, points: np.ndarray, out: np.ndarray, exact: bool, tolerance: float | None) -> None:
+        from satclip_engine.lattice.use import encode_many, planned
+
+        encode_many(planned(self, points, exact=exact, tolerance=tolerance), points, out)
+
+    def _embed_tensor(self, lonlat: Tensor, exact: bool, tolerance: float | None) -> Tensor:
         places = as_places_tensor(lonlat)
         points = places.reshape(-1, 2)
         embedding = self._prepared.encode_tensor(points)
         if embedding is None:
             values = np.empty((len(points), self.embed_dim), np.float32)
-            self._prepared.encode(points.cpu().numpy(), out=values)
+            self._embed(points.cpu().numpy(), values, exact, tolerance)
             embedding = like_tensor(values, lonlat)
         return embedding.reshape(*places.shape[:-1], self.embed_dim)
 
@@ -245,6 +288,8 @@ class Encoder:
                 self._prepared.encode_grid(lat[block], lon, out=target, threads=threads, check=check)
 
             return fill_rows((lat.size, lon.size, self.embed_dim), out, fill, rows_apart=True)
+        if isinstance(grid, Tiled):
+            return grid.evaluate(self._prepared, rows, cols, out, threads or self.threads, check)
         row, col = indices(rows, grid.shape[0]), indices(cols, grid.shape[1])
 
         def fill_points(block: slice, target: np.ndarray) -> None:
@@ -283,6 +328,10 @@ class Encoder:
         chunks: Any = None,
         bands: Any = None,
         out: Any = None,
+        exact: bool = False,
+        tolerance: float | None = None,
+        dtype: Any = None,
+        scale_offset: tuple[Any, Any] | None = None,
     ) -> xarray.DataArray:
         """Embed every pixel of a raster, as an xarray.DataArray (band, y, x) float32.
 
@@ -290,13 +339,21 @@ class Encoder:
             or like.
         chunks: makes it a dask array: "auto", one number for y and x, or per dimension as dask takes it.
         bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0) or names; default all.
-        out: (H, W, E) or (E, H, W) float32 memory with the band fastest, or such a DataArray: filled now and
-            returned.
+        out: (H, W, E) or (E, H, W) memory of that dtype with the band fastest, or such a DataArray: filled
+            now and returned.
+        exact, tolerance: a raster of 10⁵ pixels and more that is finer than the field is interpolated from a
+            lattice of it, and the error measured: at most `tolerance` σ of each band, default 1e-4, for
+            integers an eighth of a step. The array's attributes say what was found. `exact` never
+            interpolates.
+        dtype: "float32", or "int8" or "int16", which are computed now: value = code·scale + offset with
+            scale and offset, (E,) each, from `scale_offset` or fitted to the raster, and told as coordinates;
+            the least code is no data.
 
         Without `chunks` and `out` the values are computed where they are looked at, and only there: a pixel
         of a 10 m global grid costs milliseconds, `.values` computes all of it. Raises UsageError.
         """
         from satclip_engine import lazy
+        from satclip_engine.lattice.use import placed, planned
 
         if geobox is not None and like is not None:
             raise UsageError("geobox and like both describe the grid: give one of them")
@@ -304,13 +361,21 @@ class Encoder:
             resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox
         )
         encoder = self if bands is None else self.select(bands)
+        kind = np.dtype(getattr(out, "dtype", np.float32) if dtype is None else dtype)
+        if chunks is not None and (out is not None or kind != np.float32):
+            raise UsageError("out and integers are filled at once, chunks is for later: give one of them")
+        if kind != np.float32:
+            return lazy.coded_array(
+                encoder, chosen, kind, out, scale_offset, exact=exact, tolerance=tolerance
+            )
+        if scale_offset is not None:
+            raise UsageError('scale_offset is for integers: give dtype="int8" or "int16" too')
+        planned_encoder = planned(encoder, chosen, exact=exact, tolerance=tolerance)
         if out is None:
-            return lazy.grid_array(encoder, chosen, chunks=chunks)
-        if chunks is not None:
-            raise UsageError("out is filled at once, chunks is for later: give one of them")
+            return lazy.grid_array(planned_encoder, chosen, chunks=chunks)
         memory = kernel_order(out, (*chosen.shape, encoder.embed_dim))
-        encoder.evaluate(chosen, out=memory)
-        return lazy.grid_array(encoder, chosen, data=memory.transpose(2, 0, 1))
+        planned_encoder.evaluate(placed(planned_encoder, chosen), out=memory)
+        return lazy.grid_array(planned_encoder, chosen, data=memory.transpose(2, 0, 1))
 
     def with_head(self, weight: Any, bias: Any = None, names: Sequence[str] | None = None) -> Encoder:
         """Fold a linear head into the last layer: the new Encoder gives `weight @ embedding + bias`.
@@ -326,7 +391,7 @@ class Encoder:
             names = [f"head{number}" for number in range(1, count + 1)]
         if isinstance(names, str) or len(names) != count:
             raise UsageError(f"a head with {count} outputs needs {count} names, not {names!r}")
-        return self._derive(layers, [str(name) for name in names], head=True)
+        return _rebuild(self._weights, layers, [str(name) for name in names], True, self._how)
 
     def select(self, bands: Any) -> Encoder:
         """An Encoder with only these outputs.
@@ -340,16 +405,19 @@ class Encoder:
             weights=(*weights[:-1], weights[-1][index]),
             biases=(*biases[:-1], biases[-1][index]),
         )
-        return self._derive(layers, [self._names[i] for i in index], head=self._head)
-
-    def _derive(self, layers: Layers, names: Sequence[str], *, head: bool) -> Encoder:
-        return _rebuild(self._weights, layers, names, head, self._how)
+        plan = None if self._plan is None else self._plan.of_bands(np.asarray(index))
+        return _rebuild(self._weights, layers, [self._names[i] for i in index], self._head, self._how, plan)
 
 
 def _rebuild(
-    weights: LocationWeights, layers: Layers | None, names: Sequence[str], head: bool, how: dict[str, Any]
+    weights: LocationWeights,
+    layers: Layers | None,
+    names: Sequence[str],
+    head: bool,
+    how: dict[str, Any],
+    plan: Plan | None = None,
 ) -> Encoder:
-    return Encoder(weights, layers=layers, names=names, head=head, **how)
+    return Encoder(weights, layers=layers, names=names, head=head, plan=plan, **how)
 
 
 def _real(values: Any, what: str) -> np.ndarray:

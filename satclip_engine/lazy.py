@@ -21,6 +21,9 @@ from satclip_engine._version import __version__
 from satclip_engine.axis import AxisIndex, AxisLabels
 from satclip_engine.chunks import DIMS, normal_chunks
 from satclip_engine.crs import unit_name
+from satclip_engine.errors import UsageError
+from satclip_engine.lattice.use import fill_codes, placed, planned
+from satclip_engine.memory import kernel_order
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -38,10 +41,64 @@ def grid_array(
 
     Raises UsageError for chunks that dask does not understand or that would be too many.
     """
+    places = placed(encoder, grid)
     array = xarray.DataArray(
-        variable(encoder, grid, chunks=chunks, data=data), coords=coordinates(encoder, grid), name="embedding"
+        variable(encoder, places, chunks=chunks, data=data),
+        coords=coordinates(encoder, grid),
+        name="embedding",
     )
     array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
+    return array
+
+
+def coded_array(
+    encoder: Encoder,
+    grid: Grid,
+    dtype: np.dtype[Any],
+    out: Any,
+    scale_offset: tuple[Any, Any] | None,
+    **how: Any,
+) -> xarray.DataArray:
+    """The embedding of every pixel as int8 or int16 codes, (band, y, x), computed now, into `out` if given.
+
+    Coordinates scale and offset along the band; `how`: exact and tolerance. Raises UsageError.
+    """
+    from satclip_engine.raster.quantize import Quantiser, sample_type
+    from satclip_engine.raster.survey import find_quantiser
+
+    sample = sample_type(dtype.name)
+    if sample.largest_code is None:
+        raise UsageError(f'dtype must be "float32", "int8" or "int16", not "{dtype}"')
+    memory = np.empty((*grid.shape, encoder.embed_dim), dtype)
+    if out is not None:
+        memory = kernel_order(out, (*grid.shape, encoder.embed_dim), dtype)
+    if (
+        how["tolerance"] is not None
+    ):  # in σ: no step is needed, and the ranges can be looked for by the lattice
+        encoder = planned(encoder, grid, **how)
+    if scale_offset is not None:
+        scale, offset = (_per_band(values, encoder.embed_dim) for values in scale_offset)
+        quantiser = Quantiser(sample, scale, offset)
+    else:
+        quantiser = find_quantiser(encoder, placed(encoder, grid), sample, encoder.threads)
+    encoder = planned(encoder, grid, step=quantiser.scale, dtype=dtype.name, **how)
+    fill_codes(encoder, placed(encoder, grid), memory, quantiser)
+    array = xarray.DataArray(
+        xarray.Variable(DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder)),
+        coords=coordinates(encoder, grid),
+        name="embedding",
+    )
+    assert quantiser.offset is not None
+    array = array.assign_coords(scale=("band", quantiser.scale), offset=("band", quantiser.offset))
+    array.attrs["nodata"] = int(sample.nodata)
+    array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": dtype.type(int(sample.nodata))}
+    return array
+
+
+def _per_band(values: Any, bands: int) -> np.ndarray:
+    array = np.broadcast_to(np.asarray(values, np.float32).astype(np.float64), (bands,))
+    if not np.isfinite(array).all():
+        raise UsageError("scale_offset must be finite")
     return array
 
 
@@ -74,6 +131,7 @@ def attributes(encoder: Encoder) -> dict[str, Any]:
         "degrees": int(weights.degrees),
         "backend": encoder.backend,
         "software": f"satclip-engine {__version__}",
+        **({} if encoder.plan is None else encoder.plan.attributes()),
     }
 
 
@@ -142,7 +200,15 @@ class EncodedPlaces(BackendArray):
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         encoder = self.encoder
-        return ("satclip_engine.EncodedPlaces", encoder.sha256, encoder.backend, encoder.isa, self.places)
+        plan = "exact" if encoder.plan is None else encoder.plan.token
+        return (
+            "satclip_engine.EncodedPlaces",
+            encoder.sha256,
+            encoder.backend,
+            encoder.isa,
+            plan,
+            self.places,
+        )
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         if isinstance(key, indexing.VectorizedIndexer):

@@ -40,7 +40,7 @@ def fill_rows(
     return out
 
 
-def kernel_order(out: Any, shape: tuple[int, int, int]) -> np.ndarray:
+def kernel_order(out: Any, shape: tuple[int, int, int], dtype: Any = np.float32) -> np.ndarray:
     """View the caller's memory as (H, W, E), the order in which embeddings are computed.
 
     Raises UsageError when it is not in that order.
@@ -50,9 +50,10 @@ def kernel_order(out: Any, shape: tuple[int, int, int]) -> np.ndarray:
         if set(out.dims) != {"band", "y", "x"}:
             raise UsageError(f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}")
         out = out.transpose("band", "y", "x").data
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.ndim != 3:
+    name = np.dtype(dtype).name
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.ndim != 3:
         raise UsageError(
-            f"out must be a float32 array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
+            f"out must be a {name} array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
         )
     views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
     fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]
@@ -61,7 +62,7 @@ def kernel_order(out: Any, shape: tuple[int, int, int]) -> np.ndarray:
     if not fast:
         raise UsageError(
             "out must have the band fastest in memory: "
-            f"np.empty({shape}, np.float32), or its transpose(2, 0, 1)"
+            f"np.empty({shape}, np.{name}), or its transpose(2, 0, 1)"
         )
     return fast[0]
 

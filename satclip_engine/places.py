@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from satclip_engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from satclip_engine.prepared import Check, Prepared
 
 Index: TypeAlias = "slice | np.ndarray | Sequence[int] | None"
 
@@ -38,6 +41,22 @@ class Places(Protocol):
 
     def places(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Longitude and latitude of single pixels, (n, 2) float64."""
+
+
+@runtime_checkable
+class Tiled(Protocol):
+    """Places that have their own way of going through a network, tile by tile."""
+
+    def evaluate(
+        self,
+        network: Prepared,
+        rows: Index,
+        cols: Index,
+        out: np.ndarray | None,
+        threads: int,
+        check: Check | None,
+    ) -> np.ndarray:
+        """The embeddings of `rows` × `cols`, (h, w, E)."""
 
 
 class Axes:

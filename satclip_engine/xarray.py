@@ -20,6 +20,7 @@ from satclip_engine.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import Grid
+from satclip_engine.lattice.use import placed, planned
 from satclip_engine.places import Axes, Places, Points
 
 _RETURN = 1.0  # metres: how near a valid place comes back from longitude and latitude
@@ -34,10 +35,19 @@ class Satclip:
         self._obj = obj
 
     def embed(
-        self, source: Any = "default", *, bands: Any = None, chunks: Any = None, **options: Any
+        self,
+        source: Any = "default",
+        *,
+        bands: Any = None,
+        chunks: Any = None,
+        exact: bool = False,
+        tolerance: float | None = None,
+        **options: Any,
     ) -> xarray.DataArray:
         # The documentation is that of the function, below.
-        return embed(self._obj, source, bands=bands, chunks=chunks, **options)
+        return embed(
+            self._obj, source, bands=bands, chunks=chunks, exact=exact, tolerance=tolerance, **options
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ def embed(
     *,
     bands: Any = None,
     chunks: Any = None,
+    exact: bool = False,
+    tolerance: float | None = None,
     **options: Any,
 ) -> xarray.DataArray:
     """The embedding of an xarray object's own places, (band, …spatial dimensions) float32.
@@ -70,6 +82,7 @@ def embed(
     bands: which dimensions of the embedding, as `Encoder.select` takes them.
     chunks: makes it a dask array, as in `Encoder.grid`, with the object's own dimension names. A dask-
         backed object gives a dask array with the same spatial chunks.
+    exact, tolerance: as in `Encoder.grid`.
 
     Keeps the spatial coordinates and spatial_ref; other dimensions and their coordinates do not matter and
     go. Raises UsageError when the object does not say where on Earth it is.
@@ -83,7 +96,9 @@ def embed(
     if bands is not None:
         encoder = encoder.select(bands)
     located = locate(obj)
-    variable = lazy.variable(encoder, located.places, chunks=_chunks(obj, located, chunks))
+    encoder = planned(encoder, located.places, exact=exact, tolerance=tolerance)
+    places = placed(encoder, located.places)
+    variable = lazy.variable(encoder, places, chunks=_chunks(obj, located, chunks))
     array = xarray.DataArray(
         _shaped(variable, located), coords=_coordinates(obj, encoder, located), name="embedding"
     )

@@ -200,10 +200,14 @@ Lattice lattice_of(const View& nodes) {
             static_cast<int>(nodes.shape[2])};
 }
 
-Stencils stencils_of(const View& nodes, const py::object& rows, const py::object& columns, int order,
-                     const Vector2& origin, const Vector2& spacing) {
+void check_order(int order) {
     if (order < kLeastOrder || order > kMostOrder || order % 2)
         throw py::value_error("order must be 4, 6, 8, 10 or 12, not " + std::to_string(order));
+}
+
+Stencils stencils_of(const View& nodes, const py::object& rows, const py::object& columns, int order,
+                     const Vector2& origin, const Vector2& spacing) {
+    check_order(order);
     return {stencils_along("row", rows, origin.first, spacing.first, order, nodes.shape[0]),
             stencils_along("column", columns, origin.second, spacing.second, order, nodes.shape[1])};
 }

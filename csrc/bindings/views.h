@@ -42,6 +42,8 @@ Lattice lattice_of(const View& nodes);
 
 using Vector2 = std::pair<double, double>;
 
+void check_order(int order);
+
 struct Stencils {
     std::vector<Stencil> rows, columns;
 };

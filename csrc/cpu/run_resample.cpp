@@ -1,5 +1,6 @@
 // Lattice → raster: stencils of the axes, and what a call is cut into.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "parallel.h"
@@ -20,21 +21,59 @@ size_t stencils(const double* positions, size_t count, double origin, double spa
     return count;
 }
 
-// Pixels that go through all bands together: 64 · 256 bands of float32 are 64 KB, which stay in L2.
-constexpr size_t kRun = 64;
+// Pixels that go through all bands together, as bytes of output: they stay in L2.
+constexpr size_t kRunBytes = size_t(1) << 16;
+constexpr size_t kLeastRun = 64, kMostRun = 256;
+// Single places likewise, whose stencils take 128 bytes each.
+constexpr size_t kPlaces = 64;
+// A raster larger than this would only drive what is needed out of the caches, and be read into them before
+// it is written.
+constexpr size_t kPastCaches = size_t(64) << 20;
 
 bool resample(const Kernels& kernels, const Lattice& lattice, int order, const std::vector<Stencil>& rows,
               const std::vector<Stencil>& columns, const Store& to, const Control& control) {
-    return run(columns.empty() ? 0 : rows.size(), 0, control, [&](size_t row, float*, Pulse& pulse) {
-        for (size_t column = 0; column < columns.size() && pulse(); column += kRun) {
-            Store at = to;
-            at.out = static_cast<char*>(to.out) + (static_cast<std::ptrdiff_t>(row) * to.row_stride +
-                                                   static_cast<std::ptrdiff_t>(column) * to.column_stride) *
-                                                      bytes_of(to.as);
-            kernels.lattice->run(lattice, order, rows[row], columns.data() + column,
-                                 static_cast<int>(std::min(kRun, columns.size() - column)), at);
-        }
-    });
+    const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.as);
+    const size_t most = std::clamp(kRunBytes / pixel, kLeastRun, kMostRun);
+    const bool past =
+        rows.size() * columns.size() * pixel >= kPastCaches && to.column_stride == lattice.bands;
+    const size_t scratch = past ? most * pixel / sizeof(float) + 1 : 0;
+    return run(
+        columns.empty() ? 0 : rows.size(), scratch, control, [&](size_t row, float* held, Pulse& pulse) {
+            for (size_t column = 0; column < columns.size() && pulse(); column += most) {
+                const size_t count = std::min(most, columns.size() - column);
+                char* out =
+                    static_cast<char*>(to.out) + (static_cast<std::ptrdiff_t>(row) * to.row_stride +
+                                                  static_cast<std::ptrdiff_t>(column) * to.column_stride) *
+                                                     bytes_of(to.as);
+                Store at = to;
+                at.out = past ? static_cast<void*>(held) : out;
+                kernels.lattice->run(lattice, order, rows[row], columns.data() + column,
+                                     static_cast<int>(count), at);
+                if (past) kernels.lattice->copy(reinterpret_cast<const char*>(held), count * pixel, out);
+            }
+        });
+}
+
+bool resample_places(const Kernels& kernels, const Lattice& lattice, int order, const Positions& at,
+                     const Store& to, size_t& misplaced, const Control& control) {
+    std::atomic<size_t> first{at.count};
+    const bool finished =
+        run((at.count + kPlaces - 1) / kPlaces, 0, control, [&](size_t block, float*, Pulse&) {
+            const size_t begin = block * kPlaces, count = std::min(kPlaces, at.count - begin);
+            Stencil rows[kPlaces], columns[kPlaces];
+            const size_t fit = std::min(
+                stencils(at.rows + begin, count, at.row_origin, at.row_spacing, order, at.row_nodes, rows),
+                stencils(at.columns + begin, count, at.column_origin, at.column_spacing, order,
+                         at.column_nodes, columns));
+            if (fit == count)
+                return kernels.lattice->places(lattice, order, rows, columns, static_cast<int>(count),
+                                               at.index + begin, to);
+            size_t known = first;
+            while (begin + fit < known && !first.compare_exchange_weak(known, begin + fit)) {
+            }
+        });
+    misplaced = first;
+    return finished;
 }
 
 }  // namespace satclip

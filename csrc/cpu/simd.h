@@ -94,6 +94,19 @@ SATCLIP_INLINE bool any(Ints mask) {
 }
 #endif
 
+// Past the caches, to memory aligned to a vector. What was streamed is seen by other threads after
+// streamed().
+#if defined(__AVX512F__)
+SATCLIP_INLINE void stream(float* p, Floats v) { _mm512_stream_ps(p, (__m512)v); }
+SATCLIP_INLINE void streamed() { _mm_sfence(); }
+#elif defined(__AVX2__)
+SATCLIP_INLINE void stream(float* p, Floats v) { _mm256_stream_ps(p, (__m256)v); }
+SATCLIP_INLINE void streamed() { _mm_sfence(); }
+#else
+SATCLIP_INLINE void stream(float* p, Floats v) { store(p, v); }
+SATCLIP_INLINE void streamed() {}
+#endif
+
 SATCLIP_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 }  // namespace satclip::SATCLIP_ISA

@@ -1,0 +1,129 @@
+"""The error of a reconstruction, measured where nobody looked before.
+
+Check positions are drawn from what is delivered: pixels of the raster, one at random from each of equal
+strata, or places of the list. If n positions show no error beyond M, then with confidence c at most
+
+    ε = 1 − (1 − c)^(1/n)
+
+of all positions do: were it more, n draws would all have missed them with a probability (1 − ε)ⁿ ≤ 1 − c.
+Strata only help (the product of their probabilities is largest when they are equal), and so do the further
+positions that are looked at because errors are likely there. When a lattice is refined and measured anew,
+each measurement claims its share of the doubt (1 − c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE = 0.9999
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What was measured. σ is a band's standard deviation over the globe, by area."""
+
+    positions: int  # drawn at random; what `fraction` follows from
+    further: int  # looked at beside them: worst places of the pilot, polar caps
+    fraction: float  # of positions that may err more than `max_sigma`, at most
+    confidence: float
+    sigma: np.ndarray  # (E,)
+    max_error: np.ndarray  # (E,) largest |Δ| of each band, in its unit
+    rms_error: np.ndarray  # (E,)
+    max_sigma: float  # largest |Δ| of any band, in σ
+    rms_sigma: float  # root mean square of |Δ| over positions and bands, in σ
+    min_cosine: float  # smallest cosine similarity of exact and reconstructed embedding
+    max_tolerance: float  # largest |Δ| of any band in tolerances
+
+    @property
+    def statement(self) -> str:
+        """In a sentence."""
+        return (
+            f"at {self.positions + self.further:,} positions "
+            f"no band errs by more than {self.max_sigma:.2g} σ "
+            f"(rms {self.rms_sigma:.1g} σ, cosine ≥ 1 − {1 - self.min_cosine:.1g}); "
+            f"with {100 * self.confidence:g} % confidence "
+            f"at most {100 * self.fraction:.2g} % of all positions err by more"
+        )
+
+    def of_bands(self, index: np.ndarray) -> Certificate:
+        """For some of the bands: what holds for all together is kept, and holds for them."""
+        return replace(
+            self,
+            sigma=self.sigma[index],
+            max_error=self.max_error[index],
+            rms_error=self.rms_error[index],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; floats survive it exactly."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Certificate:
+        arrays = ("sigma", "max_error", "rms_error")
+        return cls(**{**content, **{name: np.asarray(content[name], np.float64) for name in arrays}})
+
+    def tags(self) -> dict[str, str]:
+        """For a raster's metadata."""
+        return {
+            "reconstruction": self.statement,
+            "reconstruction_max_sigma": f"{self.max_sigma:.6g}",
+            "reconstruction_rms_sigma": f"{self.rms_sigma:.6g}",
+            "reconstruction_min_cosine": f"{self.min_cosine:.12g}",
+            "reconstruction_positions": str(self.positions + self.further),
+            "reconstruction_fraction_beyond": f"{self.fraction:.6g}",
+            "reconstruction_confidence": f"{self.confidence:g}",
+        }
+
+
+def positions_for(count: int) -> int:
+    """How many positions to draw for a job of `count` places: as many as cost little beside it."""
+    return int(min(max(2048, count // 2048), 16384, count))
+
+
+def fraction_beyond(positions: int, confidence: float) -> float:
+    """ε of the module's text."""
+    return float(-np.expm1(np.log1p(-confidence) / positions))
+
+
+def certify(
+    exact: Callable[[np.ndarray], np.ndarray],
+    reconstructed: Callable[[np.ndarray], np.ndarray],
+    drawn: np.ndarray,
+    further: np.ndarray,
+    sigma: np.ndarray,
+    tolerance: np.ndarray,
+    confidence: float = CONFIDENCE,
+) -> tuple[Certificate, np.ndarray]:
+    """Measure at (n, 2) places drawn at random and at further ones; also each one's error in tolerances."""
+    places = np.concatenate([drawn, further])
+    truth, found = exact(places).astype(np.float64), reconstructed(places)
+    off = np.abs(found - truth)
+    largest, unit = off.max(axis=0), np.where(sigma > 0, sigma, 1.0)
+    squares = np.square(off).mean(axis=0)
+    lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(found.astype(np.float64), axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.where(lengths > 0, (truth * found).sum(axis=1) / lengths, 1.0)
+    each = (off / tolerance).max(axis=1)
+    varying = sigma > 0
+    certificate = Certificate(
+        positions=len(drawn),
+        further=len(further),
+        fraction=fraction_beyond(len(drawn), confidence),
+        confidence=confidence,
+        sigma=sigma,
+        max_error=largest,
+        rms_error=np.sqrt(squares),
+        max_sigma=float((largest / unit)[varying].max(initial=0.0)),
+        rms_sigma=float(np.sqrt((squares / unit**2)[varying].mean())) if varying.any() else 0.0,
+        min_cosine=float(min(cosine.min(), 1.0)),
+        max_tolerance=float(each.max()),
+    )
+    return certificate, each

@@ -1,0 +1,295 @@
+"""How a job is computed: place by place, as a product grid, or from a lattice; chosen by cost, and said why.
+
+tolerance ─► pilot: spacing by order ─► cheapest lattice ─► measured at fresh positions ─► refined, or not
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from satclip_engine import _C
+from satclip_engine.lattice import pilot
+from satclip_engine.lattice.certificate import CONFIDENCE, Certificate, certify, positions_for
+from satclip_engine.lattice.network import PreparedLattice
+from satclip_engine.lattice.nodes import EncodedNodes
+from satclip_engine.lattice.rates import Rates, rates_of
+from satclip_engine.lattice.regions import Region, caps, near
+from satclip_engine.lattice.tolerance import Tolerance
+from satclip_engine.lattice.zones import Zone, make_zones, zone_of
+from satclip_engine.prepared import Prepared
+
+LEAST = 100_000  # places: below, planning costs about as much as evaluating all of them
+_ROUNDS = 4  # of measuring and refining
+_PAYS = 0.8  # of the exact path's time at most
+_SKETCH = 4096  # positions that tell where nodes are needed
+_TILE = 64  # nodes along a square's side, as far as they are counted
+_FURTHER = 128  # positions near the pilot's worst, and as many near the poles
+_CHUNK = 256  # check positions whose stencils are evaluated at once
+
+POINTS, GRID, LATTICE = "points", "product grid", "lattice"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What was chosen for a job, and why."""
+
+    path: str  # points, product grid or lattice
+    reason: str
+    seconds: dict[
+        str, float
+    ]  # predicted, by path, with the threads asked for; as far as they were considered
+    tolerance: Tolerance | None = None
+    zones: tuple[Zone, ...] = ()
+    spacing: float = math.nan  # degrees of a great circle, the widest of any zone
+    order: int = 0
+    nodes: int = 0  # that are evaluated
+    certificate: Certificate | None = None
+    pilot: tuple[tuple[int, float, float], ...] = field(default=(), repr=False)  # order, spacing, error
+
+    @property
+    def interpolates(self) -> bool:
+        return self.path == LATTICE
+
+    @property
+    def token(self) -> str:
+        """Identifies the lattice: what decides the bits beside the network."""
+        zones = json.dumps([zone.as_dict() for zone in self.zones])
+        return hashlib.sha256(zones.encode()).hexdigest()[:16] if self.interpolates else "exact"
+
+    def network(self, exact: Prepared, cache_bytes: int | None = None) -> Prepared:
+        """The network that computes by this plan."""
+        if not self.interpolates:
+            return exact
+        size = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
+        return PreparedLattice(exact, self.zones, EncodedNodes(exact, self.zones, **size), token=self.token)
+
+    def attributes(self) -> dict[str, Any]:
+        """What an array computed by it says about itself; nothing when it is exact."""
+        if self.certificate is None:
+            return {}
+        found = self.certificate
+        return {
+            **found.tags(),
+            "reconstruction_lattice": f"{self.spacing:.6g} degrees, order {self.order}",
+            "reconstruction_max_error": found.max_error.astype(np.float32),
+            "reconstruction_rms_error": found.rms_error.astype(np.float32),
+        }
+
+    def of_bands(self, index: np.ndarray) -> Plan:
+        """The same plan for some of the bands."""
+        tolerance, certificate = self.tolerance, self.certificate
+        return dataclasses.replace(
+            self,
+            tolerance=None if tolerance is None else tolerance.of_bands(index),
+            certificate=None if certificate is None else certificate.of_bands(index),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        content["zones"] = [zone.as_dict() for zone in self.zones]
+        content["certificate"] = None if self.certificate is None else self.certificate.as_dict()
+        content["tolerance"] = None if self.tolerance is None else self.tolerance.as_dict()
+        content["spacing"] = None if math.isnan(self.spacing) else self.spacing
+        return content
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Plan:
+        certificate, tolerance = content["certificate"], content["tolerance"]
+        return cls(
+            **{
+                **content,
+                "zones": tuple(Zone(**zone) for zone in content["zones"]),
+                "certificate": None if certificate is None else Certificate.from_dict(certificate),
+                "tolerance": None if tolerance is None else Tolerance.from_dict(tolerance),
+                "spacing": math.nan if content["spacing"] is None else content["spacing"],
+                "pilot": tuple(tuple(row) for row in content["pilot"]),
+            }
+        )
+
+
+def exact_plan(region: Region, reason: str, seconds: dict[str, float] | None = None) -> Plan:
+    """A plan that never interpolates."""
+    return Plan(POINTS if region.single else GRID, reason, seconds or {})
+
+
+def make_plan(
+    network: Prepared, region: Region, tolerance: Tolerance, *, threads: int, cache_bytes: int | None = None
+) -> tuple[Plan, Prepared]:
+    """Choose for a region, and prepare what computes by it; the nodes that measuring evaluated are kept."""
+    if region.count < LEAST:
+        return exact_plan(region, f"fewer than {LEAST:,} places"), network
+    rates = rates_of(network)
+    exact = GRID if not region.single else POINTS
+    rate = rates.points if region.single else rates.grid
+    seconds = {exact: region.count / rate / threads}
+    sketch = region.draw(_SKETCH, 1)
+    if not len(sketch):
+        return exact_plan(region, "no place on Earth among those drawn", seconds), network
+    decay = pilot.measure(network, region.draw(24, 2), tolerance.bands, threads)
+    choice = _cheapest(decay, region, sketch, rates)
+    if choice is None:
+        reason = (
+            f"the field is too rough for {tolerance.text}: the pilot's errors stay above it at any spacing"
+        )
+        return exact_plan(region, reason, seconds), network
+    spacing, order = choice
+    zones = make_zones(spacing, order)
+    for attempt in range(_ROUNDS):
+        nodes = count_nodes(zones, sketch)
+        seconds[LATTICE] = _lattice_seconds(nodes, order, region, rates) / threads
+        if seconds[LATTICE] > _PAYS * seconds[exact]:
+            reason = (
+                f"a lattice for {tolerance.text} would need nodes every {_spacing(zones):.3g}°, "
+                f"{nodes:,} of them for {region.count:,} places, and save too little"
+            )
+            plan = Plan(exact, reason, seconds, tolerance, pilot=decay.seen)
+            return plan, network
+        plan = Plan(LATTICE, "", seconds, tolerance, zones, _spacing(zones), order, nodes, pilot=decay.seen)
+        certificate, zone_errors, prepared = _measured(
+            plan, network, region, decay.worst, threads, attempt, cache_bytes
+        )
+        if certificate.max_tolerance <= 1.0:
+            reason = (
+                f"the field is smooth: nodes every {plan.spacing:.3g}° "
+                f"({nodes:,} for {region.count:,} places) and {order} of them along each axis "
+                f"meet {tolerance.text}"
+            )
+            return dataclasses.replace(plan, reason=reason, certificate=certificate), prepared
+        zones = tuple(_refined(zone, zone_errors.get(k, 0.0)) for k, zone in enumerate(zones))
+    reason = f"{_ROUNDS} lattices, each finer, did not meet {tolerance.text} where they were measured"
+    return Plan(exact, reason, seconds, tolerance, pilot=decay.seen), network
+
+
+def _cheapest(
+    decay: pilot.Decay, region: Region, sketch: np.ndarray, rates: Rates
+) -> tuple[float, int] | None:
+    """Spacing and order of the lattice that takes the least time."""
+    costs = {}
+    for order, spacing in decay.spacing.items():
+        nodes = count_nodes(make_zones(spacing, order), sketch)
+        costs[order] = _lattice_seconds(nodes, order, region, rates)
+    if not costs:
+        return None
+    order = min(costs, key=lambda key: (costs[key], key))
+    return decay.spacing[order], order
+
+
+def _lattice_seconds(nodes: int, order: int, region: Region, rates: Rates) -> float:
+    return nodes / rates.grid + region.count / rates.resampled(order, single=region.single)
+
+
+def _spacing(zones: Sequence[Zone]) -> float:
+    return max(zone.lat_step for zone in zones)
+
+
+def count_nodes(zones: Sequence[Zone], places: np.ndarray) -> int:
+    """About how many nodes serve a region, of which some places are given: squares of nodes that they touch,
+    or the box around them where that is smaller."""
+    total = 0
+    number = zone_of(zones, places[:, 1])
+    for k in np.unique(number[number >= 0]):
+        zone, here = zones[k], places[number == k]
+        row, column = zone.row_positions(here[:, 1]), zone.column_positions(here[:, 0])
+        away = column - column[0]
+        turned = away - zone.columns * np.rint(away / zone.columns)
+        high = min(np.ptp(turned) + zone.order, zone.columns)
+        box = (np.ptp(row) + zone.order) * high
+        squares = len(np.unique((row // _TILE) * (1 << 32) + column // _TILE)) * (_TILE + zone.order) ** 2
+        total += int(min(box, squares))
+    return total
+
+
+def _measured(
+    plan: Plan,
+    network: Prepared,
+    region: Region,
+    worst: np.ndarray,
+    threads: int,
+    attempt: int,
+    cache_bytes: int | None,
+) -> tuple[Certificate, dict[int, float], Prepared]:
+    """The certificate of a lattice, and the largest error in each zone in tolerances."""
+    assert plan.tolerance is not None
+    prepared = plan.network(network, cache_bytes)
+    assert isinstance(prepared, PreparedLattice)
+    drawn = region.draw(positions_for(region.count), 100 + attempt)
+    further = np.concatenate(
+        [
+            caps(region, _FURTHER, 200 + attempt),
+            near(worst, 2 * plan.spacing, _FURTHER // max(1, len(worst)), 300 + attempt),
+        ]
+    )
+    alone = (len(drawn) + len(further)) * plan.order**2 < plan.nodes
+
+    def reconstructed(places: np.ndarray) -> np.ndarray:
+        if alone:
+            return reconstruct_alone(network, plan.zones, places, threads)
+        return prepared.encode(places, threads=threads)
+
+    certificate, each = certify(
+        lambda places: network.encode(places, threads=threads),
+        reconstructed,
+        drawn,
+        further,
+        plan.tolerance.sigma,
+        plan.tolerance.bands,
+        confidence=1 - (1 - CONFIDENCE) / _ROUNDS,
+    )
+    number = zone_of(plan.zones, np.concatenate([drawn, further])[:, 1])
+    return certificate, {int(k): float(each[number == k].max()) for k in np.unique(number)}, prepared
+
+
+def reconstruct_alone(
+    network: Prepared, zones: Sequence[Zone], places: np.ndarray, threads: int
+) -> np.ndarray:
+    """The lattice's answer at a few places far apart, evaluating the nodes of each stencil and no others."""
+    out = np.empty((len(places), network.layers.embed_dim), np.float32)
+    number = zone_of(zones, places[:, 1])
+    for k in np.unique(number):
+        some = np.flatnonzero(number == k)
+        for begin in range(0, some.size, _CHUNK):
+            part = some[begin : begin + _CHUNK]
+            if k < 0 or zones[k].exact:
+                out[part] = network.encode(np.ascontiguousarray(places[part]), threads=threads)
+            else:
+                out[part] = _stencils(network, zones[k], places[part], threads)
+    return out
+
+
+def _stencils(network: Prepared, zone: Zone, places: np.ndarray, threads: int) -> np.ndarray:
+    order = zone.order
+    row, column = zone.row_positions(places[:, 1]), zone.column_positions(places[:, 0])
+    offsets = np.arange(order) - order // 2 + 1
+    rows, columns = np.floor(row)[:, None] + offsets, np.floor(column)[:, None] + offsets
+    lat, beyond = zone.node_lat(rows)
+    lon = zone.node_lon(columns)[:, None, :] + 180.0 * beyond[:, :, None]
+    nodes = np.stack(np.broadcast_arrays(lon, lat[:, :, None]), axis=-1).reshape(-1, 2)
+    unique, inverse = np.unique(nodes, axis=0, return_inverse=True)
+    values = network.encode(unique, threads=threads)[inverse.ravel()]
+    lattice = values.reshape(len(places) * order, order, -1)
+    out = np.empty((len(places), lattice.shape[2]), np.float32)
+    # Each place has a lattice of its own, one below the other.
+    at = np.arange(len(places)) * order + order // 2 - 1 + (row - np.floor(row))
+    _C.resample_places(
+        lattice, at, order // 2 - 1 + (column - np.floor(column)), out, order=order, threads=threads
+    )
+    return out
+
+
+def _refined(zone: Zone, error: float) -> Zone:
+    """A finer zone where the error was too large, in tolerances."""
+    if error <= 1.0:
+        return zone
+    factor = min(3.0, max(1.15, (2.0 * error) ** (2.0 / zone.order)))
+    return dataclasses.replace(
+        zone, rows=math.ceil(zone.rows * factor), columns=math.ceil(zone.columns * factor)
+    )

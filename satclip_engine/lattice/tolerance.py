@@ -1,0 +1,95 @@
+"""How far a reconstruction may be off: per band, in units of its σ or of its quantisation step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from satclip_engine.errors import UsageError
+from satclip_engine.prepared import Prepared
+
+DEFAULT = 1e-4  # σ, of floats
+STEPS = 1 / 8  # of a quantisation step, of integers
+FLOOR = 1e-5  # of the embedding's rms: as near as two exact float32 evaluations agree
+_PLACES = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of each band over the globe, by area, (E,) float64."""
+
+    sigma: np.ndarray
+    rms: np.ndarray
+
+    @property
+    def floor(self) -> float:
+        """The smallest tolerance that float32 can keep, in σ."""
+        varying = self.sigma > 1e-6 * self.rms
+        return FLOOR * float((self.rms[varying] / self.sigma[varying]).max(initial=1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Tolerance:
+    """The largest error allowed, (E,) in each band's unit."""
+
+    text: str  # "1e-4 σ", "an eighth of an int8 step"
+    bands: np.ndarray
+    sigma: np.ndarray
+
+    def of_bands(self, index: np.ndarray) -> Tolerance:
+        return Tolerance(self.text, self.bands[index], self.sigma[index])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"text": self.text, "bands": self.bands.tolist(), "sigma": self.sigma.tolist()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Tolerance:
+        return cls(content["text"], np.asarray(content["bands"]), np.asarray(content["sigma"]))
+
+
+def spiral(count: int) -> np.ndarray:
+    """(count, 2) longitudes and latitudes spread evenly over the sphere (Fibonacci lattice)."""
+    k = np.arange(count) + 0.5
+    golden = (1 + 5**0.5) / 2
+    lat = np.degrees(np.arcsin(1 - 2 * k / count))
+    return np.stack([np.mod(360 * k / golden, 360.0) - 180.0, lat], axis=-1)
+
+
+def moments(network: Prepared, threads: int | None = None) -> Moments:
+    """σ and rms of every band, from 4096 places."""
+    values = network.encode(spiral(_PLACES), threads=threads).astype(np.float64)
+    return Moments(values.std(axis=0), np.sqrt(np.square(values).mean(axis=0)))
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raises UsageError for what is no tolerance."""
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float, np.number)):
+        raise UsageError(f"tolerance must be a number of σ such as 1e-3, not {tolerance!r}")
+    if not np.isfinite(tolerance) or tolerance <= 0:
+        raise UsageError(f"tolerance must be positive and finite, not {tolerance!r}")
+
+
+def tolerance_of(
+    field: Moments, tolerance: float | None, *, step: np.ndarray | None = None, dtype: str = "float32"
+) -> Tolerance:
+    """The tolerance of a run: as given in σ, else 1/8 of each band's quantisation `step`, else 1e-4 σ.
+
+    Raises UsageError when what is given is below what float32 can keep.
+    """
+    check_tolerance(tolerance)
+    # A constant band has no σ: rounding of its value is all that can be off.
+    least = np.maximum(FLOOR * field.rms, 1e-30)
+    if tolerance is None and step is not None:
+        bands = np.maximum(np.asarray(step, np.float64) * STEPS, least)
+        return Tolerance(f"an eighth of an {dtype} step", bands, field.sigma)
+    given = DEFAULT if tolerance is None else float(tolerance)
+    if tolerance is not None and given < field.floor:
+        raise UsageError(
+            f"tolerance {given:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
+            f"for these weights; give that or more, or compute exactly (exact=True)"
+        )
+    return Tolerance(f"a tolerance of {given:g} σ", np.maximum(given * field.sigma, least), field.sigma)
