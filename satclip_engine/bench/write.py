@@ -176,7 +176,7 @@ def _alone(case: WriteCase, path: Path, threads: int, dtype: str) -> Made:
 
     def run() -> Path:
         start, cpu = time.perf_counter(), time.process_time()
-        write_raster(replay, path, grid, dtype=dtype, compress=case.compress, threads=threads)
+        write_raster(replay, path, grid, dtype=dtype, compress=case.compress, threads=threads, exact=True)
         note(Finished(time.perf_counter() - start, time.process_time() - cpu, 0))
         facts["file_bytes"] = path.stat().st_size
         return path

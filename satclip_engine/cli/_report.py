@@ -54,6 +54,10 @@ def command_line(options: Options) -> str:
     if options.like is not None:
         words += ["--like", Path(options.like).name]
     words += ["--dtype", options.dtype, "--bands", str(options.bands), "--compress", options.compress]
+    if options.exact:
+        words.append("--exact")
+    if options.tolerance is not None:
+        words += ["--tolerance", f"{options.tolerance:g}"]
     if options.blocksize is not None:
         words += ["--blocksize", str(options.blocksize)]
     for name, value in _arithmetic(options).items():
@@ -179,6 +183,7 @@ def as_text(result: Result) -> str:
         lines += [
             ("nodata", _nodata_text(report)),
             ("rounding", _rounding_text(report)),
+            *lattice_lines(report.reconstruction),
             ("time", _time_text(result)),
             ("memory", f"{bytes_text(report.peak_memory)} at most"),
         ]
@@ -188,6 +193,31 @@ def as_text(result: Result) -> str:
         lines.append(("preview", str(result.preview)))
     head = str(result.options.output) + (" is complete already" if complete else "")
     return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
+
+
+def lattice_lines(plan: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How pixels were interpolated and what was measured; nothing when they were evaluated."""
+    if plan is None or plan["certificate"] is None:
+        return []
+    found = plan["certificate"]
+    cosine = 1 - found["min_cosine"]
+    return [
+        (
+            "lattice",
+            f"every {plan['spacing']:.3g}° at order {plan['order']}, {plan['nodes']:,} nodes; "
+            f"for {plan['tolerance']}",
+        ),
+        (
+            "error",
+            f"{found['max_sigma']:.2g} σ at most, rms {found['rms_sigma']:.1g} σ, "
+            f"cosine at least 1 - {cosine:.1g},",
+        ),
+        (
+            "",
+            f"at {found['positions'] + found['further']:,} positions; beyond that at most "
+            f"{100 * found['fraction']:.2g} % of pixels",
+        ),
+    ]
 
 
 def was_complete(report: Report) -> bool:

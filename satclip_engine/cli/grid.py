@@ -43,9 +43,14 @@ Examples:
   satclip-grid same.tif --like landcover.tif --dtype int16
   satclip-grid rgb.tif --bands pca:3 --resolution 0.1
   satclip-grid few.tif --bands 1,5,9-12 --weights satclip-vit16-l40.ckpt
+  satclip-grid fine.tif --bounds 5 45 8 48 --resolution 0.001 --plan
 
 Integer values carry a scale and an offset for each band in GDAL's own tags; QGIS, and rioxarray with
 mask_and_scale=True, give back real values.
+
+A raster finer than the field is interpolated from a coarse lattice of it, up to a hundred times as fast. How
+far that is off is measured in every run, reported, and written into the file's tags; --exact never
+interpolates.
 """
 
 EPILOG = f"""A run that was stopped leaves nothing under OUTPUT's name. What it had finished lies in the
@@ -78,6 +83,8 @@ class Options:
     blocksize: int | None
     threads: int | None
     memory: int
+    tolerance: float | None
+    exact: bool
     device: Device
     backend: str
     precision: str
@@ -85,6 +92,7 @@ class Options:
     resume: bool
     preview: Path | None
     no_preview: bool
+    plan: bool
     as_json: bool
     verbose: bool
     quiet: bool
@@ -175,6 +183,14 @@ class Options:
     help="Working memory to stay within.",
 )
 @click.option(
+    "--tolerance",
+    type=float,
+    metavar="T",
+    help="How far interpolated values may be off, in standard deviations of each band over the globe.  "
+    "[default: an eighth of a step of integers; 1e-4 for floats]",
+)
+@click.option("--exact", is_flag=True, help="Evaluate every pixel, never interpolate.")
+@click.option(
     "--device",
     type=DeviceType(),
     default="cpu",
@@ -205,6 +221,7 @@ class Options:
     help="Name of the picture.  [default: OUTPUT with .png]",
 )
 @click.option("--no-preview", is_flag=True, help="Draw no picture.")
+@click.option("--plan", is_flag=True, help="Say how it would be computed, how long and why, and stop there.")
 @click.option("--json", "as_json", is_flag=True, help="Report on stdout as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a failure.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -228,6 +245,9 @@ def run(options: Options) -> None:
     whole = _load(options)
     encoder, fit = _select(whole, options.bands)
     progress = progress_for(quiet=options.quiet)
+    if options.plan:
+        _show_plan(options, encoder, grid, progress)
+        return
     if options.verbose:
         click.echo(f"satclip-grid: {encoder!r}", err=True)
     try:
@@ -240,6 +260,17 @@ def run(options: Options) -> None:
     show = _report.as_json if options.as_json else _report.as_text
     seconds = time.perf_counter() - started
     click.echo(show(_report.Result(options, encoder, grid, report, fit, preview, seconds)))
+
+
+def _show_plan(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> None:
+    from satclip_engine.cli import _plan
+
+    try:
+        with _naming("blocksize", "memory", "dtype", "compress", "threads", "resolution", "tolerance"):
+            outlook = _plan.look(options, encoder, grid, progress)
+    finally:
+        progress.finish()
+    click.echo(_plan.as_json(outlook) if options.as_json else _plan.as_text(outlook))
 
 
 def _load(options: Options) -> Encoder:
@@ -259,6 +290,8 @@ def _load(options: Options) -> Encoder:
 def _check_exclusive(options: Options) -> None:
     if options.overwrite and options.resume:
         raise click.UsageError("--overwrite begins anew and --resume goes on: give one of them")
+    if options.exact and options.tolerance is not None:
+        raise click.UsageError("--exact never interpolates and --tolerance is for that: give one of them")
     if options.preview and options.no_preview:
         raise click.UsageError("--preview and --no-preview exclude each other: give one of them")
     if options.verbose and options.quiet:
@@ -274,6 +307,8 @@ def _check_paths(options: Options) -> None:
     from satclip_engine.raster.preview import check_preview_path
 
     output, preview = options.output, options.preview_path
+    if options.plan:
+        return
     if not output.parent.is_dir():
         raise OutputError(f"cannot write {output}: there is no folder {output.parent}")
     if output.is_dir():
@@ -310,7 +345,8 @@ def _naming(*options: str) -> Iterator[None]:
     except UsageError as error:
         words = re.findall(r"[a-z]+", str(error).lower())
         named = options if len(options) == 1 else [word for word in words if word in options]
-        name, said = (named[0] if named else ""), re.sub(r"\b(give) (crs)\b", r"\1 --\2", str(error))
+        said = re.sub(r"\b(give) (crs)\b", r"\1 --\2", str(error)).replace("exact=True", "--exact")
+        name = named[0] if named else ""
         if name and re.match(rf"{name}\b", said):
             raise UsageError(f"--{said}") from error
         raise UsageError(f"--{name}: {said}" if name else said) from error
@@ -333,7 +369,7 @@ def _write(
 
     with (
         _speaking_of_options(options),
-        _naming("blocksize", "memory", "dtype", "compress", "threads", "resolution"),
+        _naming("blocksize", "memory", "dtype", "compress", "threads", "resolution", "tolerance"),
     ):
         return write_raster(
             encoder,
@@ -344,6 +380,8 @@ def _write(
             blocksize=options.blocksize,
             threads=options.threads,
             memory=options.memory,
+            exact=options.exact,
+            tolerance=options.tolerance,
             overwrite=options.overwrite,
             resume=options.resume,
             tags=tags,

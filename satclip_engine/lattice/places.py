@@ -136,7 +136,7 @@ class SmoothPlaces:
                 target[...] = values.reshape(target.shape)
 
         tiles = [(r, c) for r, _ in pieces(row) for c, _ in pieces(col)]
-        if threads == 1 or len(tiles) == 1:
+        if threads == 1 or len(tiles) <= 1:
             for tile in tiles:
                 fill(tile)
                 if check is not None:

@@ -83,6 +83,16 @@ class Plan:
             "reconstruction_rms_error": found.rms_error.astype(np.float32),
         }
 
+    def summary(self) -> dict[str, Any]:
+        """What a report says, for JSON."""
+        content = self.as_dict()
+        del content["zones"], content["pilot"]
+        if self.tolerance is not None:
+            content["tolerance"] = self.tolerance.text
+        if self.certificate is not None:
+            content["certificate"] = {**self.certificate.as_dict(), "statement": self.certificate.statement}
+        return content
+
     def of_bands(self, index: np.ndarray) -> Plan:
         """The same plan for some of the bands."""
         tolerance, certificate = self.tolerance, self.certificate
@@ -134,7 +144,9 @@ def make_plan(
     sketch = region.draw(_SKETCH, 1)
     if not len(sketch):
         return exact_plan(region, "no place on Earth among those drawn", seconds), network
-    decay = pilot.measure(network, region.draw(24, 2), tolerance.bands, threads)
+    # Of a raster that is mostly no place on Earth the sketch may have found more.
+    starts = np.concatenate([region.draw(24, 2), sketch[:: len(sketch) // 24 + 1]])
+    decay = pilot.measure(network, starts, tolerance.bands, threads)
     choice = _cheapest(decay, region, sketch, rates)
     if choice is None:
         reason = (
@@ -144,7 +156,7 @@ def make_plan(
     spacing, order = choice
     zones = make_zones(spacing, order)
     for attempt in range(_ROUNDS):
-        nodes = count_nodes(zones, sketch)
+        nodes = count_nodes(zones, sketch, region.count)
         seconds[LATTICE] = _lattice_seconds(nodes, order, region, rates) / threads
         if seconds[LATTICE] > _PAYS * seconds[exact]:
             reason = (
@@ -175,7 +187,7 @@ def _cheapest(
     """Spacing and order of the lattice that takes the least time."""
     costs = {}
     for order, spacing in decay.spacing.items():
-        nodes = count_nodes(make_zones(spacing, order), sketch)
+        nodes = count_nodes(make_zones(spacing, order), sketch, region.count)
         costs[order] = _lattice_seconds(nodes, order, region, rates)
     if not costs:
         return None
@@ -191,9 +203,9 @@ def _spacing(zones: Sequence[Zone]) -> float:
     return max(zone.lat_step for zone in zones)
 
 
-def count_nodes(zones: Sequence[Zone], places: np.ndarray) -> int:
-    """About how many nodes serve a region, of which some places are given: squares of nodes that they touch,
-    or the box around them where that is smaller."""
+def count_nodes(zones: Sequence[Zone], places: np.ndarray, count: int) -> int:
+    """About how many nodes serve a region of `count` places, of which some are given: squares of nodes that
+    all of them touch, or the box around them where that is smaller."""
     total = 0
     number = zone_of(zones, places[:, 1])
     for k in np.unique(number[number >= 0]):
@@ -203,8 +215,11 @@ def count_nodes(zones: Sequence[Zone], places: np.ndarray) -> int:
         turned = away - zone.columns * np.rint(away / zone.columns)
         high = min(np.ptp(turned) + zone.order, zone.columns)
         box = (np.ptp(row) + zone.order) * high
-        squares = len(np.unique((row // _TILE) * (1 << 32) + column // _TILE)) * (_TILE + zone.order) ** 2
-        total += int(min(box, squares))
+        seen = np.unique((row // _TILE) * (1 << 32) + column // _TILE, return_counts=True)[1]
+        once, twice = np.count_nonzero(seen == 1), np.count_nonzero(seen == 2)
+        unseen = once * (once - 1) / (2 * (twice + 1))  # Chao's estimate
+        squares = min(len(seen) + unseen, count * len(here) / len(places))
+        total += int(min(box, squares * (_TILE + zone.order) ** 2))
     return total
 
 

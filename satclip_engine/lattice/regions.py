@@ -38,16 +38,16 @@ class Pixels:
         for _ in range(3):
             places = self._strata(wanted, seed)
             valid = places[np.isfinite(places).all(axis=1)]
-            if len(valid) >= 0.9 * count or wanted >= self.count or not len(valid):
+            if len(valid) >= 0.9 * count or wanted >= min(self.count, 64 * count):
                 break
-            wanted = min(64 * count, wanted * count // len(valid) + 1)
+            wanted = min(64 * count, wanted * count // max(1, len(valid)) + 1)
         return valid
 
     def _strata(self, count: int, seed: int) -> np.ndarray:
         height, width = self.grid.shape
         if height * width <= count:
             return self.grid.lonlat().reshape(-1, 2)
-        down = min(height, max(1, round((count * height / width) ** 0.5)))
+        down = min(height, count, max(1, round((count * height / width) ** 0.5)))
         across = min(width, -(-count // down))
         random = np.random.Generator(np.random.PCG64([seed, down, across]))
         rows = _within(np.repeat(np.arange(down), across), down, height, random)
@@ -56,20 +56,20 @@ class Pixels:
 
 
 class Listed:
-    """Places of a list, (n, 2)."""
+    """Places of a list, (n, 2); those that are none do not count."""
 
     single = True
 
     def __init__(self, lonlat: np.ndarray) -> None:
-        self.lonlat, self.count = lonlat, len(lonlat)
+        finite = np.isfinite(lonlat).all(axis=1)
+        self.lonlat = lonlat if finite.all() else lonlat[finite]
+        self.count = len(self.lonlat)
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         if self.count <= count:
-            chosen = self.lonlat
-        else:
-            random = np.random.Generator(np.random.PCG64([seed, count]))
-            chosen = self.lonlat[_within(np.arange(count), count, self.count, random)]
-        return chosen[np.isfinite(chosen).all(axis=1)]
+            return self.lonlat
+        random = np.random.Generator(np.random.PCG64([seed, count]))
+        return self.lonlat[_within(np.arange(count), count, self.count, random)]
 
 
 class Globe:

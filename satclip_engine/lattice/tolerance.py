@@ -67,7 +67,7 @@ def check_tolerance(tolerance: float | None) -> None:
     """Raises UsageError for what is no tolerance."""
     if tolerance is None:
         return
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float, np.number)):
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float, np.integer, np.floating)):
         raise UsageError(f"tolerance must be a number of σ such as 1e-3, not {tolerance!r}")
     if not np.isfinite(tolerance) or tolerance <= 0:
         raise UsageError(f"tolerance must be positive and finite, not {tolerance!r}")

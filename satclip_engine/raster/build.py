@@ -75,7 +75,7 @@ class Stopped(Exception):
 
 
 class EncoderSource:
-    """Tier 0: the encoder's values for the pixels of a grid.
+    """Tier 0: the encoder's values for the pixels of a grid, or any other places.
 
     On a GPU, workers share it by turns: while one's strip is computed and copied back, in a fraction of a
     millisecond a megabyte, the others quantise, halve and compress theirs, which takes tens of times as long.

@@ -175,8 +175,12 @@ def directories(
     geo: list[Tag],
     metadata: dict[str, dict[str, str]],
     software: str,
+    band_numbers: dict[str, np.ndarray] | None = None,
 ) -> list[list[Tag]]:
-    """The tags of every level, tile indexes left out. `metadata` by GDAL's domains, "" the default one."""
+    """The tags of every level, tile indexes left out.
+
+    metadata: by GDAL's domains, "" the default one. band_numbers: further tags, a number for every band.
+    """
     sample = quantiser.sample
     common = [
         Tag.of(258, SHORT, [8 * sample.bytes] * plan.bands),  # BitsPerSample
@@ -203,14 +207,19 @@ def directories(
             Tag.of(257, LONG, level.height),
         ]
         if number == 0:
-            gdal = Tag.of(42112, ASCII, _metadata(quantiser, names, metadata))  # GDAL_METADATA
-            own += [Tag.of(305, ASCII, software), gdal, *geo]
+            gdal = _metadata(quantiser, names, metadata, band_numbers or {})
+            own += [Tag.of(305, ASCII, software), Tag.of(42112, ASCII, gdal), *geo]  # GDAL_METADATA
         found.append([*own, *common])
     return found
 
 
-def _metadata(quantiser: Quantiser, names: list[str], metadata: dict[str, dict[str, str]]) -> str:
-    """GDAL's XML: the dataset's tags, and name, scale and offset of every band."""
+def _metadata(
+    quantiser: Quantiser,
+    names: list[str],
+    metadata: dict[str, dict[str, str]],
+    band_numbers: dict[str, np.ndarray],
+) -> str:
+    """GDAL's XML: the dataset's tags, and name, scale, offset and further numbers of every band."""
     structure = {"INTERLEAVE": "TILE"} if len(names) > 1 else {}
     items = []
     for domain, tags in {**metadata, "IMAGE_STRUCTURE": structure}.items():
@@ -225,6 +234,10 @@ def _metadata(quantiser: Quantiser, names: list[str], metadata: dict[str, dict[s
             values["SCALE"] = f"{quantiser.scale[band]:.17g}"
         for key, value in values.items():
             items.append(f'<Item name="{key}" sample="{band}" role="{key.lower()}">{value}</Item>')
+        items += [
+            f'<Item name="{key}" sample="{band}">{numbers[band]:.6g}</Item>'
+            for key, numbers in band_numbers.items()
+        ]
     return "<GDALMetadata>\n" + "".join(f"  {item}\n" for item in items) + "</GDALMetadata>\n"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from satclip_engine._version import __version__
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
+from satclip_engine.lattice.tolerance import check_tolerance
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
 from satclip_engine.raster.georeference import geo_tags
@@ -60,6 +61,8 @@ class Options:
     blocksize: int | None = None
     threads: int | None = None
     memory: int = 1 << 30
+    exact: bool = False
+    tolerance: float | None = None
     overwrite: bool = False
     resume: bool = False
     tags: dict[str, str] = field(default_factory=dict)
@@ -98,26 +101,39 @@ class Request:
             "band names": _digest(json.dumps(encoder.band_names)),
             "backend": encoder.backend,
             "instruction set": encoder.isa,  # with a GPU's architecture and precision
+            "reconstruction": _reconstruction(encoder, self.options),
             "dtype": self.sample.name,
             "compress": self.codec.name,
             "level": self.codec.level,
             "blocksize": self.blocksize,
         }
 
-    def plan(self, span: int | None = None) -> Plan:
-        """How the work is cut; `span` is given when superblocks are on disk already."""
+    def plan(self, span: int | None = None, *, kept: int = 0) -> Plan:
+        """How the work is cut; `span` is given when superblocks are on disk already.
+
+        kept: bytes of the memory allowed that workers share.
+        """
         return make_plan(
             self.grid.shape,
             self.encoder.embed_dim,
             self.sample.bytes,
             self.blocksize,
             threads=self.threads,
-            memory=self.options.memory,
+            memory=self.options.memory - kept,
             mirrored=self.grid.separable,
             compressed=self.codec.leaves,
             span=span,
             calls=self.encoder.calls,
         )
+
+
+def _reconstruction(encoder: Encoder, options: Options) -> str:
+    """What was asked for; an encoder that has a plan of its own keeps that."""
+    if options.exact:
+        return "exact"
+    if encoder.plan is not None:
+        return encoder.plan.token
+    return "default" if options.tolerance is None else f"{options.tolerance:g} σ"
 
 
 def _check_made_by(encoder: Encoder, grid: Any) -> None:
@@ -144,6 +160,11 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
 
     if options.overwrite and options.resume:
         raise UsageError("overwrite begins anew and resume goes on: give one of them")
+    if options.exact and options.tolerance is not None:
+        raise UsageError("exact never interpolates and tolerance is for interpolating: give one of them")
+    check_tolerance(options.tolerance)
+    if options.exact and encoder.plan is not None and encoder.plan.interpolates:
+        raise UsageError("exact: this encoder interpolates by a plan of its own, which was measured already")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads must be a positive whole number, not {options.threads!r}")
     _check_made_by(encoder, grid)

@@ -16,10 +16,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from satclip_engine._version import __version__
 from satclip_engine.errors import OutputError
+from satclip_engine.lattice.nodes import CACHE_BYTES
+from satclip_engine.lattice.plan import Plan as LatticePlan
+from satclip_engine.lattice.use import placed, planned
+from satclip_engine.places import Places
 from satclip_engine.raster import cog, survey
 from satclip_engine.raster.build import (
     Clock,
@@ -72,6 +78,8 @@ def write_raster(
     blocksize: int | None = None,
     threads: int | None = None,
     memory: int = 1 << 30,
+    exact: bool = False,
+    tolerance: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     tags: dict[str, str] | None = None,
@@ -88,6 +96,9 @@ def write_raster(
         the smallest of 64, 128, 256 and 512 with which the file has at most two million tiles.
     threads: how many work; default the encoder's. memory: bytes that they may take together, the
         interpreter's own not counted; fewer threads work when it is short.
+    exact, tolerance: a raster finer than the field is interpolated from a lattice of it, and the error
+        measured: at most `tolerance` σ of each band, default an eighth of a quantisation step (floats: 1e-4
+        σ). What was found is in the report and in the file's tags. `exact` never interpolates.
     overwrite: replace an existing file when the new one is complete. resume: go on from what an interrupted
         run of the same raster left, or return at once when it is finished; starts afresh when there is
         nothing.
@@ -100,7 +111,17 @@ def write_raster(
     """
     started = time.perf_counter()
     options = Options(
-        dtype, compress, blocksize, threads, memory, overwrite, resume, dict(tags or {}), progress or Silent()
+        dtype=dtype,
+        compress=compress,
+        blocksize=blocksize,
+        threads=threads,
+        memory=memory,
+        exact=exact,
+        tolerance=tolerance,
+        overwrite=overwrite,
+        resume=resume,
+        tags=dict(tags or {}),
+        progress=progress or Silent(),
     )
     request = check_request(enc, Path(path), grid, options)
     try:
@@ -139,11 +160,36 @@ def _replaces(folder: Path) -> bool:
     return bool((read_state(folder) or {}).get("overwrite"))
 
 
+def cache_bytes(memory: int) -> int:
+    """How much of the memory allowed holds nodes of a lattice."""
+    return min(CACHE_BYTES, memory // 4)
+
+
+def look_at(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Encoder]:
+    """The ranges of a raster's bands, and the encoder by the plan that is best for it."""
+    threads = request.plan().threads
+    quantiser = survey.find_quantiser(request.encoder, request.grid, request.sample, threads)
+    if request.options.exact:
+        return quantiser, request.encoder
+    stage("looking how smooth the field is")
+    encoder = planned(
+        request.encoder,
+        request.grid,
+        tolerance=request.options.tolerance,
+        step=quantiser.scale,
+        dtype=request.sample.name,
+        cache_bytes=cache_bytes(request.options.memory),
+    )
+    return quantiser, encoder
+
+
 class _Run:
     """One run, from the survey to the finished file, while its spool is locked."""
 
     def __init__(self, request: Request, folder: Path, started: float) -> None:
         self.request, self.folder, self.started = request, folder, started
+        self.encoder, self.places = request.encoder, cast(Places, request.grid)
+        self.lattice: LatticePlan | None = None  # None: exact, without having looked for better
         self.progress = request.options.progress
         self.clock = Clock()
         self.stages: dict[str, float] = {}
@@ -181,7 +227,7 @@ class _Run:
         with self._timed("survey"):
             state = self._left_state() or self._fresh_state()
             quantiser = Quantiser.from_dict(state["quantiser"])
-            plan = self.request.plan(span=state["span"])
+            plan = self._take_up(state)
             spool = Spool(self.folder, state)
             spool.recover()
             for tier in plan.tiers:
@@ -198,16 +244,31 @@ class _Run:
             )
         return left
 
+    def _take_up(self, state: dict[str, Any]) -> Plan:
+        """Compute as the state says; how the work is cut."""
+        if state["reconstruction"] is not None:
+            if self.encoder.plan is None:
+                self.encoder = self.encoder.by_plan(LatticePlan.from_dict(state["reconstruction"]))
+            self.lattice = self.encoder.plan
+            self.places = placed(self.encoder, self.request.grid)
+        return self.request.plan(span=state["span"], kept=self._kept())
+
+    def _kept(self) -> int:
+        """Bytes of nodes that workers share."""
+        interpolates = self.lattice is not None and self.lattice.interpolates
+        return cache_bytes(self.request.options.memory) if interpolates else 0
+
     def _fresh_state(self) -> dict[str, Any]:
         request = self.request
         empty_folder(self.folder)
-        plan = request.plan()
         self.progress.stage("finding the range of every band")
-        quantiser = survey.find_quantiser(request.encoder, request.grid, request.sample, plan.threads)
+        quantiser, self.encoder = look_at(request, self.progress.stage)
+        self.lattice = None if request.options.exact else self.encoder.plan
         state = {
             "request": request.state,
             "quantiser": quantiser.as_dict(),
-            "span": plan.span,
+            "reconstruction": None if self.lattice is None else self.lattice.as_dict(),
+            "span": request.plan(kept=self._kept()).span,
             "overwrite": request.options.overwrite,
         }
         write_state(self.folder, state)
@@ -220,7 +281,7 @@ class _Run:
     def _check_disk(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> survey.Need:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        need = survey.estimate(request.encoder, request.grid, plan, quantiser, request.codec)
+        need = survey.estimate(self.encoder, self.places, plan, quantiser, request.codec)
         free = shutil.disk_usage(self.folder).free + spool.bytes
         file, peak = size_text(need.file), size_text(need.peak)
         if free < need.peak:
@@ -242,9 +303,9 @@ class _Run:
 
     def _build(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> None:
         """All tiers, each from the one below."""
-        request, job = self.request, Job(plan, quantiser, self.request.codec, spool)
+        job = Job(plan, quantiser, self.request.codec, spool)
         for tier in plan.tiers:
-            source: Source = EncoderSource(request.encoder, request.grid)
+            source: Source = EncoderSource(self.encoder, self.places)
             if tier.number > 0:
                 source = RemainderSource(plan, tier, spool)
                 self.progress.stage(f"overviews from 1/{2**tier.first} on")
@@ -279,10 +340,11 @@ class _Run:
             names=request.encoder.band_names,
             geo=request.geo,
             metadata={
-                "": {**_provenance(request), **request.options.tags},
+                "": {**_provenance(request), **self._certified(), **request.options.tags},
                 STATE_DOMAIN: {STATE_NAME: json.dumps(request.state)},
             },
             software=f"satclip-engine {__version__}",
+            band_numbers=self._errors(),
         )
         places = cog.collect(spool.finished.values(), plan.levels, plan.bands)
         layout = cog.lay_out(directories, places, plan.bands)
@@ -290,6 +352,20 @@ class _Run:
         cog.check(spool.output, plan)
         publish(spool.output, request.path, replace=bool(spool.state["overwrite"]))
         return layout.size
+
+    def _certified(self) -> dict[str, str]:
+        found = None if self.lattice is None else self.lattice.certificate
+        return {} if found is None else found.tags()
+
+    def _errors(self) -> dict[str, np.ndarray]:
+        """Of every band: what the reconstruction was found to be off by at most, and by rms."""
+        found = None if self.lattice is None else self.lattice.certificate
+        if found is None:
+            return {}
+        return {
+            "RECONSTRUCTION_MAX_ERROR": found.max_error,
+            "RECONSTRUCTION_RMS_ERROR": found.rms_error,
+        }
 
     def _report(
         self, plan: Plan, quantiser: Quantiser, tally: Tally, *, size: int, need: survey.Need, before: float
@@ -315,6 +391,7 @@ class _Run:
             clipping=clipped,
             max_quantisation_error=largest_error(quantiser, tally),
             resumed_from=before,
+            reconstruction=None if self.lattice is None else self.lattice.summary(),
             notes=notes,
         )
 

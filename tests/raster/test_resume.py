@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -19,11 +20,13 @@ from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.grid import make_grid
 from satclip_engine.raster import cog, write
 from satclip_engine.raster.spool import spool_folder
-from satclip_engine.raster.write import write_raster
+from satclip_engine.raster.write import write_raster as write_raster_by_plan
 
 BLOCKSIZE = 16
 MEMORY = 30_000  # so little that superblocks are 32 pixels wide and overviews take a second tier
 GRID = {"resolution": 0.5}
+# What is tested here is the writing of pixels, whoever computes them.
+write_raster = functools.partial(write_raster_by_plan, exact=True)
 SCRIPT = textwrap.dedent("""
     import sys, time
     from satclip_engine.encoder import load
@@ -52,7 +55,8 @@ SCRIPT = textwrap.dedent("""
             time.sleep(0.005)
             copy(*a)
         cog._copy = slowly
-    write_raster(encoder, path, make_grid(resolution=0.5), blocksize=16, **{"memory": 30_000, **options})
+    options = {"memory": 30_000, "exact": True, **options}
+    write_raster(encoder, path, make_grid(resolution=0.5), blocksize=16, **options)
 """)
 
 

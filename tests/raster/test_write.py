@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -21,9 +22,11 @@ from satclip_engine.grid import make_grid
 from satclip_engine.raster.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster.request import Silent
 from satclip_engine.raster.spool import spool_folder
-from satclip_engine.raster.write import write_raster
+from satclip_engine.raster.write import write_raster as write_raster_by_plan
 
 GRID = {"resolution": 0.5}  # 360 × 720
+# What is tested here is the writing of pixels, whoever computes them.
+write_raster = functools.partial(write_raster_by_plan, exact=True)
 
 
 def quantiser_of(path, dtype):
@@ -239,7 +242,7 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
         class Field:
             embed_dim, threads, backend, isa, sha256 = 64, 2, "fake", "none", "f"
             device, precision, calls = "cpu", "exact", Calls()
-            band_names = [f"b{k}" for k in range(64)]
+            band_names, plan = [f"b{k}" for k in range(64)], None
             class weights: sha256, harmonics = "w", "exact"
             def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
                 r, c = np.arange(grid.shape[0])[rows], np.arange(grid.shape[1])[cols]
@@ -247,7 +250,7 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
                 out[:] = np.sin(r / 97)[:, None, None] + np.sin(c / 83)[:, None] + np.arange(64)
                 return out
         grid = make_grid(resolution=float(sys.argv[2]))
-        report = write_raster(Field(), sys.argv[1], grid, memory=100 << 20)
+        report = write_raster(Field(), sys.argv[1], grid, memory=100 << 20, exact=True)
         print(report.peak_memory)
     """)
     peaks = [
@@ -376,7 +379,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_under_the_name(tiny_file, tm
         encoder, grid = load(sys.argv[1], threads=2), make_grid(resolution=0.25)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
         try:
-            write_raster(encoder, sys.argv[2], grid, compress="none")
+            write_raster(encoder, sys.argv[2], grid, compress="none", exact=True)
         except OutputError as error:
             print(error)
     """)

@@ -1,0 +1,100 @@
+"""What `satclip-grid --plan` says: how a raster would be computed, why, how long, and how large it gets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from satclip_engine.cli._progress import bytes_text, duration_text
+from satclip_engine.cli._report import lattice_lines, resolution_text
+from satclip_engine.crs import crs_name
+
+if TYPE_CHECKING:
+    from satclip_engine.cli._progress import Progress
+    from satclip_engine.cli.grid import Options
+    from satclip_engine.encoder import Encoder
+    from satclip_engine.grid import Grid
+    from satclip_engine.lattice.plan import Plan
+    from satclip_engine.raster.survey import Need
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What was found without writing anything."""
+
+    options: Options
+    grid: Grid
+    encoder: Encoder  # by its plan
+    need: Need
+    threads: int
+
+
+def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> Outlook:
+    """Survey the raster and choose. Raises UsageError as writing it would."""
+    from satclip_engine.lattice.use import placed
+    from satclip_engine.raster import survey
+    from satclip_engine.raster.request import Options as Asked
+    from satclip_engine.raster.request import check_request
+    from satclip_engine.raster.write import look_at
+
+    asked = Asked(
+        dtype=options.dtype,
+        compress=options.compress,
+        blocksize=options.blocksize,
+        threads=options.threads,
+        memory=options.memory,
+        exact=options.exact,
+        tolerance=options.tolerance,
+        overwrite=True,
+        progress=progress,
+    )
+    request = check_request(encoder, options.output, grid, asked)
+    progress.stage("finding the range of every band")
+    quantiser, planned = look_at(request, progress.stage)
+    request = replace(request, encoder=planned)
+    plan = request.plan()
+    need = survey.estimate(planned, placed(planned, grid), plan, quantiser, request.codec)
+    return Outlook(options, grid, planned, need, plan.threads)
+
+
+def _chosen(outlook: Outlook) -> Plan:
+    from satclip_engine.lattice.plan import exact_plan
+    from satclip_engine.lattice.regions import region_of
+
+    return outlook.encoder.plan or exact_plan(region_of(outlook.grid), "as asked for")
+
+
+def as_json(outlook: Outlook) -> str:
+    """One JSON object."""
+    content: dict[str, Any] = {
+        **_chosen(outlook).summary(),
+        "shape": list(outlook.grid.shape),
+        "bands": outlook.encoder.embed_dim,
+        "threads": outlook.threads,
+        "file_bytes": outlook.need.file,
+        "disk_bytes": outlook.need.peak,
+    }
+    return json.dumps(content, indent=2)
+
+
+def as_text(outlook: Outlook) -> str:
+    """For people, a line a subject."""
+    plan, (height, width) = _chosen(outlook), outlook.grid.shape
+    seconds = [f"{path} {duration_text(time)}" for path, time in plan.seconds.items()]
+    lines = [
+        (
+            "grid",
+            f"{width} x {height} pixels of {resolution_text(outlook.grid)}, {crs_name(outlook.grid.crs)}",
+        ),
+        ("path", plan.path),
+        ("why", plan.reason),
+        ("time", f"to compute: {', '.join(seconds)} with {outlook.threads} threads" if seconds else ""),
+        *lattice_lines(plan.summary()),
+        (
+            "size",
+            f"about {bytes_text(outlook.need.file)}, {bytes_text(outlook.need.peak)} while it is written",
+        ),
+    ]
+    head = f"{outlook.options.output} is not written; it would be:"
+    return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
