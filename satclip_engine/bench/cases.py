@@ -178,6 +178,38 @@ class GridCase:
 
 
 @dataclass(frozen=True)
+class LatticeCase:
+    """A fine raster or many points by lattice reconstruction, default weights, into memory that is there."""
+
+    where: str  # window: of 0.01°; utm: 10 m, sixteen bands of a head; land: scattered points
+    side: int  # pixels along a raster's side; how many points
+    dtype: str = "float32"
+    asked: float | None = 1e-3  # tolerance in σ; None for the default
+    tags: tuple[str, ...] = (FULL,)
+    group: ClassVar[str] = "lattice"
+    reference: ClassVar[str] = "float64 reference, in σ, rounding of codes taken off"
+
+    @property
+    def places(self) -> int:
+        return self.side if self.where == "land" else self.side**2
+
+    @property
+    def unit(self) -> str:
+        return "points" if self.where == "land" else "pixels"
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-4 if self.asked is None else self.asked
+
+    @property
+    def name(self) -> str:
+        if self.where == "land":
+            return f"{self.side:,} points on land, 256 bands {self.dtype}"
+        what = "0.01° window, 256 bands" if self.where == "window" else "UTM tile of 10 m, 16-band head"
+        return f"{what} {self.dtype}, {self.side}×{self.side}"
+
+
+@dataclass(frozen=True)
 class LossCase:
     """The contrastive loss of `pairs` pairs of embeddings, with its gradients by both and by the scale."""
 
@@ -268,6 +300,14 @@ CASES: tuple[Case, ...] = (
     *(GridCase(degrees, 0.5) for degrees in (10, 40, 100, 200)),
     *(GridCase(degrees, *_BAND) for degrees in (10, 40, 100, 200)),
     *(GridCase(degrees, 2.0, tags=(QUICK,)) for degrees in (10, 40)),
+    LatticeCase("window", 2048),
+    LatticeCase("window", 4096, dtype="int8"),
+    LatticeCase("utm", 10_980, asked=None),
+    LatticeCase("land", 10_000_000),
+    LatticeCase("window", 512, tags=(QUICK,)),
+    LatticeCase("window", 1024, dtype="int8", tags=(QUICK,)),
+    LatticeCase("utm", 1024, asked=None, tags=(QUICK,)),
+    LatticeCase("land", 500_000, tags=(QUICK,)),
     LossCase(8192),
     LossCase(32_768),
     LossCase(131_072),
@@ -284,7 +324,7 @@ CASES: tuple[Case, ...] = (
     WriteCase(1.0, alone=True, tags=(QUICK,)),
 )
 
-GROUPS = ("kernels", "points", "grid", "loss", "train", "write")
+GROUPS = ("kernels", "points", "grid", "lattice", "loss", "train", "write")
 
 # What --compare chooses from.
 COMPARED = ("torch", "compile", "torch64", "torchgeo", "published", "scipy", "numpy", "rioxarray")

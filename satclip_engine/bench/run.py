@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from satclip_engine._optional import need
-from satclip_engine.bench import grid, kernels, loss, points, train, write
+from satclip_engine.bench import grid, kernels, lattice, loss, points, train, write
 from satclip_engine.bench.cases import (
     COMPARED,
     Case,
@@ -14,6 +14,7 @@ from satclip_engine.bench.cases import (
     GridCase,
     GridKernelCase,
     HarmonicsCase,
+    LatticeCase,
     LossCase,
     PointsCase,
     PointsKernelCase,
@@ -36,14 +37,23 @@ CONTESTANTS: dict[type, Contestants] = {
     RasterKernelCase: kernels.raster,
     PointsCase: points.points,
     GridCase: grid.grid,
+    LatticeCase: lattice.lattice,
     LossCase: loss.loss,
     TrainCase: train.train,
     WriteCase: write.write,
 }
 
 # Seconds that a contestant gets for its rounds, and how many there are at most.
-BUDGETS = {"kernels": 1.0, "points": 6.0, "grid": 2.5, "loss": 10.0, "train": 8.0, "write": 20.0}
-ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "loss": 7, "train": 7, "write": 3}
+BUDGETS = {
+    "kernels": 1.0,
+    "points": 6.0,
+    "grid": 2.5,
+    "lattice": 6.0,
+    "loss": 10.0,
+    "train": 8.0,
+    "write": 20.0,
+}
+ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "lattice": 7, "loss": 7, "train": 7, "write": 3}
 
 
 def run(

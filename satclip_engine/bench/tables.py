@@ -98,6 +98,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "kernels": _COMPUTED[:-1],
     "points": _COMPUTED,
     "grid": _COMPUTED,
+    "lattice": (*_COMPUTED[:4], *_COMPUTED[5:7]),
     "loss": _COMPUTED,
     "train": _COMPUTED,
     "write": (
@@ -203,7 +204,7 @@ def summary(content: Mapping[str, Any]) -> str:
     """The numbers that matter most: what this package does with all cores, and how others compare."""
     lines: list[str] = []
     threads: set[int] = set()
-    for group in ("points", "grid", "loss", "train", "write"):
+    for group in ("points", "grid", "lattice", "loss", "train", "write"):
         records = content["runs"].get(group, {}).get("records", [])
         for _, found in groupby(records, key=lambda row: row["case"]):
             rows = list(found)

@@ -18,6 +18,7 @@ HELP = {
     "kernels": "Each compiled kernel alone, one thread, every instruction set that runs here.",
     "points": "Embeddings of many places, beside PyTorch and the machine's own matrix product.",
     "grid": "Embeddings of rasters in memory, beside the same pixels as points.",
+    "lattice": "Fine rasters and many points reconstructed from a lattice, beside evaluating them.",
     "loss": "The contrastive loss with its gradients, beside PyTorch and the machine's own matrix product.",
     "train": "A training step and the encoder's part of it, beside PyTorch, eager and compiled.",
     "write": "satclip-grid as a process of its own, beside GDAL's COG driver; and the writer alone.",
