@@ -282,7 +282,8 @@ struct Positions {
     size_t count;
     double row_origin, row_spacing, column_origin, column_spacing;
     size_t row_nodes, column_nodes;
-    const std::int64_t* index;  // where each goes in the output
+    const std::int64_t* index;  // where each goes in the output, of `outputs` places
+    size_t outputs;
 };
 // Resamples single places. `misplaced` is the first whose stencil does not lie within the nodes, or the
 // count; then nothing of its block is written. NaN gives NaN.

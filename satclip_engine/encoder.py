@@ -10,6 +10,7 @@ Longitude and latitude are degrees, longitude first. Importing this module impor
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from satclip_engine.lattice.plan import Plan
+    from satclip_engine.lattice.stored import AtlasBackend, AtlasLayers, AtlasWeights
     from satclip_engine.lattice.tolerance import Moments
 
 
@@ -46,8 +48,9 @@ def load(
 ) -> Encoder:
     """Read weights and make them an Encoder.
 
-    source: "default" or "default-l10", the path of a .ckpt or .safetensors file, hf://org/name[/file], or
-        LocationWeights.
+    source: "default" or "default-l10", the path of a .ckpt or .safetensors file, hf://org/name[/file],
+        LocationWeights, or the path or URL of an atlas, which ends in .zarr (see `write_atlas`): that is
+        read where it is asked, and needs neither weights nor torch; of the options it takes threads.
     harmonics: "exact" or "published" spherical harmonics; None chooses by the checkpoint.
     backend: "auto" (the fastest on the device that runs here), "triton", "cuda", "cpu" or "reference".
     device: "cpu", "cuda" (the current one) or "cuda:N".
@@ -56,9 +59,12 @@ def load(
     precision: "exact", or "fast": on a GPU, layers after the first then multiply 16-bit numbers, and
         embeddings err by up to 5e-3 of their rms. The CPU computes exactly whatever is asked for.
 
-    Raises WeightsError for weights that cannot be read, UsageError for other arguments and a device that is
+    Raises WeightsError for weights or an atlas that cannot be read, UsageError for other arguments and a device that is
     not there, MissingExtra for a backend that is not installed.
     """
+    if _is_atlas(source):
+        _check_atlas_options(harmonics=harmonics, backend=backend, device=device, precision=precision)
+        return _load_atlas(source, threads)
     chosen = parse_device(device)
     backends.resolve(backend, chosen)  # before weights are read
     if isinstance(source, LocationWeights):
@@ -66,6 +72,27 @@ def load(
     else:
         weights = read_weights(source, harmonics=harmonics)
     return Encoder(weights, backend=backend, threads=threads, device=chosen, precision=precision)
+
+
+def _is_atlas(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and str(source).rstrip("/").endswith(".zarr")
+
+
+def _check_atlas_options(**given: Any) -> None:
+    usual = {"harmonics": None, "backend": "auto", "device": "cpu", "precision": "exact"}
+    if other := [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]:
+        raise UsageError(
+            f"an atlas holds no network: {', '.join(other)} would change nothing; leave it out, "
+            "or load the weights that the atlas was made of"
+        )
+
+
+def _load_atlas(source: Any, threads: int | None) -> Encoder:
+    from satclip_engine.lattice.stored import AtlasBackend, open_layers, weights_of
+
+    layers = open_layers(source)
+    names = layers.file.contents.band_names
+    return Encoder(weights_of(layers), layers=layers, names=names, backend=AtlasBackend(), threads=threads)
 
 
 class Encoder:
@@ -76,11 +103,11 @@ class Encoder:
 
     def __init__(
         self,
-        weights: LocationWeights,
+        weights: LocationWeights | AtlasWeights,
         *,
-        backend: str = "auto",
+        backend: str | AtlasBackend = "auto",
         threads: int | None = None,
-        layers: Layers | None = None,
+        layers: Layers | AtlasLayers | None = None,
         names: Sequence[str] | None = None,
         head: bool = False,
         device: Device = CPU,
@@ -89,19 +116,19 @@ class Encoder:
     ) -> None:
         """Made by `load`, `with_head`, `select` and `by_plan`.
 
-        `layers` is the folded network when it is not that of the weights alone, `head` whether that ends in
-        a head, `plan` how it computes; None: exactly.
+        `layers` is the folded network when it is not that of the weights alone, or what an atlas has in its
+        place; `head` whether that ends in a head, `plan` how it computes; None: exactly.
         """
         if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
             raise UsageError(f"threads must be a positive whole number, not {threads!r}")
-        self._weights = weights
-        self._layers = weights.folded() if layers is None else layers
+        self._weights: Any = weights
+        self._layers: Any = weights.folded() if layers is None else layers
         self._own_layers, self._head = layers is not None, head
         self._names = list(band_names(self._layers.embed_dim) if names is None else names)
-        self._backend = backends.resolve(backend, device)
+        self._backend: Any = backends.resolve(backend, device) if isinstance(backend, str) else backend
         self._backend_asked, self._device, self._precision = backend, device, check_precision(precision)
         self._threads = None if threads is None else int(threads)
-        self._plan = plan
+        self._plan: Plan | None = self._layers.plan if plan is None else plan
         self._lock = threading.Lock()
         self._cached: Prepared | None = None
         self._moments: Moments | None = None
@@ -353,6 +380,7 @@ class Encoder:
         of a 10 m global grid costs milliseconds, `.values` computes all of it. Raises UsageError.
         """
         from satclip_engine import lazy
+        from satclip_engine.lattice.certificate import LEAST_POSITIONS
         from satclip_engine.lattice.use import placed, planned
 
         if geobox is not None and like is not None:
@@ -370,7 +398,9 @@ class Encoder:
             )
         if scale_offset is not None:
             raise UsageError('scale_offset is for integers: give dtype="int8" or "int16" too')
-        planned_encoder = planned(encoder, chosen, exact=exact, tolerance=tolerance)
+        # Who looks at an array later may look at little of it: the first look should not take long.
+        positions = LEAST_POSITIONS if out is None and chunks is None else None
+        planned_encoder = planned(encoder, chosen, exact=exact, tolerance=tolerance, positions=positions)
         if out is None:
             return lazy.grid_array(planned_encoder, chosen, chunks=chunks)
         memory = kernel_order(out, (*chosen.shape, encoder.embed_dim))
@@ -383,7 +413,7 @@ class Encoder:
         weight: (K, E) real numbers; bias: (K,); names: K band names, default head1, head2, …
         Folded in float64. Raises UsageError naming the shapes.
         """
-        layers = self._layers.with_head(
+        layers: Layers | AtlasLayers = self._layers.with_head(
             _real(weight, "weight"), None if bias is None else _real(bias, "bias")
         )
         count = layers.embed_dim
@@ -399,19 +429,14 @@ class Encoder:
         "1-64" (from 1), indices or a slice (from 0), or names. Raises UsageError.
         """
         index = parse_bands(bands, self._names)
-        weights, biases = self._layers.weights, self._layers.biases
-        layers = dataclasses.replace(
-            self._layers,
-            weights=(*weights[:-1], weights[-1][index]),
-            biases=(*biases[:-1], biases[-1][index]),
-        )
+        layers = self._layers.select(index)
         plan = None if self._plan is None else self._plan.of_bands(np.asarray(index))
         return _rebuild(self._weights, layers, [self._names[i] for i in index], self._head, self._how, plan)
 
 
 def _rebuild(
-    weights: LocationWeights,
-    layers: Layers | None,
+    weights: LocationWeights | AtlasWeights,
+    layers: Layers | AtlasLayers | None,
     names: Sequence[str],
     head: bool,
     how: dict[str, Any],

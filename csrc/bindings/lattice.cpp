@@ -78,7 +78,8 @@ void resample_places(const py::object& lattice, const py::object& rows, const py
                                    spacing.second,
                                    static_cast<size_t>(nodes.shape[0]),
                                    static_cast<size_t>(nodes.shape[1]),
-                                   places.data()};
+                                   places.data(),
+                                   outputs};
     const satclip::Kernels& kernels = kernels_named(isa);
     size_t misplaced = count;
     without_gil(threads, check, [&](const satclip::Control& control) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <numeric>
 
 #include "parallel.h"
 #include "satclip.h"
@@ -56,22 +57,37 @@ bool resample(const Kernels& kernels, const Lattice& lattice, int order, const s
 
 bool resample_places(const Kernels& kernels, const Lattice& lattice, int order, const Positions& at,
                      const Store& to, size_t& misplaced, const Control& control) {
+    const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.as);
+    const bool past = at.outputs * pixel >= kPastCaches;
+    const size_t scratch = past ? kPlaces * pixel / sizeof(float) + 1 : 0;
+    std::int64_t in_order[kPlaces];
+    std::iota(in_order, in_order + kPlaces, std::int64_t{0});
     std::atomic<size_t> first{at.count};
-    const bool finished =
-        run((at.count + kPlaces - 1) / kPlaces, 0, control, [&](size_t block, float*, Pulse&) {
-            const size_t begin = block * kPlaces, count = std::min(kPlaces, at.count - begin);
-            Stencil rows[kPlaces], columns[kPlaces];
-            const size_t fit = std::min(
-                stencils(at.rows + begin, count, at.row_origin, at.row_spacing, order, at.row_nodes, rows),
-                stencils(at.columns + begin, count, at.column_origin, at.column_spacing, order,
-                         at.column_nodes, columns));
-            if (fit == count)
-                return kernels.lattice->places(lattice, order, rows, columns, static_cast<int>(count),
-                                               at.index + begin, to);
+    const auto block = [&](size_t number, float* held, Pulse&) {
+        const size_t begin = number * kPlaces, count = std::min(kPlaces, at.count - begin);
+        Stencil rows[kPlaces], columns[kPlaces];
+        const size_t fit = std::min(
+            stencils(at.rows + begin, count, at.row_origin, at.row_spacing, order, at.row_nodes, rows),
+            stencils(at.columns + begin, count, at.column_origin, at.column_spacing, order, at.column_nodes,
+                     columns));
+        if (fit < count) {
             size_t known = first;
             while (begin + fit < known && !first.compare_exchange_weak(known, begin + fit)) {
             }
-        });
+            return;
+        }
+        const std::int64_t* index = at.index + begin;
+        const int places = static_cast<int>(count);
+        if (!past) return kernels.lattice->places(lattice, order, rows, columns, places, index, to);
+        Store aside = to;
+        aside.out = held;
+        aside.row_stride = lattice.bands;
+        kernels.lattice->places(lattice, order, rows, columns, places, in_order, aside);
+        for (size_t i = 0; i < count; ++i)
+            kernels.lattice->copy(reinterpret_cast<const char*>(held) + i * pixel, pixel,
+                                  static_cast<char*>(to.out) + index[i] * to.row_stride * bytes_of(to.as));
+    };
+    const bool finished = run((at.count + kPlaces - 1) / kPlaces, scratch, control, block);
     misplaced = first;
     return finished;
 }

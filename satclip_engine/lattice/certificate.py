@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.9999
+LEAST_POSITIONS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class Certificate:
 
 def positions_for(count: int) -> int:
     """How many positions to draw for a job of `count` places: as many as cost little beside it."""
-    return int(min(max(2048, count // 2048), 16384, count))
+    return int(min(max(LEAST_POSITIONS, count // 2048), 8 * LEAST_POSITIONS, count))
 
 
 def fraction_beyond(positions: int, confidence: float) -> float:

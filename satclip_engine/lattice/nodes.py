@@ -159,8 +159,9 @@ class EncodedNodes(BlockNodes):
         here = self.zones[zone]
         rows = np.arange(row * BLOCK_ROWS, (row + count) * BLOCK_ROWS)
         lat, beyond = here.node_lat(rows)
-        # Rows that no stencil can reach are not worth evaluating.
-        useful = (rows > -here.order) & (rows < here.rows + here.order)
+        # Rows that no stencil of the zone reaches are not worth evaluating.
+        reached = here.row_range
+        useful = (rows >= reached.start) & (rows < reached.stop)
         lon = here.node_lon(np.asarray(columns))
         out = np.full((rows.size, lon.size, self.bands), np.nan, np.float32)
         for chosen, at in ((useful & ~beyond, lon), (useful & beyond, lon + 180.0)):

@@ -64,6 +64,9 @@ class Plan:
         zones = json.dumps([zone.as_dict() for zone in self.zones])
         return hashlib.sha256(zones.encode()).hexdigest()[:16] if self.interpolates else "exact"
 
+    def check(self, *, exact: bool, tolerance: float | None) -> None:
+        """Raises UsageError where an encoder that keeps this plan cannot do as it is asked."""
+
     def network(self, exact: Prepared, cache_bytes: int | None = None) -> Prepared:
         """The network that computes by this plan."""
         if not self.interpolates:
@@ -132,9 +135,18 @@ def exact_plan(region: Region, reason: str, seconds: dict[str, float] | None = N
 
 
 def make_plan(
-    network: Prepared, region: Region, tolerance: Tolerance, *, threads: int, cache_bytes: int | None = None
+    network: Prepared,
+    region: Region,
+    tolerance: Tolerance,
+    *,
+    threads: int,
+    cache_bytes: int | None = None,
+    positions: int | None = None,
 ) -> tuple[Plan, Prepared]:
-    """Choose for a region, and prepare what computes by it; the nodes that measuring evaluated are kept."""
+    """Choose for a region, and prepare what computes by it; the nodes that measuring evaluated are kept.
+
+    positions: where the error is measured; default by the number of places.
+    """
     if region.count < LEAST:
         return exact_plan(region, f"fewer than {LEAST:,} places"), network
     rates = rates_of(network)
@@ -167,7 +179,7 @@ def make_plan(
             return plan, network
         plan = Plan(LATTICE, "", seconds, tolerance, zones, _spacing(zones), order, nodes, pilot=decay.seen)
         certificate, zone_errors, prepared = _measured(
-            plan, network, region, decay.worst, threads, attempt, cache_bytes
+            plan, network, region, decay.worst, threads, attempt, cache_bytes, positions
         )
         if certificate.max_tolerance <= 1.0:
             reason = (
@@ -231,12 +243,13 @@ def _measured(
     threads: int,
     attempt: int,
     cache_bytes: int | None,
+    positions: int | None,
 ) -> tuple[Certificate, dict[int, float], Prepared]:
     """The certificate of a lattice, and the largest error in each zone in tolerances."""
     assert plan.tolerance is not None
     prepared = plan.network(network, cache_bytes)
     assert isinstance(prepared, PreparedLattice)
-    drawn = region.draw(positions_for(region.count), 100 + attempt)
+    drawn = region.draw(positions or positions_for(region.count), 100 + attempt)
     further = np.concatenate(
         [
             caps(region, _FURTHER, 200 + attempt),

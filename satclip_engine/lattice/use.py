@@ -36,11 +36,13 @@ def planned(
     step: np.ndarray | None = None,
     dtype: str = "float32",
     cache_bytes: int | None = None,
+    positions: int | None = None,
 ) -> Encoder:
     """The encoder by the best plan for these places, a grid's or (n, 2) listed ones.
 
     exact: never interpolate. tolerance: in σ of each band; default 1/8 of each band's `step` when numbers of
-        a `dtype` are stored in such steps, else 1e-4.
+        a `dtype` are stored in such steps, else 1e-4. positions: where the error is measured; default by the
+        number of places.
     An encoder that has a plan already, such as an atlas, keeps it. Raises UsageError for both together, and
     for a tolerance that float32 cannot keep.
     """
@@ -48,6 +50,7 @@ def planned(
     if exact and tolerance is not None:
         raise UsageError("exact never interpolates and tolerance is for interpolating: give one of them")
     if encoder.plan is not None:
+        encoder.plan.check(exact=exact, tolerance=tolerance)
         return encoder
     region = region_of(places)
     if exact:
@@ -58,7 +61,12 @@ def planned(
         return encoder.by_plan(exact_plan(region, f"fewer than {LEAST:,} places"))
     wanted = tolerance_of(encoder.moments, tolerance, step=step, dtype=dtype)
     plan, network = make_plan(
-        encoder.network, region, wanted, threads=encoder.threads, cache_bytes=cache_bytes
+        encoder.network,
+        region,
+        wanted,
+        threads=encoder.threads,
+        cache_bytes=cache_bytes,
+        positions=positions,
     )
     return encoder.by_plan(plan, network)
 
@@ -72,7 +80,7 @@ def placed(encoder: Encoder, grid: Places) -> Places:
 def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray) -> None:
     """Embed (n, 2) places; where few of them share a square of the lattice, one by one."""
     network = encoder.network
-    if not isinstance(network, PreparedLattice):
+    if not isinstance(network, PreparedLattice) or network.name == "atlas":  # with nothing else to ask
         network.encode(points, out=out)
         return
     rates = rates_of(network.network)

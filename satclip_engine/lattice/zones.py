@@ -68,6 +68,12 @@ class Zone:
         half = self.order // 2
         return range(math.floor(low) - half + 1, math.floor(high) + half + 1)
 
+    @property
+    def row_range(self) -> range:
+        """The rows that the zone's places need."""
+        low, high = self.row_positions(np.array([self.south, self.north]))
+        return self.reach(float(low), float(high))
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "south": self.south,
@@ -93,9 +99,21 @@ def circle_nodes(lat: np.ndarray | float, spacing: float, order: int) -> np.ndar
     return 360.0 / spacing * np.cos(np.radians(edge)) + 4 * order
 
 
+def zone_edges(spacing: float, order: int) -> list[float]:
+    """Edges in the north that make zones worth having: none lower than the rows that stencils reach beyond
+    it, which are evaluated for it alone."""
+    kept, last = [], 0.0
+    for edge in EDGES:
+        if edge - last >= order * spacing and 90.0 - edge >= order * spacing / 2:
+            kept.append(edge)
+            last = edge
+    return kept
+
+
 def make_zones(spacing: float, order: int, south: float = -90.0, north: float = 90.0) -> tuple[Zone, ...]:
     """Zones between two latitudes whose nodes are at most `spacing` degrees of a great circle apart."""
-    edges = sorted({*(-edge for edge in EDGES), *EDGES})
+    north_edges = zone_edges(spacing, order)
+    edges = sorted({*(-edge for edge in north_edges), *north_edges})
     rows = max(order, math.ceil(180.0 / spacing - 1e-9))
     zones = []
     for low, high in zip([-90.0, *edges], [*edges, 90.0], strict=True):
