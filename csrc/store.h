@@ -43,6 +43,7 @@ struct Store {
     Stored as;
     const float* inverse_scale;  // [bands], null for float32
     const float* offset;         // [bands], null for float32
+    bool streamed = false;       // floats nobody reads soon: a host may write them past its caches
 };
 
 constexpr int bytes_of(Stored as) { return as == Stored::int8 ? 1 : as == Stored::int16 ? 2 : 4; }

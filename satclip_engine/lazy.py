@@ -23,7 +23,7 @@ from satclip_engine.chunks import DIMS, normal_chunks
 from satclip_engine.crs import unit_name
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.use import fill_codes, placed, planned
-from satclip_engine.memory import kernel_order
+from satclip_engine.memory import aligned, kernel_order
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -69,9 +69,8 @@ def coded_array(
     sample = sample_type(dtype.name)
     if sample.largest_code is None:
         raise UsageError(f'dtype must be "float32", "int8" or "int16", not "{dtype}"')
-    memory = np.empty((*grid.shape, encoder.embed_dim), dtype)
-    if out is not None:
-        memory = kernel_order(out, (*grid.shape, encoder.embed_dim), dtype)
+    shape = (*grid.shape, encoder.embed_dim)
+    memory = aligned(shape, dtype) if out is None else kernel_order(out, shape, dtype)
     if (
         how["tolerance"] is not None
     ):  # in σ: no step is needed, and the ranges can be looked for by the lattice

@@ -9,7 +9,16 @@ import numpy as np
 
 from satclip_engine.errors import UsageError
 
+_CACHE_LINE = 64
 _SCRATCH = 64 << 20  # bytes of embedding held aside when the caller's memory cannot be written in place
+
+
+def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """New memory that begins on a line of the cache: large rasters are written past it line by line."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % _CACHE_LINE
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def fill_rows(
@@ -21,7 +30,7 @@ def fill_rows(
 ) -> np.ndarray:
     """Have fill(rows, target) write (h, w, E) `out`: at once if its strides allow, else by blocks."""
     if out is None:
-        out = np.empty(shape, np.float32)
+        out = aligned(shape)
     elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
         raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
     elif not out.flags.writeable:

@@ -57,13 +57,13 @@ struct CodesArithmetic {
 // Whole vectors of bands, or the first `present` of one.
 template <bool Whole>
 struct Some {
-    int present;
+    unsigned present;
+
+    explicit Some(int bands) : present(static_cast<unsigned>(bands) % kLanes) {}
 
     SATCLIP_MEMBER Floats load(const float* from) const {
         if constexpr (Whole) return SATCLIP_ISA::load(from);
-        alignas(64) float some[kLanes] = {};
-        std::memcpy(some, from, sizeof(float) * present);
-        return SATCLIP_ISA::load(some);
+        return load_some(from, present);
     }
     template <int N>
     SATCLIP_MEMBER Wide<N> load_wide(const float* from) const {
@@ -72,14 +72,17 @@ struct Some {
         for (int n = 0; n < N; ++n) value.part[n] = load(from + n * kLanes);
         return value;
     }
-    template <class V>
-    SATCLIP_MEMBER void store(void* to, V values) const {
-        std::memcpy(to, &values, Whole ? sizeof values : sizeof values / kLanes * present);
+    template <class T, class V>
+    SATCLIP_MEMBER void store(T* to, V values) const {
+        if constexpr (Whole)
+            std::memcpy(to, &values, sizeof values);
+        else
+            store_some(to, values, present);
     }
 };
 
-// How N vectors of bands are stored.
-template <class T, int N, bool Whole>
+// How N vectors of bands are stored; whole ones of floats may be streamed past the caches.
+template <class T, int N, bool Whole, bool Streamed>
 struct Encoder {
     typedef T Vector __attribute__((vector_size(kLanes * sizeof(T))));
     Some<Whole> some;
@@ -98,18 +101,23 @@ struct Encoder {
         }
     }
 };
-template <int N, bool Whole>
-struct Encoder<float, N, Whole> {
+template <int N, bool Whole, bool Streamed>
+struct Encoder<float, N, Whole, Streamed> {
     Some<Whole> some;
 
     Encoder(const Some<Whole>& some, const Store&, int) : some(some) {}
     SATCLIP_MEMBER void operator()(float* to, const Wide<N>& value) const {
         SATCLIP_UNROLL
-        for (int n = 0; n < N; ++n) some.store(to + n * kLanes, value.part[n]);
+        for (int n = 0; n < N; ++n) {
+            if constexpr (Streamed && Whole)
+                stream(to + n * kLanes, value.part[n]);
+            else
+                some.store(to + n * kLanes, value.part[n]);
+        }
     }
 };
 
-// What is left of `bands` in pieces of N vectors, of single ones, and of less than one: piece(N, whole).
+// Bands in pieces of N vectors, of single ones, and of less than one: piece(N, whole).
 template <class Piece>
 SATCLIP_INLINE void in_pieces(int bands, Piece&& piece) {
     int band = 0;
@@ -120,13 +128,13 @@ SATCLIP_INLINE void in_pieces(int bands, Piece&& piece) {
     if (band < bands) piece(std::integral_constant<int, 1>(), std::false_type(), band, bands - band);
 }
 
-template <int Order, class T>
+template <int Order, class T, bool Streamed>
 void run_as(const Lattice& lattice, const Stencil& row, const Stencil* columns, int count, const Store& to) {
     in_pieces(lattice.bands, [&](auto together, auto whole, int band, int present) {
         constexpr int N = decltype(together)::value;
         constexpr bool kWhole = decltype(whole)::value;
-        const Some<kWhole> some{present};
-        const Encoder<T, N, kWhole> encoder(some, to, band);
+        const Some<kWhole> some(present);
+        const Encoder<T, N, kWhole, Streamed> encoder(some, to, band);
         T* out = static_cast<T*>(to.out) + band;
         resample_run<BandsArithmetic<N>, Order>(
             lattice, lattice.data + row.first * lattice.row_stride + band, row, columns, count,
@@ -143,8 +151,8 @@ void places_as(const Lattice& lattice, const Stencil* rows, const Stencil* colum
         constexpr int N = decltype(together)::value;
         constexpr bool kWhole = decltype(whole)::value;
         using A = BandsArithmetic<N>;
-        const Some<kWhole> some{present};
-        const Encoder<T, N, kWhole> encoder(some, to, band);
+        const Some<kWhole> some(present);
+        const Encoder<T, N, kWhole, false> encoder(some, to, band);
         T* out = static_cast<T*>(to.out) + band;
         for (int i = 0; i < count; ++i) {
             const Stencil &row = rows[i], &column = columns[i];
@@ -167,11 +175,13 @@ struct OfOrder {
                     const Store& to) {
         switch (to.as) {
             case Stored::float32:
-                return run_as<Order, float>(lattice, row, columns, count, to);
+                if (!to.streamed) return run_as<Order, float, false>(lattice, row, columns, count, to);
+                run_as<Order, float, true>(lattice, row, columns, count, to);
+                return streamed();
             case Stored::int8:
-                return run_as<Order, std::int8_t>(lattice, row, columns, count, to);
+                return run_as<Order, std::int8_t, false>(lattice, row, columns, count, to);
             case Stored::int16:
-                return run_as<Order, std::int16_t>(lattice, row, columns, count, to);
+                return run_as<Order, std::int16_t, false>(lattice, row, columns, count, to);
         }
     }
     static void places(const Lattice& lattice, const Stencil* rows, const Stencil* columns, int count,

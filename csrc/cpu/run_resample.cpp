@@ -31,12 +31,21 @@ constexpr size_t kPlaces = 64;
 // it is written.
 constexpr size_t kPastCaches = size_t(64) << 20;
 
+// Whether all vectors of a raster are whole and aligned floats. Others are collected, run by run, and copied.
+static bool streams(const Kernels& kernels, const Lattice& lattice, const Store& to) {
+    const auto aligned = [&](std::ptrdiff_t floats) { return floats % kernels.lanes == 0; };
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(to.out);
+    return to.as == Stored::float32 && first % (sizeof(float) * kernels.lanes) == 0 &&
+           aligned(lattice.bands) && aligned(to.column_stride) && aligned(to.row_stride);
+}
+
 bool resample(const Kernels& kernels, const Lattice& lattice, int order, const std::vector<Stencil>& rows,
               const std::vector<Stencil>& columns, const Store& to, const Control& control) {
     const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.as);
-    const size_t most = std::clamp(kRunBytes / pixel, kLeastRun, kMostRun);
-    const bool past =
-        rows.size() * columns.size() * pixel >= kPastCaches && to.column_stride == lattice.bands;
+    const bool large = rows.size() * columns.size() * pixel >= kPastCaches;
+    const bool direct = large && streams(kernels, lattice, to);
+    const bool past = large && !direct && to.column_stride == lattice.bands;
+    const size_t most = direct ? kMostRun : std::clamp(kRunBytes / pixel, kLeastRun, kMostRun);
     const size_t scratch = past ? most * pixel / sizeof(float) + 1 : 0;
     return run(
         columns.empty() ? 0 : rows.size(), scratch, control, [&](size_t row, float* held, Pulse& pulse) {
@@ -48,6 +57,7 @@ bool resample(const Kernels& kernels, const Lattice& lattice, int order, const s
                                                      bytes_of(to.as);
                 Store at = to;
                 at.out = past ? static_cast<void*>(held) : out;
+                at.streamed = direct;
                 kernels.lattice->run(lattice, order, rows[row], columns.data() + column,
                                      static_cast<int>(count), at);
                 if (past) kernels.lattice->copy(reinterpret_cast<const char*>(held), count * pixel, out);
@@ -83,9 +93,13 @@ bool resample_places(const Kernels& kernels, const Lattice& lattice, int order, 
         aside.out = held;
         aside.row_stride = lattice.bands;
         kernels.lattice->places(lattice, order, rows, columns, places, in_order, aside);
-        for (size_t i = 0; i < count; ++i)
-            kernels.lattice->copy(reinterpret_cast<const char*>(held) + i * pixel, pixel,
+        const bool dense = to.row_stride == lattice.bands;
+        for (size_t i = 0, next; i < count; i = next) {
+            next = i + 1;  // neighbours in the output go together
+            while (dense && next < count && index[next] == index[next - 1] + 1) ++next;
+            kernels.lattice->copy(reinterpret_cast<const char*>(held) + i * pixel, (next - i) * pixel,
                                   static_cast<char*>(to.out) + index[i] * to.row_stride * bytes_of(to.as));
+        }
     };
     const bool finished = run((at.count + kPlaces - 1) / kPlaces, scratch, control, block);
     misplaced = first;

@@ -94,6 +94,35 @@ SATCLIP_INLINE bool any(Ints mask) {
 }
 #endif
 
+// The first n < kLanes numbers of a vector, from memory and to it; the rest of what is loaded is 0.
+#if defined(__AVX512F__)
+SATCLIP_INLINE __mmask16 first_lanes(unsigned n) { return static_cast<__mmask16>((1u << n) - 1); }
+SATCLIP_INLINE Floats load_some(const float* p, unsigned n) {
+    return (Floats)_mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+SATCLIP_INLINE void store_some(float* p, Floats v, unsigned n) {
+    _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+}
+template <class V>
+SATCLIP_INLINE void store_some(int8_t* p, V v, unsigned n) {
+    _mm_mask_storeu_epi8(p, first_lanes(n), (__m128i)v);
+}
+template <class V>
+SATCLIP_INLINE void store_some(int16_t* p, V v, unsigned n) {
+    _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)v);
+}
+#else
+SATCLIP_INLINE Floats load_some(const float* p, unsigned n) {
+    Floats v = {};
+    std::memcpy(&v, p, n % kLanes * sizeof(float));
+    return v;
+}
+template <class T, class V>
+SATCLIP_INLINE void store_some(T* p, V v, unsigned n) {
+    std::memcpy(p, &v, n % kLanes * sizeof(T));
+}
+#endif
+
 // Past the caches, to memory aligned to a vector. What was streamed is seen by other threads after
 // streamed().
 #if defined(__AVX512F__)

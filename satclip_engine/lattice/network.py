@@ -13,6 +13,7 @@ from satclip_engine.lattice.nodes import BlockNodes
 from satclip_engine.lattice.zones import Zone, zone_of
 from satclip_engine.layers import Layers
 from satclip_engine.lonlat import check_latitudes
+from satclip_engine.memory import aligned
 from satclip_engine.prepared import CALLS, Calls, Check, Prepared
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class PreparedLattice:
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         check_latitudes(lat)
         if out is None:
-            out = np.empty((lat.size, lon.size, self.nodes.bands), np.float32)
+            out = aligned((lat.size, lon.size, self.nodes.bands))
         how = _How(threads, check, quantise)
         zone, pole = zone_of(self.zones, lat), np.abs(lat) == 90.0
         for rows in _runs(2 * zone + pole):

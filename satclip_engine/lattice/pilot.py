@@ -20,8 +20,8 @@ from satclip_engine.prepared import Prepared
 ORDERS = (4, 6, 8, 10, 12)
 MARGIN = 4.0  # both axes err, and worse places will be found: at order 8 it costs a sixth of the spacing
 _LINE = 48  # places along a line
-_FIRST, _LATER = 24, 8  # locations looked at first, and of those the worst ones looked at again
-_HELD_OUT = 6  # places of a line that are compared, spread over it
+_FIRST, _LATER = 20, 6  # locations looked at first, and of those the worst ones looked at again
+_HELD_OUT, _STRIDES = 4, 3  # places of a line that are compared, spread over it; spacings that one shows
 _ROUNDS = 6
 _START = 20.0  # degrees over L: about where weights of moderate size need their nodes
 _FINEST = 1e-4  # degrees: 10 m
@@ -37,12 +37,11 @@ class Decay:
 
 
 def measure(network: Prepared, places: np.ndarray, tolerance: np.ndarray, threads: int | None) -> Decay:
-    """Follow errors at up to 24 of the (n, 2) places to the tolerance, (E,) in the bands' units."""
+    """Follow errors at up to 20 of the (n, 2) places to the tolerance, (E,) in the bands' units."""
     seen: dict[int, dict[float, float]] = {order: {} for order in ORDERS}
     places = places[:_FIRST]
     step = _START / network.layers.degrees / 4
-    errors, places = _look(network, places, step, tolerance, threads, seen)
-    worst = places
+    worst = _look(network, places, step, tolerance, threads, seen)
     for order in (8, 12, 10, 6, 4):
         for _ in range(_ROUNDS):
             guess = _crossing(seen[order], order)
@@ -51,8 +50,7 @@ def measure(network: Prepared, places: np.ndarray, tolerance: np.ndarray, thread
             spacings = sorted(seen[order])
             if spacings[0] * 0.99 <= guess <= spacings[-1] * 1.01 and _bracketed(seen[order], guess):
                 break
-            _look(network, places, guess / 3, tolerance, threads, seen)
-    del errors
+            _look(network, worst, guess / 3, tolerance, threads, seen)
     found = {order: _crossing(seen[order], order) for order in ORDERS}
     return Decay(
         {order: value for order, value in found.items() if value is not None and value >= _FINEST},
@@ -68,20 +66,20 @@ def _look(
     tolerance: np.ndarray,
     threads: int | None,
     seen: dict[int, dict[float, float]],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Add errors on lines of places `step` apart; errors of each location, and the worst locations."""
+) -> np.ndarray:
+    """Add errors on lines of places `step` apart; the locations where they are largest."""
     step = min(step, 3.0)
     lines = np.concatenate([_line(places, step, north) for north in (True, False)])
     values = network.encode(lines.reshape(-1, 2), threads=threads).reshape(*lines.shape[:2], -1)
     each = np.zeros(len(places))
     for order in ORDERS:
-        for stride in range(1, (_LINE // 2 - 1) // (order - 1) + 1):
+        for stride in range(1, min(_STRIDES, (_LINE // 2 - 1) // (order - 1)) + 1):
             errors = _errors(values, order, stride, tolerance)
             spacing = 2 * stride * step
             seen[order][spacing] = max(seen[order].get(spacing, 0.0), float(errors.max()))
             if order == 8:
                 np.maximum(each, errors.reshape(2, -1).max(axis=0), out=each)
-    return each, places[np.argsort(-each)[:_LATER]]
+    return places[np.argsort(-each)[:_LATER]]
 
 
 def _line(places: np.ndarray, step: float, north: bool) -> np.ndarray:
@@ -111,11 +109,11 @@ def _errors(values: np.ndarray, order: int, stride: int, tolerance: np.ndarray) 
     """Largest error of any band at the places held out of each line, in tolerances, (lines,)."""
     reach = (order - 1) * stride
     middle = np.unique(np.linspace(reach, _LINE - 1 - reach, _HELD_OUT).astype(int))
-    off = values[:, middle].astype(np.float64)
+    off = values[:, middle].copy()
     for k, weight in enumerate(halfway(order)):
         away = (2 * k + 1) * stride
-        off = off - weight * (values[:, middle - away] + values[:, middle + away].astype(np.float64))
-    return (np.abs(off) / tolerance).max(axis=(1, 2))
+        off -= np.float32(weight) * (values[:, middle - away] + values[:, middle + away])
+    return (np.abs(off).max(axis=1) / tolerance).max(axis=1)
 
 
 def _crossing(seen: dict[float, float], order: int) -> float | None:

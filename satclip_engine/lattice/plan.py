@@ -157,7 +157,7 @@ def make_plan(
     if not len(sketch):
         return exact_plan(region, "no place on Earth among those drawn", seconds), network
     # Of a raster that is mostly no place on Earth the sketch may have found more.
-    starts = np.concatenate([region.draw(24, 2), sketch[:: len(sketch) // 24 + 1]])
+    starts = np.concatenate([region.draw(20, 2), sketch[:: len(sketch) // 20 + 1]])
     decay = pilot.measure(network, starts, tolerance.bands, threads)
     choice = _cheapest(decay, region, sketch, rates)
     if choice is None:
@@ -166,7 +166,7 @@ def make_plan(
         )
         return exact_plan(region, reason, seconds), network
     spacing, order = choice
-    zones = make_zones(spacing, order)
+    zones, missed = make_zones(spacing, order), np.empty((0, 2))
     for attempt in range(_ROUNDS):
         nodes = count_nodes(zones, sketch, region.count)
         seconds[LATTICE] = _lattice_seconds(nodes, order, region, rates) / threads
@@ -178,8 +178,8 @@ def make_plan(
             plan = Plan(exact, reason, seconds, tolerance, pilot=decay.seen)
             return plan, network
         plan = Plan(LATTICE, "", seconds, tolerance, zones, _spacing(zones), order, nodes, pilot=decay.seen)
-        certificate, zone_errors, prepared = _measured(
-            plan, network, region, decay.worst, threads, attempt, cache_bytes, positions
+        certificate, zone_errors, missed, prepared = _measured(
+            plan, network, region, decay.worst, missed, threads, attempt, cache_bytes, positions
         )
         if certificate.max_tolerance <= 1.0:
             reason = (
@@ -240,12 +240,16 @@ def _measured(
     network: Prepared,
     region: Region,
     worst: np.ndarray,
+    missed: np.ndarray,
     threads: int,
     attempt: int,
     cache_bytes: int | None,
     positions: int | None,
-) -> tuple[Certificate, dict[int, float], Prepared]:
-    """The certificate of a lattice, and the largest error in each zone in tolerances."""
+) -> tuple[Certificate, dict[int, float], np.ndarray, Prepared]:
+    """The certificate of a lattice, the largest error in each zone in tolerances, and places beyond them.
+
+    missed: such places of the lattice before, which fresh positions alone might not find again.
+    """
     assert plan.tolerance is not None
     prepared = plan.network(network, cache_bytes)
     assert isinstance(prepared, PreparedLattice)
@@ -254,6 +258,7 @@ def _measured(
         [
             caps(region, _FURTHER, 200 + attempt),
             near(worst, 2 * plan.spacing, _FURTHER // max(1, len(worst)), 300 + attempt),
+            missed,
         ]
     )
     alone = (len(drawn) + len(further)) * plan.order**2 < plan.nodes
@@ -272,8 +277,10 @@ def _measured(
         plan.tolerance.bands,
         confidence=1 - (1 - CONFIDENCE) / _ROUNDS,
     )
-    number = zone_of(plan.zones, np.concatenate([drawn, further])[:, 1])
-    return certificate, {int(k): float(each[number == k].max()) for k in np.unique(number)}, prepared
+    places = np.concatenate([drawn, further])
+    number = zone_of(plan.zones, places[:, 1])
+    zone_errors = {int(k): float(each[number == k].max()) for k in np.unique(number)}
+    return certificate, zone_errors, places[each > 1][-_FURTHER:], prepared
 
 
 def reconstruct_alone(
