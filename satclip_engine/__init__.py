@@ -20,6 +20,7 @@ from satclip_engine.errors import MissingExtra, OutputError, SatclipError, Usage
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder, load
     from satclip_engine.grid import Grid, make_grid
+    from satclip_engine.lattice.atlas import write_atlas
     from satclip_engine.raster.write import write_raster
     from satclip_engine.weights import LocationWeights, read_weights
 
@@ -31,6 +32,7 @@ _LAZY = {
     "load": "satclip_engine.encoder",
     "make_grid": "satclip_engine.grid",
     "read_weights": "satclip_engine.weights",
+    "write_atlas": "satclip_engine.lattice.atlas",
     "write_raster": "satclip_engine.raster.write",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "make_grid",
     "read_weights",
+    "write_atlas",
     "write_raster",
 ]
 

@@ -59,8 +59,8 @@ def load(
     precision: "exact", or "fast": on a GPU, layers after the first then multiply 16-bit numbers, and
         embeddings err by up to 5e-3 of their rms. The CPU computes exactly whatever is asked for.
 
-    Raises WeightsError for weights or an atlas that cannot be read, UsageError for other arguments and a device that is
-    not there, MissingExtra for a backend that is not installed.
+    Raises WeightsError for weights or an atlas that cannot be read, UsageError for other arguments and a
+    device that is not there, MissingExtra for a backend that is not installed.
     """
     if _is_atlas(source):
         _check_atlas_options(harmonics=harmonics, backend=backend, device=device, precision=precision)
@@ -98,7 +98,8 @@ def _load_atlas(source: Any, threads: int | None) -> Encoder:
 class Encoder:
     """A location encoder ready to run.
 
-    Immutable, safe to share between threads, and picklable (it is rebuilt from its weights).
+    Immutable, safe to share between threads, and picklable: it is rebuilt from its weights, that of an atlas
+    from where the file lies.
     """
 
     def __init__(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Layers:
     degrees: int
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
+    plan: ClassVar[None] = None  # how an encoder of them has to compute: as it likes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(frozen(w, np.float64) for w in self.weights))
@@ -48,18 +50,19 @@ class Layers:
 
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> Layers:
         """The network whose outputs are `weight` (K, E) times these outputs plus `bias` (K,)."""
-        head = np.asarray(weight, np.float64)
-        if head.ndim != 2 or head.shape[1] != self.embed_dim or head.shape[0] == 0:
-            raise UsageError(f"head: expected weight of shape (K, {self.embed_dim}), got {head.shape}")
-        offset = np.zeros(len(head)) if bias is None else np.asarray(bias, np.float64)
-        if offset.shape != (len(head),):
-            raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}")
-        if not (np.isfinite(head).all() and np.isfinite(offset).all()):
-            raise UsageError("head: expected finite weight and bias")
+        head, offset = checked_head(weight, bias, self.embed_dim)
         return replace(
             self,
             weights=(*self.weights[:-1], head @ self.weights[-1]),
             biases=(*self.biases[:-1], head @ self.biases[-1] + offset),
+        )
+
+    def select(self, index: Sequence[int]) -> Layers:
+        """The network with only these outputs."""
+        return replace(
+            self,
+            weights=(*self.weights[:-1], self.weights[-1][index]),
+            biases=(*self.biases[:-1], self.biases[-1][index]),
         )
 
     def astype(self, dtype: Any) -> list[np.ndarray]:
@@ -71,6 +74,19 @@ class Layers:
     def sha256(self) -> str:
         """Hash of the function: shapes and values of all layers."""
         return tensors_sha256({f"{index:03}": array for index, array in enumerate(self.astype("<f8"))})
+
+
+def checked_head(weight: np.ndarray, bias: np.ndarray | None, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """A head's weight (K, outputs) and bias (K,) in float64. Raises UsageError for other shapes."""
+    head = np.asarray(weight, np.float64)
+    if head.ndim != 2 or head.shape[1] != outputs or head.shape[0] == 0:
+        raise UsageError(f"head: expected weight of shape (K, {outputs}), got {head.shape}")
+    offset = np.zeros(len(head)) if bias is None else np.asarray(bias, np.float64)
+    if offset.shape != (len(head),):
+        raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}")
+    if not (np.isfinite(head).all() and np.isfinite(offset).all()):
+        raise UsageError("head: expected finite weight and bias")
+    return head, offset
 
 
 def frozen(value: Any, dtype: Any = None) -> np.ndarray:

@@ -24,6 +24,7 @@ from satclip_engine.crs import unit_name
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.use import fill_codes, placed, planned
 from satclip_engine.memory import aligned, kernel_order
+from satclip_engine.quantize import Quantiser, find_quantiser, sample_type
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -63,9 +64,6 @@ def coded_array(
 
     Coordinates scale and offset along the band; `how`: exact and tolerance. Raises UsageError.
     """
-    from satclip_engine.raster.quantize import Quantiser, sample_type
-    from satclip_engine.raster.survey import find_quantiser
-
     sample = sample_type(dtype.name)
     if sample.largest_code is None:
         raise UsageError(f'dtype must be "float32", "int8" or "int16", not "{dtype}"')

@@ -21,6 +21,9 @@ HEAVY = (
     "imagecodecs",
     "PIL",
     "rich",
+    "zarr",
+    "fsspec",
+    "aiohttp",
 )
 
 

@@ -194,3 +194,47 @@ def test_a_raised_check_ends_the_call():
 
     with pytest.raises(KeyboardInterrupt):
         repeat()
+
+
+BANDS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 65, 127, 200, 255, 257, 299, 300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.int16])
+def test_a_band_has_the_same_bits_among_any_number_of_bands(resample, dtype):
+    lattice, rows, columns = random_lattice(12, 20, 300), inside(12, 8, 3), inside(20, 8, 70)
+    scale = np.linspace(20, 90, 300, dtype=np.float32)
+
+    def found(bands: int) -> np.ndarray:
+        quantise = None if dtype == np.float32 else (scale[:bands], scale[:bands] / 1000)
+        out = np.full((len(rows), len(columns), bands + 3), 7, dtype)
+        resample(lattice[:, :, :bands], rows, columns, out[:, :, :bands], quantise=quantise)
+        assert (out[:, :, bands:] == 7).all(), "written beyond the bands"
+        return out[:, :, :bands]
+
+    whole = found(300)
+    for bands in BANDS:
+        assert np.array_equal(found(bands), whole[:, :, :bands]), bands
+
+
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_memory_past_the_caches_gets_the_bits_of_small_windows(isa, dtype):
+    """From 64 MB on results go around the caches, in whole vectors: base and rows are not aligned to them."""
+    height, width, bands = (515, 521, 63) if dtype == np.float32 else (1033, 1041, 63)
+    lattice, rows, columns = (
+        random_lattice(20, 24, bands),
+        np.linspace(3, 15, height),
+        np.linspace(3, 19, width),
+    )
+    scale = np.linspace(20, 90, bands, dtype=np.float32)
+    quantise = None if dtype == np.float32 else (scale, scale / 1000)
+    memory = np.full(height * (width + 2) * bands + 1, 7, dtype)
+    whole = memory[1:].reshape(height, width + 2, bands)
+    _C.resample(lattice, rows, columns, whole[:, :width], quantise=quantise, threads=2, isa=isa)
+    assert whole[:, :width].nbytes >= 64 << 20
+    assert memory[0] == 7
+    assert (whole[:, width:] == 7).all()
+    for top in range(0, height, 200):
+        some = rows[top : top + 200]
+        small = resampled(_C.resample, lattice, some, columns, dtype, quantise=quantise, isa=isa)
+        assert np.array_equal(small, whole[top : top + 200, :width])

@@ -200,22 +200,19 @@ def lattice_lines(plan: dict[str, Any] | None) -> list[tuple[str, str]]:
     if plan is None or plan["certificate"] is None:
         return []
     found = plan["certificate"]
-    cosine = 1 - found["min_cosine"]
+    cosine = found["min_cosine"]  # of a head on an atlas it is not known, and −1
+    alike = f", cosine at least 1 - {1 - cosine:.1g}" if cosine > 0 else ""
     return [
         (
             "lattice",
             f"every {plan['spacing']:.3g}° at order {plan['order']}, {plan['nodes']:,} nodes; "
             f"for {plan['tolerance']}",
         ),
-        (
-            "error",
-            f"{found['max_sigma']:.2g} σ at most, rms {found['rms_sigma']:.1g} σ, "
-            f"cosine at least 1 - {cosine:.1g},",
-        ),
+        ("error", f"{found['max_sigma']:.2g} σ at most, rms {found['rms_sigma']:.1g} σ{alike},"),
         (
             "",
             f"at {found['positions'] + found['further']:,} positions; beyond that at most "
-            f"{100 * found['fraction']:.2g} % of pixels",
+            f"{100 * found['fraction']:.2g} % of pixels ({100 * found['confidence']:.2f} % sure)",
         ),
     ]
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from satclip_engine import __version__
+from satclip_engine.cli import _atlas
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
 from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, MemoryType, ResolutionType
 from satclip_engine.errors import OutputError, UsageError
@@ -44,6 +46,8 @@ Examples:
   satclip-grid rgb.tif --bands pca:3 --resolution 0.1
   satclip-grid few.tif --bands 1,5,9-12 --weights satclip-vit16-l40.ckpt
   satclip-grid fine.tif --bounds 5 45 8 48 --resolution 0.001 --plan
+  satclip-grid --atlas earth.zarr --weights satclip-vit16-l40.ckpt
+  satclip-grid nile.tif --bounds 29 22 35 32 --resolution 0.01 --weights earth.zarr
 
 Integer values carry a scale and an offset for each band in GDAL's own tags; QGIS, and rioxarray with
 mask_and_scale=True, give back real values.
@@ -70,7 +74,8 @@ PRECISIONS = ("exact", "fast")
 class Options:
     """The command line, parsed."""
 
-    output: Path
+    output: Path  # without one, an atlas is written
+    atlas: Path | None
     weights: str
     harmonics: Literal["exact", "published"] | None
     resolution: float | tuple[float, float] | None
@@ -111,13 +116,15 @@ class Options:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,
 )
-@click.argument("output", type=FileType((".tif", ".tiff"), "a GeoTIFF's name"))
+@click.argument(
+    "output", required=False, metavar="OUTPUT", type=FileType((".tif", ".tiff"), "a GeoTIFF's name")
+)
 @click.option(
     "--weights",
     default="default",
     show_default=True,
     metavar="SOURCE",
-    help="default, default-l10, a .ckpt or .safetensors file, or hf://org/name[/file].",
+    help="default, default-l10, a .ckpt or .safetensors file, hf://org/name[/file], or an atlas (.zarr).",
 )
 @click.option(
     "--harmonics",
@@ -221,6 +228,13 @@ class Options:
     help="Name of the picture.  [default: OUTPUT with .png]",
 )
 @click.option("--no-preview", is_flag=True, help="Draw no picture.")
+@click.option(
+    "--atlas",
+    type=click.Path(path_type=Path),
+    metavar="ZARR",
+    help="In place of OUTPUT: write the lattice of the whole Earth, from which points and rasters are made "
+    "without the weights (--weights ZARR).  [--dtype int16, --tolerance 1e-3]",
+)
 @click.option("--plan", is_flag=True, help="Say how it would be computed, how long and why, and stop there.")
 @click.option("--json", "as_json", is_flag=True, help="Report on stdout as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a failure.")
@@ -228,7 +242,16 @@ class Options:
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main(**given: Any) -> None:
     # The help text is HELP.
-    options = Options(**given)
+    options, context = Options(**given), click.get_current_context()
+    if options.atlas is not None:
+        _atlas.check_options(context)
+        dtype_given = context.get_parameter_source("dtype") != ParameterSource.DEFAULT
+        encoder, _ = _select(_load(options), options.bands)
+        with _naming("atlas", "tolerance", "dtype", "threads"):
+            _atlas.run(options, encoder, dtype_given=dtype_given)
+        return
+    if options.output is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
     _check_exclusive(options)
     _check_paths(options)
     run(options)

@@ -8,5 +8,5 @@ network.py   a network that answers from the lattice: places and product grids
 places.py    pixels of projected rasters, placed by an interpolated transform
 certificate.py  the error, measured at fresh positions in every run
 rates.py     what this machine does in a second
-atlas.py     the lattice as a file that needs no network
+atlas.py     the lattice as a file that needs no network; it names the modules that make and read it
 """

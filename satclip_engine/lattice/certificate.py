@@ -90,7 +90,9 @@ def positions_for(count: int) -> int:
 
 
 def fraction_beyond(positions: int, confidence: float) -> float:
-    """ε of the module's text."""
+    """ε of the module's text; all of them where none was looked at."""
+    if not positions:
+        return 1.0
     return float(-np.expm1(np.log1p(-confidence) / positions))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.errors import UsageError
 from satclip_engine.lattice import pilot
 from satclip_engine.lattice.certificate import CONFIDENCE, Certificate, certify, positions_for
 from satclip_engine.lattice.network import PreparedLattice
@@ -66,6 +67,8 @@ class Plan:
 
     def check(self, *, exact: bool, tolerance: float | None) -> None:
         """Raises UsageError where an encoder that keeps this plan cannot do as it is asked."""
+        if exact and self.interpolates:
+            raise UsageError("exact: this encoder interpolates by a plan of its own, measured already")
 
     def network(self, exact: Prepared, cache_bytes: int | None = None) -> Prepared:
         """The network that computes by this plan."""
@@ -229,7 +232,8 @@ def count_nodes(zones: Sequence[Zone], places: np.ndarray, count: int) -> int:
         box = (np.ptp(row) + zone.order) * high
         seen = np.unique((row // _TILE) * (1 << 32) + column // _TILE, return_counts=True)[1]
         once, twice = np.count_nonzero(seen == 1), np.count_nonzero(seen == 2)
-        unseen = once * (once - 1) / (2 * (twice + 1))  # Chao's estimate
+        # Chao's estimate; where many squares were seen and none of them twice there is no telling.
+        unseen = once * (once - 1) / (2 * (twice + 1)) if twice or once < 16 else math.inf
         squares = min(len(seen) + unseen, count * len(here) / len(places))
         total += int(min(box, squares * (_TILE + zone.order) ** 2))
     return total

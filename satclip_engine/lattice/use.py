@@ -15,10 +15,10 @@ from satclip_engine.lattice.rates import rates_of
 from satclip_engine.lattice.regions import region_of
 from satclip_engine.lattice.tolerance import check_tolerance, tolerance_of
 from satclip_engine.places import Places
+from satclip_engine.quantize import Quantiser
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
-    from satclip_engine.raster.quantize import Quantiser
 
 _AT_ONCE = 64 << 20  # bytes of float32 that become codes at once
 _NEVER = {
@@ -80,8 +80,11 @@ def placed(encoder: Encoder, grid: Places) -> Places:
 def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray) -> None:
     """Embed (n, 2) places; where few of them share a square of the lattice, one by one."""
     network = encoder.network
-    if not isinstance(network, PreparedLattice) or network.name == "atlas":  # with nothing else to ask
+    if not isinstance(network, PreparedLattice):
         network.encode(points, out=out)
+        return
+    if network.name == "atlas":  # which has no network; square by square it reads no more than it must
+        network.encode(points, out=out, enough=lambda places, nodes: True)
         return
     rates = rates_of(network.network)
     each = rates.points / rates.grid

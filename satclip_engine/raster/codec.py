@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.raster.quantize import SampleType
+from satclip_engine.quantize import SampleType
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from satclip_engine.errors import OutputError
+from satclip_engine.quantize import Quantiser
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.plan import Level, Plan
-from satclip_engine.raster.quantize import Quantiser
 from satclip_engine.raster.spool import Record, Spool, level_file
 from satclip_engine.raster.tiff import (
     ASCII,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.raster.quantize import MAX_CLIPPED, Quantiser, Tally
+from satclip_engine.quantize import MAX_CLIPPED, Quantiser, Tally
 
 
 @dataclass(frozen=True)

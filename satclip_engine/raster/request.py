@@ -15,12 +15,12 @@ from satclip_engine._version import __version__
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
+from satclip_engine.quantize import SampleType, sample_type
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
 from satclip_engine.raster.georeference import geo_tags
 from satclip_engine.raster.output import DIGEST, check_path
 from satclip_engine.raster.plan import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
-from satclip_engine.raster.quantize import SampleType, sample_type
 from satclip_engine.raster.tiff import Tag
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
     if options.exact and options.tolerance is not None:
         raise UsageError("exact never interpolates and tolerance is for interpolating: give one of them")
     check_tolerance(options.tolerance)
-    if options.exact and encoder.plan is not None and encoder.plan.interpolates:
-        raise UsageError("exact: this encoder interpolates by a plan of its own, which was measured already")
+    if encoder.plan is not None:
+        encoder.plan.check(exact=options.exact, tolerance=options.tolerance)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads must be a positive whole number, not {options.threads!r}")
     _check_made_by(encoder, grid)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.errors import OutputError
-from satclip_engine.raster.quantize import Tally
+from satclip_engine.quantize import Tally
 
 Key = tuple[int, int, int]  # tier, row and column of a superblock
 

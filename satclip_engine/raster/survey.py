@@ -1,4 +1,4 @@
-"""A look at a raster before it is made: every band's range, and how well its tiles compress."""
+"""A look at a raster before it is made: how well its tiles compress."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
-from satclip_engine.errors import UsageError
+from satclip_engine.quantize import Quantiser, Tally
 from satclip_engine.raster.codec import Codec, compressor
 from satclip_engine.raster.plan import Plan
-from satclip_engine.raster.quantize import SAMPLE_PIXELS, Quantiser, SampleType, Tally, fit, sample_indices
 
-_ROUNDS = (
-    4  # samples taken until enough pixels have data: a projection's domain may be a small part of the raster
-)
-_ENOUGH = 1 / 8  # of the sample
 _WINDOWS = 8  # small windows compressed to estimate the file's size; half as many for every overview
 _WINDOW = 64  # pixels along their sides
 _INDEX_BYTES = 20  # of file a tile takes beside its data: offset, count, leader, trailer
@@ -28,33 +23,6 @@ class Need:
 
     file: int
     peak: int  # of file and spool together
-
-
-def find_quantiser(encoder: Any, grid: Any, sample: SampleType, threads: int) -> Quantiser:
-    """Fit a quantiser to a stratified sample of the grid's pixels.
-
-    Raises UsageError when none of them has data.
-    """
-    low = np.full(encoder.embed_dim, np.inf, np.float32)
-    high = -low
-    seen, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
-    for seed in range(_ROUNDS):
-        for rows, columns in sample_indices(grid.shape, SAMPLE_PIXELS, seed):
-            pixels = encoder.evaluate(grid, rows, columns, threads=threads).reshape(-1, encoder.embed_dim)
-            valid = pixels[~np.isnan(pixels[:, 0])]
-            seen += len(valid)
-            if len(valid):
-                np.minimum(low, valid.min(axis=0), out=low)
-                np.maximum(high, valid.max(axis=0), out=high)
-        if complete or seen >= SAMPLE_PIXELS * _ENOUGH or (sample.largest_code is None and seen):
-            break
-    if not seen:
-        height, width = grid.shape
-        raise UsageError(
-            f"none of the {height} × {width} pixels is a place on Earth: the bounds lie outside "
-            f"the domain of CRS {grid.crs}"
-        )
-    return fit(sample, low, high, complete=complete)
 
 
 def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: Codec) -> Need:

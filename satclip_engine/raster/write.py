@@ -26,6 +26,7 @@ from satclip_engine.lattice.nodes import CACHE_BYTES
 from satclip_engine.lattice.plan import Plan as LatticePlan
 from satclip_engine.lattice.use import placed, planned
 from satclip_engine.places import Places
+from satclip_engine.quantize import Quantiser, Tally, find_quantiser
 from satclip_engine.raster import cog, survey
 from satclip_engine.raster.build import (
     Clock,
@@ -48,7 +49,6 @@ from satclip_engine.raster.output import (
     size_text,
 )
 from satclip_engine.raster.plan import Plan, Tier, Unit, pyramid
-from satclip_engine.raster.quantize import Quantiser, Tally
 from satclip_engine.raster.report import Report, clipping, largest_error, peak_memory
 from satclip_engine.raster.request import Options, Progress, Request, Silent, check_request
 from satclip_engine.raster.spool import (
@@ -168,7 +168,7 @@ def cache_bytes(memory: int) -> int:
 def look_at(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Encoder]:
     """The ranges of a raster's bands, and the encoder by the plan that is best for it."""
     threads = request.plan().threads
-    quantiser = survey.find_quantiser(request.encoder, request.grid, request.sample, threads)
+    quantiser = find_quantiser(request.encoder, request.grid, request.sample, threads)
     if request.options.exact:
         return quantiser, request.encoder
     stage("looking how smooth the field is")

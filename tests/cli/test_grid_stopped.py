@@ -111,10 +111,10 @@ def interrupted(*args, **kwargs):
 satclip_engine.encoder.load = interrupted
 """,
     "the survey": """
-import satclip_engine.raster.survey
+import satclip_engine.raster.write
 def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
-satclip_engine.raster.survey.find_quantiser = interrupted
+satclip_engine.raster.write.find_quantiser = interrupted
 """,
 }
 

@@ -19,7 +19,7 @@ from rio_cogeo import cog_validate
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.grid import make_grid
-from satclip_engine.raster.quantize import SAMPLE_TYPES, Quantiser
+from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster.request import Silent
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster as write_raster_by_plan

@@ -26,6 +26,10 @@ SAMPLE_PIXELS = 1 << 16
 # more leaves a third of that, so that all of 256 bands stay below MAX_CLIPPED.
 MARGIN = 0.03
 MAX_CLIPPED = 1e-4  # of a band's values; more is reported as a warning
+_ROUNDS = (
+    4  # samples taken until enough pixels have data: a projection's domain may be a small part of the raster
+)
+_ENOUGH = 1 / 8  # of the sample
 
 
 @dataclass(frozen=True)
@@ -181,3 +185,30 @@ def sample_indices(shape: tuple[int, int], pixels: int, seed: int) -> list[tuple
 
     rows = np.unique(strata(height, down))
     return [(part, np.unique(strata(width, across))) for part in np.array_split(rows, -(-rows.size // 16))]
+
+
+def find_quantiser(encoder: Any, grid: Any, sample: SampleType, threads: int) -> Quantiser:
+    """Look at a raster before it is made: fit a quantiser to a stratified sample of the grid's pixels.
+
+    Raises UsageError when none of them has data.
+    """
+    low = np.full(encoder.embed_dim, np.inf, np.float32)
+    high = -low
+    seen, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
+    for seed in range(_ROUNDS):
+        for rows, columns in sample_indices(grid.shape, SAMPLE_PIXELS, seed):
+            pixels = encoder.evaluate(grid, rows, columns, threads=threads).reshape(-1, encoder.embed_dim)
+            valid = pixels[~np.isnan(pixels[:, 0])]
+            seen += len(valid)
+            if len(valid):
+                np.minimum(low, valid.min(axis=0), out=low)
+                np.maximum(high, valid.max(axis=0), out=high)
+        if complete or seen >= SAMPLE_PIXELS * _ENOUGH or (sample.largest_code is None and seen):
+            break
+    if not seen:
+        height, width = grid.shape
+        raise UsageError(
+            f"none of the {height} × {width} pixels is a place on Earth: the bounds lie outside "
+            f"the domain of CRS {grid.crs}"
+        )
+    return fit(sample, low, high, complete=complete)

@@ -8,7 +8,7 @@ import pytest
 
 from satclip_engine import _C
 from satclip_engine.errors import UsageError
-from satclip_engine.raster.quantize import (
+from satclip_engine.quantize import (
     MAX_CLIPPED,
     SAMPLE_PIXELS,
     SAMPLE_TYPES,
