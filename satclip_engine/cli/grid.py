@@ -15,7 +15,6 @@ import click
 from click.core import ParameterSource
 
 from satclip_engine import __version__
-from satclip_engine.cli import _atlas
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
 from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, MemoryType, ResolutionType
 from satclip_engine.errors import OutputError, UsageError
@@ -244,6 +243,8 @@ def main(**given: Any) -> None:
     # The help text is HELP.
     options, context = Options(**given), click.get_current_context()
     if options.atlas is not None:
+        from satclip_engine.cli import _atlas
+
         _atlas.check_options(context)
         dtype_given = context.get_parameter_source("dtype") != ParameterSource.DEFAULT
         encoder, _ = _select(_load(options), options.bands)
