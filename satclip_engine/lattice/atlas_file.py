@@ -135,7 +135,7 @@ class Contents:
         if not self.zones or edges[-1] != 90.0 or edges[:-1] != [zone.south for zone in self.zones]:
             raise ValueError("its zones do not cover the Earth")
         for zone in self.zones:
-            if zone.order not in range(4, 13, 2) or min(zone.rows, zone.columns) < zone.order or zone.exact:
+            if zone.order not in range(4, 13, 2) or min(zone.rows, zone.columns) < zone.order:
                 raise ValueError("it has a zone that is no lattice")
         if self.packing.dtype not in DTYPES:
             raise ValueError(f"its dtype is {self.packing.dtype}")

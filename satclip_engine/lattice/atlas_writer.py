@@ -16,7 +16,7 @@ from satclip_engine.errors import UsageError
 from satclip_engine.lattice import globe
 from satclip_engine.lattice.atlas_file import Contents, Origin, square, triangle
 from satclip_engine.lattice.atlas_folder import Folder
-from satclip_engine.lattice.certificate import CONFIDENCE, Certificate, certify
+from satclip_engine.lattice.certificate import Certificate, certify
 from satclip_engine.lattice.linear import error_measure, field_measure
 from satclip_engine.lattice.nodes import BLOCK_ROWS, EncodedNodes
 from satclip_engine.lattice.packing import Beyond, folded, make_packing
@@ -75,6 +75,7 @@ class Writer:
             limits.astype(np.float64) for limits in (sample.min(axis=0), sample.max(axis=0))
         )
         self.packing = make_packing(dtype, self.low, self.high)
+        self.failed = np.empty((0, 2))
 
     def write(self) -> tuple[Contents, int]:
         """All arrays; what the attributes are to say, and how many lattices were measured."""
@@ -196,6 +197,7 @@ class Writer:
                 caps(Globe(), _FURTHER, 200 + attempt),
                 near(worst, 2 * spacing, _FURTHER // max(1, len(worst)), 300 + attempt),
                 globe.check_places(zones, _FURTHER, 400 + attempt),
+                self.failed,
             ]
         )
         places = np.concatenate([drawn, further])
@@ -210,12 +212,13 @@ class Writer:
             further,
             self.tolerance.sigma,
             self.tolerance.bands,
-            confidence=1 - (1 - CONFIDENCE) / ROUNDS,
+            rounds=ROUNDS,
         )
         errors, reach = error_measure(
             found.astype(np.float64) - exact, lambda matrix: square(triangle(matrix))
         )
         self.folder.statistics(np.stack([triangle(self.covariance), triangle(errors)]))
+        self.failed = places[each > _ENOUGH][:_FURTHER]  # looked at again when the lattice is finer
         number = zone_of(zones, places[:, 1])
         of_zones = {int(k): float(each[number == k].max()) for k in np.unique(number)}
         return dataclasses.replace(contents, certificate=certificate, reach=reach), of_zones

@@ -104,8 +104,12 @@ def certify(
     sigma: np.ndarray,
     tolerance: np.ndarray,
     confidence: float = CONFIDENCE,
+    rounds: int = 1,
 ) -> tuple[Certificate, np.ndarray]:
-    """Measure at (n, 2) places drawn at random and at further ones; also each one's error in tolerances."""
+    """Measure at (n, 2) places drawn at random and at further ones; also each one's error in tolerances.
+
+    rounds: of how many lattices, each measured at other places, the one to be certified may be chosen.
+    """
     places = np.concatenate([drawn, further])
     truth, found = exact(places).astype(np.float64), reconstructed(places)
     off = np.abs(found - truth)
@@ -119,7 +123,7 @@ def certify(
     certificate = Certificate(
         positions=len(drawn),
         further=len(further),
-        fraction=fraction_beyond(len(drawn), confidence),
+        fraction=fraction_beyond(len(drawn), 1 - (1 - confidence) / rounds),
         confidence=confidence,
         sigma=sigma,
         max_error=largest,

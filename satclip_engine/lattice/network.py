@@ -96,7 +96,7 @@ class PreparedLattice:
                 out[rows.start : rows.stop],
                 lat[rows.start : rows.stop],
             )
-            if here < 0 or self.zones[here].exact:
+            if here < 0:
                 self._exactly(some, lon, target, how)
             else:
                 # At a pole a place has no longitude.
@@ -177,7 +177,7 @@ class PreparedLattice:
         for number in zone[:1] if one else np.unique(zone):
             chosen = slice(None) if one else np.flatnonzero(zone == number)
             at = index[chosen]
-            if number < 0 or self.zones[number].exact:
+            if number < 0:
                 self._alone(lonlat[chosen], out, at, how)
                 continue
             here = self.zones[number]

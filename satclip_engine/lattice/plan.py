@@ -18,7 +18,7 @@ import numpy as np
 from satclip_engine import _C
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice import pilot
-from satclip_engine.lattice.certificate import CONFIDENCE, Certificate, certify, positions_for
+from satclip_engine.lattice.certificate import Certificate, certify, positions_for
 from satclip_engine.lattice.network import PreparedLattice
 from satclip_engine.lattice.nodes import EncodedNodes
 from satclip_engine.lattice.rates import Rates, rates_of
@@ -29,6 +29,7 @@ from satclip_engine.prepared import Prepared
 
 LEAST = 100_000  # places: below, planning costs about as much as evaluating all of them
 _ROUNDS = 4  # of measuring and refining
+_ENOUGH = 0.7  # of the tolerance, where it is measured: elsewhere a few positions err by more
 _PAYS = 0.8  # of the exact path's time at most
 _SKETCH = 4096  # positions that tell where nodes are needed
 _TILE = 64  # nodes along a square's side, as far as they are counted
@@ -184,7 +185,7 @@ def make_plan(
         certificate, zone_errors, missed, prepared = _measured(
             plan, network, region, decay.worst, missed, threads, attempt, cache_bytes, positions
         )
-        if certificate.max_tolerance <= 1.0:
+        if certificate.max_tolerance <= _ENOUGH:
             reason = (
                 f"the field is smooth: nodes every {plan.spacing:.3g}° "
                 f"({nodes:,} for {region.count:,} places) and {order} of them along each axis "
@@ -279,7 +280,7 @@ def _measured(
         further,
         plan.tolerance.sigma,
         plan.tolerance.bands,
-        confidence=1 - (1 - CONFIDENCE) / _ROUNDS,
+        rounds=_ROUNDS,
     )
     places = np.concatenate([drawn, further])
     number = zone_of(plan.zones, places[:, 1])
@@ -297,7 +298,7 @@ def reconstruct_alone(
         some = np.flatnonzero(number == k)
         for begin in range(0, some.size, _CHUNK):
             part = some[begin : begin + _CHUNK]
-            if k < 0 or zones[k].exact:
+            if k < 0:
                 out[part] = network.encode(np.ascontiguousarray(places[part]), threads=threads)
             else:
                 out[part] = _stencils(network, zones[k], places[part], threads)
@@ -326,7 +327,7 @@ def _stencils(network: Prepared, zone: Zone, places: np.ndarray, threads: int) -
 
 def _refined(zone: Zone, error: float) -> Zone:
     """A finer zone where the error was too large, in tolerances."""
-    if error <= 1.0:
+    if error <= _ENOUGH:
         return zone
     factor = min(3.0, max(1.15, (2.0 * error) ** (2.0 / zone.order)))
     return dataclasses.replace(

@@ -92,4 +92,7 @@ def tolerance_of(
             f"tolerance {given:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
             f"for these weights; give that or more, or compute exactly (exact=True)"
         )
-    return Tolerance(f"a tolerance of {given:g} σ", np.maximum(given * field.sigma, least), field.sigma)
+    text = f"a tolerance of {given:g} σ"
+    if (least > given * field.sigma).any():  # of a band that is large beside its σ
+        text += f", or {FLOOR:g} of a band's rms where that is more"
+    return Tolerance(text, np.maximum(given * field.sigma, least), field.sigma)

@@ -31,7 +31,6 @@ class Zone:
     rows: int  # intervals between the poles
     columns: int  # nodes around a circle of latitude
     order: int  # nodes of the interpolation along each axis
-    exact: bool = False  # no lattice pays here: the network itself answers
 
     @property
     def lat_step(self) -> float:
@@ -81,7 +80,6 @@ class Zone:
             "rows": self.rows,
             "columns": self.columns,
             "order": self.order,
-            "exact": self.exact,
         }
 
 
