@@ -9,7 +9,7 @@ import numpy as np
 
 from satclip_engine.errors import UsageError
 
-_CACHE_LINE = 64
+_CACHE_LINE, _PAGE = 64, 4096
 _SCRATCH = 64 << 20  # bytes of embedding held aside when the caller's memory cannot be written in place
 
 
@@ -19,6 +19,13 @@ def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     memory = np.empty(size + _CACHE_LINE, np.uint8)
     first = -memory.ctypes.data % _CACHE_LINE
     return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def touch(out: np.ndarray) -> None:
+    """Have the system give new memory in order: asked for here and there by several threads, it takes many
+    times as long."""
+    flat = out.reshape(-1).view(np.uint8)
+    flat[::_PAGE] = 0
 
 
 def fill_rows(

@@ -48,7 +48,7 @@ BUDGETS = {
     "kernels": 1.0,
     "points": 6.0,
     "grid": 2.5,
-    "lattice": 6.0,
+    "lattice": 12.0,
     "loss": 10.0,
     "train": 8.0,
     "write": 20.0,

@@ -60,6 +60,8 @@ def write(case: WriteCase, threads: tuple[int, ...], compare: frozenset[str]) ->
     if case.alone:
         return [_contestant(case, "satclip writer", every, _alone)]
     entries = [_contestant(case, "satclip-grid", every, _satclip_grid)]
+    if case.exact:
+        entries.append(_contestant(case, "satclip-grid --exact", every, _satclip_grid_exact))
     if case.peers and "rioxarray" in compare:
         absent = None if find_spec("rioxarray") else "rioxarray is not installed"
         for dtype in (case.dtype, "float32"):
@@ -130,8 +132,12 @@ def _contestant(
     )
 
 
-def _satclip_grid(case: WriteCase, path: Path, threads: int, dtype: str) -> Made:
-    options = ["--overwrite", "--no-preview", "--quiet", "--resolution", f"{case.resolution:g}"]
+def _satclip_grid_exact(case: WriteCase, path: Path, threads: int, dtype: str) -> Made:
+    return _satclip_grid(case, path, threads, dtype, "--exact")
+
+
+def _satclip_grid(case: WriteCase, path: Path, threads: int, dtype: str, *more: str) -> Made:
+    options = [*more, "--overwrite", "--no-preview", "--quiet", "--resolution", f"{case.resolution:g}"]
     options += ["--bands", f"1-{case.bands}", "--dtype", dtype, "--compress", case.compress]
     options += ["--threads", str(threads)]
     program = "from satclip_engine.cli.grid import main; main(prog_name='satclip-grid')"

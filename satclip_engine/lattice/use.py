@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +15,14 @@ from satclip_engine.lattice.plan import LEAST, exact_plan, make_plan
 from satclip_engine.lattice.rates import rates_of
 from satclip_engine.lattice.regions import region_of
 from satclip_engine.lattice.tolerance import check_tolerance, tolerance_of
+from satclip_engine.memory import touch
 from satclip_engine.places import Places
 from satclip_engine.quantize import Quantiser
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
 
+_PART = 1 << 20  # places that a thread takes at once; the same whatever the number of threads
 _AT_ONCE = 64 << 20  # bytes of float32 that become codes at once
 _NEVER = {
     "reference": "backend 'reference' is the definition and never interpolates",
@@ -78,21 +81,34 @@ def placed(encoder: Encoder, grid: Places) -> Places:
 
 
 def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray) -> None:
-    """Embed (n, 2) places; where few of them share a square of the lattice, one by one."""
+    """Embed (n, 2) places into new memory; where few of them share a square of the lattice, one by one."""
     network = encoder.network
     if not isinstance(network, PreparedLattice):
         network.encode(points, out=out)
         return
-    if network.name == "atlas":  # which has no network; square by square it reads no more than it must
-        network.encode(points, out=out, enough=lambda places, nodes: True)
-        return
-    rates = rates_of(network.network)
-    each = rates.points / rates.grid
+    each = 0.0  # of an atlas, which has no network; square by square it reads no more than it must
+    if network.name != "atlas":
+        rates = rates_of(network.network)
+        each = rates.points / rates.grid
+    touch(out)
+    parts = [slice(begin, begin + _PART) for begin in range(0, len(points), _PART)]
 
-    def enough(places: int, nodes: int) -> bool:
-        return places > each * nodes
+    def fill(part: slice) -> None:
+        share = len(points[part]) / len(points)  # other parts have as many places in a square
+        network.encode(
+            points[part],
+            out=out[part],
+            threads=1 if len(parts) > 1 else None,
+            enough=lambda places, nodes: places > each * share * nodes,
+        )
 
-    network.encode(points, out=out, enough=enough)
+    with ThreadPoolExecutor(max(1, min(encoder.threads, len(parts)))) as pool:
+        try:
+            for future in [pool.submit(fill, part) for part in parts]:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def fill_codes(encoder: Encoder, places: Places, out: np.ndarray, quantiser: Quantiser) -> None:
