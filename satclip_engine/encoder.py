@@ -390,12 +390,12 @@ class Encoder:
             resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox
         )
         encoder = self if bands is None else self.select(bands)
-        kind = np.dtype(getattr(out, "dtype", np.float32) if dtype is None else dtype)
-        if chunks is not None and (out is not None or kind != np.float32):
+        codes = _code_type(dtype, out)
+        if chunks is not None and (out is not None or codes is not None):
             raise UsageError("out and integers are filled at once, chunks is for later: give one of them")
-        if kind != np.float32:
+        if codes is not None:
             return lazy.coded_array(
-                encoder, chosen, kind, out, scale_offset, exact=exact, tolerance=tolerance
+                encoder, chosen, codes, out, scale_offset, exact=exact, tolerance=tolerance
             )
         if scale_offset is not None:
             raise UsageError('scale_offset is for integers: give dtype="int8" or "int16" too')
@@ -444,6 +444,20 @@ def _rebuild(
     plan: Plan | None = None,
 ) -> Encoder:
     return Encoder(weights, layers=layers, names=names, head=head, plan=plan, **how)
+
+
+def _code_type(dtype: Any, out: Any) -> np.dtype[Any] | None:
+    """int8 or int16 where codes are asked for by name or by the memory given; None for float32."""
+    if dtype is None:
+        given = getattr(out, "dtype", None)
+        return np.dtype(str(given)) if str(given) in ("int8", "int16") else None
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = np.dtype(object)
+    if kind.name not in ("float32", "int8", "int16"):
+        raise UsageError(f'dtype must be "float32", "int8" or "int16", not {dtype!r}')
+    return None if kind == np.float32 else kind
 
 
 def _real(values: Any, what: str) -> np.ndarray:

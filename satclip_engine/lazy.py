@@ -65,19 +65,14 @@ def coded_array(
     Coordinates scale and offset along the band; `how`: exact and tolerance. Raises UsageError.
     """
     sample = sample_type(dtype.name)
-    if sample.largest_code is None:
-        raise UsageError(f'dtype must be "float32", "int8" or "int16", not "{dtype}"')
     shape = (*grid.shape, encoder.embed_dim)
     memory = aligned(shape, dtype) if out is None else kernel_order(out, shape, dtype)
-    if (
-        how["tolerance"] is not None
-    ):  # in σ: no step is needed, and the ranges can be looked for by the lattice
+    if how["tolerance"] is not None:  # in σ it needs no step, and a lattice finds the ranges faster
         encoder = planned(encoder, grid, **how)
-    if scale_offset is not None:
-        scale, offset = (_per_band(values, encoder.embed_dim) for values in scale_offset)
-        quantiser = Quantiser(sample, scale, offset)
+    if scale_offset is None:
+        quantiser = find_quantiser(encoder, grid, sample, encoder.threads)
     else:
-        quantiser = find_quantiser(encoder, placed(encoder, grid), sample, encoder.threads)
+        quantiser = Quantiser(sample, *_scale_offset(scale_offset, encoder.embed_dim))
     encoder = planned(encoder, grid, step=quantiser.scale, dtype=dtype.name, **how)
     fill_codes(encoder, placed(encoder, grid), memory, quantiser)
     array = xarray.DataArray(
@@ -92,11 +87,19 @@ def coded_array(
     return array
 
 
-def _per_band(values: Any, bands: int) -> np.ndarray:
-    array = np.broadcast_to(np.asarray(values, np.float32).astype(np.float64), (bands,))
-    if not np.isfinite(array).all():
-        raise UsageError("scale_offset must be finite")
-    return array
+def _scale_offset(given: tuple[Any, Any], bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset of every band, as float32 has them. Raises UsageError."""
+    try:
+        scale, offset = (
+            np.broadcast_to(np.asarray(values, np.float32).astype(np.float64), (bands,)) for values in given
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"scale_offset must be two numbers, or two arrays with a number for each of {bands} bands"
+        ) from error
+    if not (np.isfinite(scale).all() and np.isfinite(offset).all() and (scale > 0).all()):
+        raise UsageError("scale_offset must be finite, and scales positive")
+    return scale, offset
 
 
 def variable(

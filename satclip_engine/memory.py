@@ -67,9 +67,10 @@ def kernel_order(out: Any, shape: tuple[int, int, int], dtype: Any = np.float32)
             raise UsageError(f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}")
         out = out.transpose("band", "y", "x").data
     name = np.dtype(dtype).name
+    article = "an" if name.startswith("i") else "a"
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.ndim != 3:
         raise UsageError(
-            f"out must be a {name} array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
+            f"out must be {article} {name} array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
         )
     views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
     fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]
