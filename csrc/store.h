@@ -22,14 +22,13 @@ struct Codes<std::int16_t> {
 };
 
 // The code of a value, or of a vector of them, as a 32-bit integer. A: the arithmetic — Value, Integer,
-// all(float), integer(int) and bits(Value).
+// all(float), integer(int), bits(Value), smaller and larger(Value, Value), of which NaN may give either.
 template <class T, class A>
 SATCLIP_HD_INLINE typename A::Integer quantised(typename A::Value value, typename A::Value inverse_scale,
                                                 typename A::Value offset) {
     const typename A::Value limit = A::all(static_cast<float>(Codes<T>::limit)), rounding = A::all(kRounding);
     typename A::Value code = (value - offset) * inverse_scale;
-    code = code > limit ? limit : code;
-    code = code < -limit ? -limit : code;
+    code = A::larger(A::smaller(limit, code), -limit);
     const typename A::Integer rounded = A::bits(code + rounding) - A::bits(rounding);
     return value == value ? rounded : A::integer(Codes<T>::missing);
 }

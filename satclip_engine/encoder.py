@@ -23,7 +23,7 @@ from satclip_engine.device import CPU, Device, parse_device
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import make_grid
 from satclip_engine.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
-from satclip_engine.memory import fill_rows, kernel_order
+from satclip_engine.memory import aligned, check_out, fill_rows, kernel_order
 from satclip_engine.places import Index, Places, Tiled, indices
 from satclip_engine.prepared import Calls, Prepared, check_precision
 from satclip_engine.weights import Layers, LocationWeights, read_weights
@@ -257,7 +257,9 @@ class Encoder:
             f"backend {self.backend} ({self.isa}) on {self.device}, {self.threads} threads>"
         )
 
-    def __call__(self, lonlat: Any, *, exact: bool = False, tolerance: float | None = None) -> Any:
+    def __call__(
+        self, lonlat: Any, *, exact: bool = False, tolerance: float | None = None, out: Any = None
+    ) -> Any:
         """Embed places.
 
         lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
@@ -265,23 +267,31 @@ class Encoder:
         exact, tolerance: many places (10⁵ and more) are interpolated from a lattice of the field where that
             is faster, the error measured and at most `tolerance` σ of each band, default 1e-4; `exact` never
             interpolates. Tensors on a GPU are computed exactly.
+        out: (..., E) float32 ndarray to fill and return, contiguous; not for tensors.
 
         Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. Tensors on the
         GPU where backend "triton" computes never leave it. NaN or infinite places give NaN. Raises UsageError
         (a ValueError) naming the index where |latitude| > 90.
         """
         if is_tensor(lonlat):
+            if out is not None:
+                raise UsageError("out is for arrays; a tensor gives a new tensor")
             return self._embed_tensor(lonlat, exact, tolerance)
         places = as_lonlat(lonlat)
-        points = np.ascontiguousarray(places.reshape(-1, 2))
-        embedding = np.empty((*places.shape[:-1], self.embed_dim), np.float32)
-        self._embed(points, embedding.reshape(-1, self.embed_dim), exact, tolerance)
+        shape = (*places.shape[:-1], self.embed_dim)
+        embedding = aligned(shape) if out is None else check_out(out, shape)
+        self._embed(
+            places.reshape(-1, 2), embedding.reshape(-1, self.embed_dim), exact, tolerance, out is None
+        )
         return embedding
 
-    def _embed(self, points: np.ndarray, out: np.ndarray, exact: bool, tolerance: float | None) -> None:
+    def _embed(
+        self, points: np.ndarray, out: np.ndarray, exact: bool, tolerance: float | None, fresh: bool = True
+    ) -> None:
         from satclip_engine.lattice.use import encode_many, planned
 
-        encode_many(planned(self, points, exact=exact, tolerance=tolerance), points, out)
+        points = np.ascontiguousarray(points)
+        encode_many(planned(self, points, exact=exact, tolerance=tolerance), points, out, fresh=fresh)
 
     def _embed_tensor(self, lonlat: Tensor, exact: bool, tolerance: float | None) -> Tensor:
         places = as_places_tensor(lonlat)

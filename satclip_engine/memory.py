@@ -28,6 +28,15 @@ def touch(out: np.ndarray) -> None:
     flat[::_PAGE] = 0
 
 
+def check_out(out: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The caller's contiguous memory for embeddings. Raises UsageError when it is something else."""
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
+    if not (out.flags.writeable and out.flags.c_contiguous):
+        raise UsageError("out must be writeable and contiguous")
+    return out
+
+
 def fill_rows(
     shape: tuple[int, int, int],
     out: np.ndarray | None,
@@ -70,7 +79,8 @@ def kernel_order(out: Any, shape: tuple[int, int, int], dtype: Any = np.float32)
     article = "an" if name.startswith("i") else "a"
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.ndim != 3:
         raise UsageError(
-            f"out must be {article} {name} array of shape {shape} or {(count, height, width)}, not {_describe(out)}"
+            f"out must be {article} {name} array of shape {shape} or {(count, height, width)}, "
+            f"not {_describe(out)}"
         )
     views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
     fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]

@@ -52,6 +52,8 @@ struct CodesArithmetic {
     SATCLIP_INLINE Floats all(float v) { return SATCLIP_ISA::all(v); }
     SATCLIP_INLINE Ints integer(int v) { return v - Ints{}; }
     SATCLIP_INLINE Ints bits(Floats v) { return (Ints)v; }
+    SATCLIP_INLINE Floats smaller(Floats a, Floats b) { return SATCLIP_ISA::smaller(a, b); }
+    SATCLIP_INLINE Floats larger(Floats a, Floats b) { return SATCLIP_ISA::larger(a, b); }
 };
 
 // Whole vectors of bands, or the first `present` of one.

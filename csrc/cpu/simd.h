@@ -136,6 +136,16 @@ SATCLIP_INLINE void stream(float* p, Floats v) { store(p, v); }
 SATCLIP_INLINE void streamed() {}
 #endif
 
+// What instructions do: where one is NaN, the second.
+#if defined(__AVX512F__)
+SATCLIP_INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+SATCLIP_INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+SATCLIP_INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+SATCLIP_INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 SATCLIP_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+SATCLIP_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
 
 }  // namespace satclip::SATCLIP_ISA

@@ -11,6 +11,8 @@ struct CodeArithmetic : Scalar<float> {
     using Integer = std::int32_t;
     SATCLIP_HD_INLINE static Integer integer(int v) { return v; }
     SATCLIP_HD_INLINE static Integer bits(float v) { return bits_as<Integer>(v); }
+    SATCLIP_HD_INLINE static float smaller(float a, float b) { return a < b ? a : b; }
+    SATCLIP_HD_INLINE static float larger(float a, float b) { return a > b ? a : b; }
 };
 
 template <int N, class T>

@@ -82,8 +82,9 @@ def _ours(case: LatticeCase, threads: int) -> Contestant:
         facts: dict[str, Any] = {}
         if case.where == "land":
             places = on_land(case.side)
+            filled = np.ones((case.side, encoder.embed_dim), np.float32)
             return Made(
-                lambda: encoder(places, tolerance=case.asked),
+                lambda: encoder(places, tolerance=case.asked, out=filled),
                 lambda answer: _error(encoder, places[:_CHECKED], answer[:_CHECKED]),
                 case.tolerance,
                 facts=facts,

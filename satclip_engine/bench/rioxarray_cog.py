@@ -21,7 +21,7 @@ def main(path: str, resolution: str, bands: str, dtype: str, compress: str, thre
     from satclip_engine.encoder import load
 
     encoder = load("default", threads=int(threads))
-    field: Any = encoder.grid(resolution=float(resolution), bands=f"1-{bands}").load()
+    field: Any = encoder.grid(resolution=float(resolution), bands=f"1-{bands}", exact=True).load()
     if dtype.startswith("int"):
         largest = np.iinfo(dtype).max
         scale = np.abs(field).max(dim=("y", "x")) / largest

@@ -86,7 +86,7 @@ class Certificate:
 
 def positions_for(count: int) -> int:
     """How many positions to draw for a job of `count` places: as many as cost little beside it."""
-    return int(min(max(LEAST_POSITIONS, count // 2048), 8 * LEAST_POSITIONS, count))
+    return int(min(max(LEAST_POSITIONS, count // 4096), 8 * LEAST_POSITIONS, count))
 
 
 def fraction_beyond(positions: int, confidence: float) -> float:

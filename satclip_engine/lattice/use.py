@@ -80,8 +80,11 @@ def placed(encoder: Encoder, grid: Places) -> Places:
     return SmoothPlaces(grid) if interpolates and isinstance(grid, Grid) and not grid.separable else grid
 
 
-def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray) -> None:
-    """Embed (n, 2) places into new memory; where few of them share a square of the lattice, one by one."""
+def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray, *, fresh: bool = True) -> None:
+    """Embed (n, 2) places into memory, which may be fresh from the system.
+
+    Where few of them share a square of the lattice, they are evaluated one by one.
+    """
     network = encoder.network
     if not isinstance(network, PreparedLattice):
         network.encode(points, out=out)
@@ -90,7 +93,8 @@ def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray) -> None:
     if network.name != "atlas":
         rates = rates_of(network.network)
         each = rates.points / rates.grid
-    touch(out)
+    if fresh:
+        touch(out)
     parts = [slice(begin, begin + _PART) for begin in range(0, len(points), _PART)]
 
     def fill(part: slice) -> None:
