@@ -138,8 +138,13 @@ SATCLIP_INLINE void streamed() {}
 
 // What instructions do: where one is NaN, the second.
 #if defined(__AVX512F__)
-SATCLIP_INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
-SATCLIP_INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+// (Masked: gcc 12 warns of the others' undefined lanes.)
+SATCLIP_INLINE Floats larger(Floats a, Floats b) {
+    return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+}
+SATCLIP_INLINE Floats smaller(Floats a, Floats b) {
+    return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+}
 #elif defined(__AVX2__)
 SATCLIP_INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
 SATCLIP_INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
