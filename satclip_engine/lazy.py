@@ -82,8 +82,13 @@ def coded_array(
     )
     assert quantiser.offset is not None
     array = array.assign_coords(scale=("band", quantiser.scale), offset=("band", quantiser.offset))
-    array.attrs["nodata"] = int(sample.nodata)
-    array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": dtype.type(int(sample.nodata))}
+    # As rioxarray has them of a file with scales: it writes them back, and knows the codes are not masked.
+    array.attrs |= {
+        "_FillValue": dtype.type(int(sample.nodata)),
+        "scales": tuple(quantiser.scale.tolist()),
+        "offsets": tuple(quantiser.offset.tolist()),
+    }
+    array.encoding = {"grid_mapping": "spatial_ref"}
     return array
 
 
@@ -137,10 +142,7 @@ def attributes(encoder: Encoder) -> dict[str, Any]:
 
 def coordinates(encoder: Encoder, grid: Grid) -> xarray.Coordinates:
     """band, y and x (2-d xc and yc when the grid is rotated, as rioxarray has them) and spatial_ref."""
-    variables: dict[Hashable, Any] = {
-        "band": xarray.IndexVariable("band", encoder.band_names),
-        "spatial_ref": spatial_ref(grid),
-    }
+    variables: dict[Hashable, Any] = {**band_coordinates(encoder), "spatial_ref": spatial_ref(grid)}
     if not grid.unrotated:
         for name, which in (("xc", 0), ("yc", 1)):
             variables[name] = xarray.Variable(
@@ -157,6 +159,15 @@ def coordinates(encoder: Encoder, grid: Grid) -> xarray.Coordinates:
         axis.attrs.update(attrs)
         coords = coords.merge(xarray.Coordinates({dim: axis}, indexes={dim: index})).coords
     return coords
+
+
+def band_coordinates(encoder: Encoder) -> dict[Hashable, xarray.Variable]:
+    """band, and along it what an interpolation was measured to be off, in each band's unit."""
+    errors = {} if encoder.plan is None else encoder.plan.band_errors
+    return {
+        "band": xarray.IndexVariable("band", encoder.band_names),
+        **{name: xarray.Variable("band", numbers) for name, numbers in errors.items()},
+    }
 
 
 def spatial_ref(grid: Grid) -> xarray.Variable:

@@ -213,7 +213,7 @@ def _coordinates(
 
     others = [name for name in obj.coords if not kept(name)]
     coords = obj.coords.to_dataset().drop_vars(others).coords
-    added: dict[Hashable, Any] = {"band": xarray.IndexVariable("band", encoder.band_names)}
+    added: dict[Hashable, Any] = dict(lazy.band_coordinates(encoder))
     if isinstance(located.places, Grid) and georeference.grid_mapping(obj) is None:
         added["spatial_ref"] = lazy.spatial_ref(located.places)
     return xarray.Coordinates(coords).merge(xarray.Coordinates(added)).coords

@@ -30,12 +30,14 @@ constexpr size_t kPlaces = 64;
 // A raster larger than this would only drive what is needed out of the caches, and be read into them before
 // it is written.
 constexpr size_t kPastCaches = size_t(64) << 20;
+constexpr int kLine = 16;  // floats in a line of the cache
 
 // Whether all vectors of a raster are whole and aligned floats. Others are collected, run by run, and copied.
 static bool streams(const Kernels& kernels, const Lattice& lattice, const Store& to) {
     const auto aligned = [&](std::ptrdiff_t floats) { return floats % kernels.lanes == 0; };
     const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(to.out);
-    return to.as == Stored::float32 && first % (sizeof(float) * kernels.lanes) == 0 &&
+    // Half a line at a time would be written to memory as halves.
+    return to.as == Stored::float32 && kernels.lanes == kLine && first % (sizeof(float) * kLine) == 0 &&
            aligned(lattice.bands) && aligned(to.column_stride) && aligned(to.row_stride);
 }
 

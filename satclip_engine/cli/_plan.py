@@ -25,13 +25,16 @@ class Outlook:
 
     options: Options
     grid: Grid
-    encoder: Encoder  # by its plan
+    bands: int
+    plan: Plan  # with seconds predicted for this machine
     need: Need
     threads: int
 
 
 def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> Outlook:
     """Survey the raster and choose. Raises UsageError as writing it would."""
+    from satclip_engine.lattice.plan import exact_plan, predicted
+    from satclip_engine.lattice.regions import region_of
     from satclip_engine.lattice.use import placed
     from satclip_engine.raster import survey
     from satclip_engine.raster.request import Options as Asked
@@ -53,24 +56,21 @@ def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> 
     progress.stage("finding the range of every band")
     quantiser, planned = look_at(request, progress.stage)
     request = replace(request, encoder=planned)
-    plan = request.plan()
-    need = survey.estimate(planned, placed(planned, grid), plan, quantiser, request.codec)
-    return Outlook(options, grid, planned, need, plan.threads)
-
-
-def _chosen(outlook: Outlook) -> Plan:
-    from satclip_engine.lattice.plan import exact_plan
-    from satclip_engine.lattice.regions import region_of
-
-    return outlook.encoder.plan or exact_plan(region_of(outlook.grid), "as asked for")
+    cut, region = request.plan(), region_of(grid)
+    need = survey.estimate(planned, placed(planned, grid), cut, quantiser, request.codec)
+    plan = planned.plan or exact_plan(region, "as asked for")
+    if encoder.plan is None:  # an atlas has no other way
+        progress.stage("measuring this machine")
+        plan = replace(plan, seconds=predicted(plan, encoder.network, region, cut.threads))
+    return Outlook(options, grid, planned.embed_dim, plan, need, cut.threads)
 
 
 def as_json(outlook: Outlook) -> str:
     """One JSON object."""
     content: dict[str, Any] = {
-        **_chosen(outlook).summary(),
+        **outlook.plan.summary(),
         "shape": list(outlook.grid.shape),
-        "bands": outlook.encoder.embed_dim,
+        "bands": outlook.bands,
         "threads": outlook.threads,
         "file_bytes": outlook.need.file,
         "disk_bytes": outlook.need.peak,
@@ -80,7 +80,7 @@ def as_json(outlook: Outlook) -> str:
 
 def as_text(outlook: Outlook) -> str:
     """For people, a line a subject."""
-    plan, (height, width) = _chosen(outlook), outlook.grid.shape
+    plan, (height, width) = outlook.plan, outlook.grid.shape
     seconds = [f"{path} {duration_text(time)}" for path, time in plan.seconds.items()]
     lines = [
         (
@@ -89,7 +89,7 @@ def as_text(outlook: Outlook) -> str:
         ),
         ("path", plan.path),
         ("why", plan.reason),
-        ("time", f"to compute: {', '.join(seconds)} with {outlook.threads} threads" if seconds else ""),
+        ("time", f"of pixels alone: {', '.join(seconds)} with {outlook.threads} threads" if seconds else ""),
         *lattice_lines(plan.summary()),
         (
             "size",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from satclip_engine import __version__
 from satclip_engine.cli._progress import bytes_text, duration_text, rate_text
 from satclip_engine.crs import crs_name
+from satclip_engine.lattice.certificate import up
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
@@ -201,20 +202,27 @@ def lattice_lines(plan: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     found = plan["certificate"]
     cosine = found["min_cosine"]  # of a head on an atlas it is not known, and −1
-    alike = f", cosine at least 1 - {1 - cosine:.1g}" if cosine > 0 else ""
+    alike = f", cosine at least 1 - {up(1 - cosine, 1)}" if cosine > 0 else ""
     return [
         (
             "lattice",
             f"every {plan['spacing']:.3g}° at order {plan['order']}, {plan['nodes']:,} nodes; "
-            f"for {plan['tolerance']}",
+            f"for {plan['tolerance']}"
+            + (f", {100 * found['max_tolerance']:.0f} % of which was needed" if cosine > 0 else ""),
         ),
-        ("error", f"{found['max_sigma']:.2g} σ at most, rms {found['rms_sigma']:.1g} σ{alike},"),
+        ("error", f"{up(found['max_sigma'], 2)} σ at most, rms {up(found['rms_sigma'], 1)} σ{alike},"),
         (
             "",
             f"at {found['positions'] + found['further']:,} positions; beyond that at most "
-            f"{100 * found['fraction']:.2g} % of pixels ({100 * found['confidence']:.2f} % sure)",
+            f"{up(100 * found['fraction'], 2)} % of {_of(found)} ({100 * found['confidence']:.2f} % sure)",
         ),
     ]
+
+
+def _of(certificate: dict[str, Any]) -> str:
+    """What the certificate's share is of: this raster's pixels, but for an atlas."""
+    scope = certificate["scope"]
+    return "pixels" if scope == "positions" else scope.rstrip(",")
 
 
 def was_complete(report: Report) -> bool:

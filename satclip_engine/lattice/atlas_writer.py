@@ -29,6 +29,7 @@ from satclip_engine.lattice.zones import Zone, zone_of
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
 
+SCOPE = "places on Earth, by area,"
 ROUNDS = 5  # of measuring and refining
 _POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
 _FURTHER = 128  # positions near the poles, near the pilot's worst, and in every zone
@@ -221,6 +222,7 @@ class Writer:
         self.failed = places[each > _ENOUGH][:_FURTHER]  # looked at again when the lattice is finer
         number = zone_of(zones, places[:, 1])
         of_zones = {int(k): float(each[number == k].max()) for k in np.unique(number)}
+        certificate = dataclasses.replace(certificate, scope=SCOPE)
         return dataclasses.replace(contents, certificate=certificate, reach=reach), of_zones
 
     def _contents(self, zones: tuple[Zone, ...]) -> Contents:

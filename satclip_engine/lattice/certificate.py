@@ -38,16 +38,17 @@ class Certificate:
     rms_sigma: float  # root mean square of |Δ| over positions and bands, in σ
     min_cosine: float  # smallest cosine similarity of exact and reconstructed embedding
     max_tolerance: float  # largest |Δ| of any band in tolerances
+    scope: str = "positions"  # what the share is of, if not of the places or pixels delivered
 
     @property
     def statement(self) -> str:
         """In a sentence."""
         return (
             f"at {self.positions + self.further:,} positions "
-            f"no band errs by more than {self.max_sigma:.2g} σ "
-            f"(rms {self.rms_sigma:.1g} σ, cosine ≥ 1 − {1 - self.min_cosine:.1g}); "
+            f"no band errs by more than {up(self.max_sigma, 2)} σ "
+            f"(rms {up(self.rms_sigma, 1)} σ, cosine ≥ 1 − {up(1 - self.min_cosine, 1)}); "
             f"with {100 * self.confidence:g} % confidence "
-            f"at most {100 * self.fraction:.2g} % of all positions err by more"
+            f"at most {up(100 * self.fraction, 2)} % of all {self.scope} err by more"
         )
 
     def of_bands(self, index: np.ndarray) -> Certificate:
@@ -75,13 +76,24 @@ class Certificate:
         """For a raster's metadata."""
         return {
             "reconstruction": self.statement,
-            "reconstruction_max_sigma": f"{self.max_sigma:.6g}",
+            "reconstruction_max_sigma": up(self.max_sigma, 6),
             "reconstruction_rms_sigma": f"{self.rms_sigma:.6g}",
             "reconstruction_min_cosine": f"{self.min_cosine:.12g}",
             "reconstruction_positions": str(self.positions + self.further),
-            "reconstruction_fraction_beyond": f"{self.fraction:.6g}",
+            "reconstruction_drawn": str(self.positions),
+            "reconstruction_scope": self.scope,
+            "reconstruction_fraction_beyond": up(self.fraction, 6),
             "reconstruction_confidence": f"{self.confidence:g}",
         }
+
+
+def up(value: float, digits: int) -> str:
+    """A bound in a few digits, rounded up."""
+    text = f"{value:.{digits}g}"
+    if float(text) >= value or not np.isfinite(value):
+        return text
+    exponent = int(np.floor(np.log10(abs(value))))
+    return f"{float(text) + 10.0 ** (exponent - digits + 1):.{digits}g}"
 
 
 def positions_for(count: int) -> int:

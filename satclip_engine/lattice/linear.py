@@ -100,7 +100,7 @@ class HeadCertificate(Certificate):
             f"at {self.positions + self.further:,} positions where the bands were measured "
             f"no output of this linear head errs by more than {self.max_sigma:.2g} σ, by a bound "
             f"(rms {self.rms_sigma:.1g} σ); with {100 * self.confidence:g} % confidence "
-            f"at most {100 * self.fraction:.2g} % of all positions err by more"
+            f"at most {100 * self.fraction:.2g} % of all {self.scope} err by more"
         )
 
     def tags(self) -> dict[str, str]:

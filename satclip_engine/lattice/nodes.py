@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -56,15 +59,73 @@ def turns(columns: range, around: int) -> list[tuple[range, int]]:
     return parts
 
 
+class Kept:
+    """The latest blocks of any lattices, up to a number of bytes. Whoever uses it holds its lock."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes, self.lock = most, 0, threading.Lock()
+        self._blocks: OrderedDict[tuple[int, Block], np.ndarray] = OrderedDict()
+
+    def get(self, owner: int, block: Block) -> np.ndarray | None:
+        values = self._blocks.get((owner, block))
+        if values is not None:
+            self._blocks.move_to_end((owner, block))
+        return values
+
+    def put(self, owner: int, block: Block, values: np.ndarray) -> None:
+        if (owner, block) not in self._blocks:
+            self.bytes += values.nbytes
+        self._blocks[owner, block] = values
+        while self.bytes > self.most and len(self._blocks) > 1:
+            self.bytes -= self._blocks.popitem(last=False)[1].nbytes
+
+    def forget(self, owner: int) -> None:
+        for key in [key for key in self._blocks if key[0] == owner]:
+            self.bytes -= self._blocks.pop(key).nbytes
+
+
+_SHARED = Kept(CACHE_BYTES)
+_owners = itertools.count()
+
+
+def _forget(kept: Kept, owner: int) -> None:
+    # The garbage collector may run in a thread that holds the lock: then blocks leave when others come.
+    if kept.lock.acquire(blocking=False):
+        try:
+            kept.forget(owner)
+        finally:
+            kept.lock.release()
+
+
+def _begin_anew() -> None:
+    """In a child process: what threads of the parent held or were making is nobody's here."""
+    global _SHARED
+    _SHARED = Kept(CACHE_BYTES)
+    for nodes in list(_ALIVE):
+        nodes.begin_anew()
+
+
+_ALIVE: weakref.WeakSet[BlockNodes] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 class BlockNodes:
     """Nodes that come in blocks, the latest of which are kept; subclasses say how blocks are made."""
 
-    def __init__(self, zones: Sequence[Zone], bands: int, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, zones: Sequence[Zone], bands: int, cache_bytes: int | None = None) -> None:
+        """cache_bytes: of blocks kept for this lattice alone; else all lattices share CACHE_BYTES."""
         self.zones, self.bands = tuple(zones), bands
-        self._most = max(64, cache_bytes // (4 * BLOCK_ROWS * BLOCK_COLUMNS * bands))
-        self._kept: OrderedDict[Block, np.ndarray] = OrderedDict()
+        self._cache_bytes, self._owner = cache_bytes, next(_owners)
+        self.begin_anew()
+        _ALIVE.add(self)
+        weakref.finalize(self, _forget, self._kept, self._owner)
+
+    def begin_anew(self) -> None:
+        """Forget all blocks, and who is making any."""
+        self._kept = _SHARED if self._cache_bytes is None else Kept(self._cache_bytes)
         self._making: set[Block] = set()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(self._kept.lock)
 
     def make(
         self, zone: int, row: int, count: int, columns: range, threads: int | None, check: Check | None
@@ -97,33 +158,29 @@ class BlockNodes:
         found: dict[tuple[int, int], np.ndarray] = {}
         wanted = {(row, column) for row in down for column in across}
         while wanted:
-            with self._changed:
-                for row, column in list(wanted):
-                    block = Block(zone, row, column)
-                    if block in self._kept:
-                        self._kept.move_to_end(block)
-                        found[row, column] = self._kept[block]
-                        wanted.discard((row, column))
-                mine = sorted(place for place in wanted if Block(zone, *place) not in self._making)
-                self._making.update(Block(zone, *place) for place in mine)
-                if wanted and not mine:
-                    self._changed.wait(0.05)
-            if not mine:
-                if check is not None:
-                    check()
-                continue
+            mine: list[tuple[int, int]] = []
             made: dict[tuple[int, int], np.ndarray] = {}
             try:
+                with self._changed:
+                    for place in list(wanted):
+                        if (values := self._kept.get(self._owner, Block(zone, *place))) is not None:
+                            found[place] = values
+                            wanted.discard(place)
+                    mine = sorted(place for place in wanted if Block(zone, *place) not in self._making)
+                    self._making.update(Block(zone, *place) for place in mine)
+                    if wanted and not mine:
+                        self._changed.wait(0.05)
                 for group in _rectangles(mine):
                     made.update(self._made(zone, *group, threads, check))
-            finally:
-                with self._changed:
-                    self._making.difference_update(Block(zone, *place) for place in mine)
-                    for place, values in made.items():
-                        self._kept[Block(zone, *place)] = values
-                    while len(self._kept) > self._most:
-                        self._kept.popitem(last=False)
-                    self._changed.notify_all()
+            finally:  # an interruption may come anywhere
+                if mine:
+                    with self._changed:
+                        self._making.difference_update(Block(zone, *place) for place in mine)
+                        for place, values in made.items():
+                            self._kept.put(self._owner, Block(zone, *place), values)
+                        self._changed.notify_all()
+            if not mine and check is not None:
+                check()
             found.update(made)
             wanted -= made.keys()
         return found
@@ -149,7 +206,7 @@ class BlockNodes:
 class EncodedNodes(BlockNodes):
     """Nodes evaluated by a network's product grid: the same bits in every block and on every turn."""
 
-    def __init__(self, network: Prepared, zones: Sequence[Zone], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, network: Prepared, zones: Sequence[Zone], cache_bytes: int | None = None) -> None:
         super().__init__(zones, network.layers.embed_dim, cache_bytes)
         self.network = network
 

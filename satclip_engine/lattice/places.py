@@ -27,7 +27,7 @@ SIDE = 256  # pixels along a block's side
 BOUND = 1e-3  # of a pixel
 _NODES = 9  # along each axis: exact to 1e-9 for 256 pixels of a kilometre
 _CHECKED = 24  # further pixels of a block that are compared
-_KEPT = 48  # blocks, a megabyte each
+_KEPT = 1 << 14  # blocks, a kilobyte each
 
 
 def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
 _AT, _SHARE = _chebyshev()
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Another tile has failed, or the caller wants no more."""
 
 
@@ -58,7 +58,7 @@ class SmoothPlaces:
 
     def __init__(self, grid: Grid) -> None:
         self.grid, self.shape = grid, grid.shape
-        self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._fits: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,12 +77,15 @@ class SmoothPlaces:
         """As `Grid.lonlat`, within 1e-3 of a pixel."""
         row, col = indices(rows, self.shape[0]), indices(cols, self.shape[1])
         out = np.empty((row.size, col.size, 2))
-        for r, across in pieces(row):
-            for c, down in pieces(col):
-                block = self._block(across, down)
-                out[r.start : r.stop, c.start : c.stop] = block[
-                    _slice(row[r.start : r.stop] - across * SIDE)
-                ][:, _slice(col[c.start : c.stop] - down * SIDE)]
+        for r, down in pieces(row):
+            for c, across in pieces(col):
+                some_rows, some_cols = row[r.start : r.stop], col[c.start : c.stop]
+                target = out[r.start : r.stop, c.start : c.stop]
+                fit = self._fit(down, across)
+                if fit is None:
+                    target[...] = self.grid.lonlat(some_rows, some_cols)
+                else:
+                    _evaluate(fit, some_rows - down * SIDE, some_cols - across * SIDE, target)
         return out
 
     def places(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -93,8 +96,11 @@ class SmoothPlaces:
         number = rows // SIDE * across + cols // SIDE
         for block in np.unique(number):
             some = np.flatnonzero(number == block)
-            r, c = divmod(int(block), across)
-            out[some] = self._block(r, c)[rows[some] - r * SIDE, cols[some] - c * SIDE]
+            fit = self._fit(*divmod(int(block), across))
+            if fit is None:
+                out[some] = self.grid.places(rows[some], cols[some])
+            else:
+                out[some] = _evaluate_pixels(fit, rows[some] % SIDE, cols[some] % SIDE)
         return out
 
     def evaluate(
@@ -118,7 +124,7 @@ class SmoothPlaces:
 
         def stop() -> None:
             if stopped.is_set():
-                raise _Stopped
+                raise Stopped
 
         def fill(tile: tuple[range, range]) -> None:
             stop()
@@ -156,75 +162,82 @@ class SmoothPlaces:
                 raise
         return out
 
-    def _block(self, row: int, col: int) -> np.ndarray:
-        """Longitude and latitude of a block's pixels, (SIDE, SIDE, 2) or less at the raster's edges."""
+    def _fit(self, row: int, col: int) -> np.ndarray | None:
+        """Longitude and latitude at a block's nodes, (2, nodes, nodes); None where PROJ has to be asked."""
         with self._lock:
-            if (row, col) in self._blocks:
-                self._blocks.move_to_end((row, col))
-                return self._blocks[row, col]
+            if (row, col) in self._fits:
+                self._fits.move_to_end((row, col))
+                return self._fits[row, col]
         made = self._make(row, col)
         with self._lock:
-            self._blocks[row, col] = made
-            while len(self._blocks) > _KEPT:
-                self._blocks.popitem(last=False)
+            self._fits[row, col] = made
+            while len(self._fits) > _KEPT:
+                self._fits.popitem(last=False)
         return made
 
-    def _make(self, row: int, col: int) -> np.ndarray:
+    def _make(self, row: int, col: int) -> np.ndarray | None:
         top, left = row * SIDE, col * SIDE
         height, width = min(SIDE, self.shape[0] - top), min(SIDE, self.shape[1] - left)
-        if height * width > 4 * _NODES**2:
-            smooth = self._smooth(top, left)
-            if smooth is not None and self._holds(smooth, top, left, height, width):
-                return smooth[:height, :width]
-        return self.grid.lonlat(slice(top, top + height), slice(left, left + width))
-
-    def _smooth(self, top: int, left: int) -> np.ndarray | None:
-        """The polynomial's places of a block, None where it has nodes that are none."""
+        if height * width <= 4 * _NODES**2:
+            return None
         down, across = np.repeat(top + _AT, _NODES), np.tile(left + _AT, _NODES)
         nodes = self.grid.places(down, across)
         if not np.isfinite(nodes).all():
             return None
+        # Neighbours lie less than half a turn apart, or the polynomial will not hold.
         lon = nodes[0, 0] + np.remainder(nodes[:, 0] - nodes[0, 0] + 180.0, 360.0) - 180.0
-        out = np.empty((SIDE, SIDE, 2))
-        total, term = np.empty((SIDE, SIDE)), np.empty((SIDE, SIDE))
-        for k, values in enumerate((lon, nodes[:, 1])):
-            square = values.reshape(_NODES, _NODES)
-            # Sums written out: a matrix product's bits may depend on threads.
-            rows = sum(_SHARE[:, j, None] * square[j] for j in range(_NODES))
-            total[...] = 0.0
-            for j in range(_NODES):
-                total += np.multiply(rows[:, j, None], _SHARE[:, j], out=term)
-            out[..., k] = total
-        return out
+        fit = np.stack([lon, nodes[:, 1]]).reshape(2, _NODES, _NODES)
+        return fit if self._holds(fit, top, left, height, width) else None
 
-    def _holds(self, smooth: np.ndarray, top: int, left: int, height: int, width: int) -> bool:
+    def _holds(self, fit: np.ndarray, top: int, left: int, height: int, width: int) -> bool:
         """Whether further pixels lie where PROJ puts them, and none beyond a pole."""
         random = np.random.Generator(np.random.PCG64([top, left]))
         rows = np.append(random.integers(0, height, _CHECKED), [0, 0, height - 1, height - 1])
         cols = np.append(random.integers(0, width, _CHECKED), [0, width - 1, 0, width - 1])
-        exact, found = self.grid.places(top + rows, left + cols), smooth[rows, cols]
-        if not np.isfinite(exact).all() or max(-smooth[..., 1].min(), smooth[..., 1].max()) > 90.0:
+        exact, found = self.grid.places(top + rows, left + cols), _evaluate_pixels(fit, rows, cols)
+        if not np.isfinite(exact).all():
             return False
         shrink = np.cos(np.radians(exact[:, 1]))
         off = np.remainder(found - exact + 180.0, 360.0) - 180.0
         distance = np.hypot(off[:, 0] * shrink, off[:, 1])
-        return bool((distance <= BOUND * _pixel(smooth, rows, cols)).all())
+        return bool((distance <= BOUND * _pixel(fit, rows, cols)).all())
 
 
-def _pixel(lonlat: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+def _evaluate(fit: np.ndarray, rows: np.ndarray, cols: np.ndarray, out: np.ndarray) -> None:
+    """The polynomial's places of a block's `rows` × `cols`, into (h, w, 2)."""
+    down, across = _SHARE[rows], _SHARE[cols]
+    total, term = np.empty((rows.size, cols.size)), np.empty((rows.size, cols.size))
+    for k, square in enumerate(fit):
+        # Sums written out: a matrix product's bits may depend on threads.
+        along = sum(down[:, j, None] * square[j] for j in range(_NODES))
+        total[...] = 0.0
+        for j in range(_NODES):
+            total += np.multiply(along[:, j, None], across[:, j], out=term)
+        out[..., k] = total
+    np.clip(out[..., 1], -90.0, 90.0, out=out[..., 1])
+
+
+def _evaluate_pixels(fit: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """The same bits at single pixels, (n, 2)."""
+    down, across = _SHARE[rows], _SHARE[cols]
+    out = np.empty((rows.size, 2))
+    for k, square in enumerate(fit):
+        along = sum(down[:, j, None] * square[j] for j in range(_NODES))
+        total = np.zeros(rows.size)
+        for j in range(_NODES):
+            total += along[:, j] * across[:, j]
+        out[:, k] = total
+    np.clip(out[:, 1], -90.0, 90.0, out=out[:, 1])
+    return out
+
+
+def _pixel(fit: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """The shorter side of some pixels of a block, degrees of a great circle."""
     rows, cols = np.minimum(rows, SIDE - 2), np.minimum(cols, SIDE - 2)
-    here = lonlat[rows, cols]
+    here = _evaluate_pixels(fit, rows, cols)
     shrink = np.cos(np.radians(here[:, 1]))
-    sides = [lonlat[rows + 1, cols] - here, lonlat[rows, cols + 1] - here]
+    sides = [_evaluate_pixels(fit, rows + down, cols + 1 - down) - here for down in (1, 0)]
     return np.minimum(*(np.hypot(side[:, 0] * shrink, side[:, 1]) for side in sides))
-
-
-def _slice(index: np.ndarray) -> slice | np.ndarray:
-    """Neighbouring numbers as a slice."""
-    first, last = int(index[0]), int(index[-1])
-    whole = last - first + 1 == index.size and (np.diff(index) == 1).all()
-    return slice(first, last + 1) if whole else index
 
 
 def pieces(index: np.ndarray) -> Iterator[tuple[range, int]]:

@@ -21,7 +21,7 @@ from satclip_engine.lattice import pilot
 from satclip_engine.lattice.certificate import Certificate, certify, positions_for
 from satclip_engine.lattice.network import PreparedLattice
 from satclip_engine.lattice.nodes import EncodedNodes
-from satclip_engine.lattice.rates import Rates, rates_of
+from satclip_engine.lattice.rates import Rates, measured_rates, rates_of
 from satclip_engine.lattice.regions import Region, caps, near
 from satclip_engine.lattice.tolerance import Tolerance
 from satclip_engine.lattice.zones import Zone, make_zones, zone_of
@@ -29,7 +29,7 @@ from satclip_engine.prepared import Prepared
 
 LEAST = 100_000  # places: below, planning costs about as much as evaluating all of them
 _ROUNDS = 4  # of measuring and refining
-_ENOUGH = 0.7  # of the tolerance, where it is measured: elsewhere a few positions err by more
+_ENOUGH = 0.5  # of the tolerance, where it is measured: elsewhere a few positions err by more
 _PAYS = 0.8  # of the exact path's time at most
 _SKETCH = 4096  # positions that tell where nodes are needed
 _TILE = 64  # nodes along a square's side, as far as they are counted
@@ -45,9 +45,7 @@ class Plan:
 
     path: str  # points, product grid or lattice
     reason: str
-    seconds: dict[
-        str, float
-    ]  # predicted, by path, with the threads asked for; as far as they were considered
+    seconds: dict[str, float]  # by path as far as considered, of the cost model; see `predicted`
     tolerance: Tolerance | None = None
     zones: tuple[Zone, ...] = ()
     spacing: float = math.nan  # degrees of a great circle, the widest of any zone
@@ -78,16 +76,42 @@ class Plan:
         size = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
         return PreparedLattice(exact, self.zones, EncodedNodes(exact, self.zones, **size), token=self.token)
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """For a raster's metadata: how it was computed, and the error that was found."""
+        if self.certificate is None:
+            return {"reconstruction": "none: every pixel is evaluated"}
+        return {**self.certificate.tags(), "reconstruction_lattice": self._lattice}
+
+    @property
+    def _lattice(self) -> str:
+        return f"{self.spacing:.6g} degrees, order {self.order}"
+
     def attributes(self) -> dict[str, Any]:
         """What an array computed by it says about itself; nothing when it is exact."""
-        if self.certificate is None:
-            return {}
         found = self.certificate
+        if found is None:
+            return {}
         return {
-            **found.tags(),
-            "reconstruction_lattice": f"{self.spacing:.6g} degrees, order {self.order}",
-            "reconstruction_max_error": found.max_error.astype(np.float32),
-            "reconstruction_rms_error": found.rms_error.astype(np.float32),
+            "reconstruction": found.statement,
+            "reconstruction_lattice": self._lattice,
+            "reconstruction_max_sigma": found.max_sigma,
+            "reconstruction_rms_sigma": found.rms_sigma,
+            "reconstruction_min_cosine": found.min_cosine,
+            "reconstruction_positions": found.positions + found.further,
+            "reconstruction_fraction_beyond": found.fraction,
+            "reconstruction_confidence": found.confidence,
+        }
+
+    @property
+    def band_errors(self) -> dict[str, np.ndarray]:
+        """Largest and root mean square error of each band in its unit, (E,); nothing when it is exact."""
+        found = self.certificate
+        if found is None:
+            return {}
+        return {
+            "reconstruction_max_error": found.max_error,
+            "reconstruction_rms_error": found.rms_error,
         }
 
     def summary(self) -> dict[str, Any]:
@@ -131,6 +155,16 @@ class Plan:
                 "pilot": tuple(tuple(row) for row in content["pilot"]),
             }
         )
+
+
+def predicted(plan: Plan, network: Prepared, region: Region, threads: int) -> dict[str, float]:
+    """Seconds by path on this machine, as far as the plan considered it."""
+    rates, order = measured_rates(network), plan.order or 8
+    exact = POINTS if region.single else GRID
+    seconds = {exact: region.count / (rates.points if region.single else rates.grid) / threads}
+    if plan.nodes:
+        seconds[LATTICE] = _lattice_seconds(plan.nodes, order, region, rates) / threads
+    return seconds
 
 
 def exact_plan(region: Region, reason: str, seconds: dict[str, float] | None = None) -> Plan:
@@ -179,7 +213,7 @@ def make_plan(
                 f"a lattice for {tolerance.text} would need nodes every {_spacing(zones):.3g}°, "
                 f"{nodes:,} of them for {region.count:,} places, and save too little"
             )
-            plan = Plan(exact, reason, seconds, tolerance, pilot=decay.seen)
+            plan = Plan(exact, reason, seconds, tolerance, order=order, nodes=nodes, pilot=decay.seen)
             return plan, network
         plan = Plan(LATTICE, "", seconds, tolerance, zones, _spacing(zones), order, nodes, pilot=decay.seen)
         certificate, zone_errors, missed, prepared = _measured(

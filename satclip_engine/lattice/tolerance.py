@@ -84,15 +84,22 @@ def tolerance_of(
     # A constant band has no σ: rounding of its value is all that can be off.
     least = np.maximum(FLOOR * field.rms, 1e-30)
     if tolerance is None and step is not None:
-        bands = np.maximum(np.asarray(step, np.float64) * STEPS, least)
-        return Tolerance(f"an eighth of an {dtype} step", bands, field.sigma)
+        wanted = np.asarray(step, np.float64) * STEPS
+        text = f"an eighth of an {dtype} step{_or_floor(least > wanted)}"
+        return Tolerance(text, np.maximum(wanted, least), field.sigma)
     given = DEFAULT if tolerance is None else float(tolerance)
     if tolerance is not None and given < field.floor:
         raise UsageError(
             f"tolerance {given:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
             f"for these weights; give that or more, or compute exactly (exact=True)"
         )
-    text = f"a tolerance of {given:g} σ"
-    if (least > given * field.sigma).any():  # of a band that is large beside its σ
-        text += f", or {FLOOR:g} of a band's rms where that is more"
+    text = f"a tolerance of {given:g} σ{_or_floor(least > given * field.sigma)}"
     return Tolerance(text, np.maximum(given * field.sigma, least), field.sigma)
+
+
+def _or_floor(floored: np.ndarray) -> str:
+    """What is said of bands whose tolerance float32 could not keep: of 1 m, or large beside their σ."""
+    if not floored.any():
+        return ""
+    count = int(floored.sum())
+    return f" ({FLOOR:g} of their rms, float32's floor, in {count} of {floored.size} bands)"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,14 @@ import numpy as np
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import Grid
 from satclip_engine.lattice.network import PreparedLattice, codes
-from satclip_engine.lattice.places import SmoothPlaces
+from satclip_engine.lattice.places import SmoothPlaces, Stopped
 from satclip_engine.lattice.plan import LEAST, exact_plan, make_plan
 from satclip_engine.lattice.rates import rates_of
 from satclip_engine.lattice.regions import region_of
 from satclip_engine.lattice.tolerance import check_tolerance, tolerance_of
 from satclip_engine.memory import touch
 from satclip_engine.places import Places
+from satclip_engine.prepared import Check
 from satclip_engine.quantize import Quantiser
 
 if TYPE_CHECKING:
@@ -96,22 +98,36 @@ def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray, *, fresh:
     if fresh:
         touch(out)
     parts = [slice(begin, begin + _PART) for begin in range(0, len(points), _PART)]
+    stopped = threading.Event()
 
-    def fill(part: slice) -> None:
+    def stop() -> None:
+        if stopped.is_set():
+            raise Stopped
+
+    def fill(part: slice, threads: int, check: Check | None) -> None:
         share = len(points[part]) / len(points)  # other parts have as many places in a square
         network.encode(
             points[part],
             out=out[part],
-            threads=1 if len(parts) > 1 else None,
+            threads=threads,
+            check=check,
             enough=lambda places, nodes: places > each * share * nodes,
         )
 
-    with ThreadPoolExecutor(max(1, min(encoder.threads, len(parts)))) as pool:
+    if len(parts) < 2:
+        for part in parts:
+            fill(part, encoder.threads, None)
+        return
+    with ThreadPoolExecutor(min(encoder.threads, len(parts))) as pool:
+        waiting = {pool.submit(fill, part, 1, stop) for part in parts}
         try:
-            for future in [pool.submit(fill, part) for part in parts]:
-                future.result()
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.05, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 

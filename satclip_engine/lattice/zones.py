@@ -4,8 +4,8 @@ A zone answers for the latitudes between its edges; its nodes go on beyond them 
 beyond a pole too: the row at latitude 90° + δ is the row at 90° − δ half a turn on. Longitudes are periodic.
 So no edge of a zone, no pole and no antimeridian is special to an interpolation.
 
-Positions are counted in nodes and rounded to 2⁻³² of a node (micrometres), so that adding whole turns to
-them is exact: a place has one position whatever window it is looked at through.
+Positions are counted in nodes and rounded to 2⁻²⁸ of a node (less than a millimetre), so that adding whole
+turns to them is exact: a place has one position whatever window it is looked at through.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 # Edges of zones on either side of the equator, degrees. Within one, circles shrink by a third to a half.
 EDGES = (45.0, 60.0, 70.0, 75.5, 79.0, 82.0, 84.0, 86.0, 87.5)
-_FRACTION = 2.0**32
+_FRACTION = 2.0**28
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _reconstruction(encoder: Encoder, options: Options) -> str:
         return "exact"
     if encoder.plan is not None:
         return encoder.plan.token
-    return "default" if options.tolerance is None else f"{options.tolerance:g} σ"
+    return "default" if options.tolerance is None else f"{float(options.tolerance)!r} σ"
 
 
 def _check_made_by(encoder: Encoder, grid: Any) -> None:

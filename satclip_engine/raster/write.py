@@ -24,6 +24,8 @@ from satclip_engine._version import __version__
 from satclip_engine.errors import OutputError
 from satclip_engine.lattice.nodes import CACHE_BYTES
 from satclip_engine.lattice.plan import Plan as LatticePlan
+from satclip_engine.lattice.plan import exact_plan
+from satclip_engine.lattice.regions import region_of
 from satclip_engine.lattice.use import placed, planned
 from satclip_engine.places import Places
 from satclip_engine.quantize import Quantiser, Tally, find_quantiser
@@ -248,7 +250,10 @@ class _Run:
         """Compute as the state says; how the work is cut."""
         if state["reconstruction"] is not None:
             if self.encoder.plan is None:
-                self.encoder = self.encoder.by_plan(LatticePlan.from_dict(state["reconstruction"]))
+                plan = LatticePlan.from_dict(state["reconstruction"])
+                memory = cache_bytes(self.request.options.memory)
+                network = plan.network(self.encoder.network, memory) if plan.interpolates else None
+                self.encoder = self.encoder.by_plan(plan, network)
             self.lattice = self.encoder.plan
             self.places = placed(self.encoder, self.request.grid)
         return self.request.plan(span=state["span"], kept=self._kept())
@@ -354,18 +359,13 @@ class _Run:
         return layout.size
 
     def _certified(self) -> dict[str, str]:
-        found = None if self.lattice is None else self.lattice.certificate
-        return {} if found is None else found.tags()
+        """Tags that say how pixels were computed."""
+        return exact_plan(region_of(self.places), "").tags if self.lattice is None else self.lattice.tags
 
     def _errors(self) -> dict[str, np.ndarray]:
         """Of every band: what the reconstruction was found to be off by at most, and by rms."""
-        found = None if self.lattice is None else self.lattice.certificate
-        if found is None:
-            return {}
-        return {
-            "RECONSTRUCTION_MAX_ERROR": found.max_error,
-            "RECONSTRUCTION_RMS_ERROR": found.rms_error,
-        }
+        found = {} if self.lattice is None else self.lattice.band_errors
+        return {name.upper(): numbers for name, numbers in found.items()}
 
     def _report(
         self, plan: Plan, quantiser: Quantiser, tally: Tally, *, size: int, need: survey.Need, before: float

@@ -1,4 +1,4 @@
-"""What tests of lattices share: choices that do not depend on the machine, and a field that is smooth."""
+"""What tests of lattices share: choices as for a large network, and a field that is smooth."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from satclip_engine.lattice import plan, use
 from satclip_engine.lattice.atlas import write_atlas
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def steady_rates() -> Iterator[None]:
-    """What the machine does in a second is not measured, and not written to the user's cache."""
+    """Lattices are chosen as for a network of the published size: these are so small that none would pay."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (plan, use):
             patch.setattr(module, "rates_of", lambda network: RATES)

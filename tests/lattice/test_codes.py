@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rioxarray
 
 from satclip_engine.errors import UsageError
 from satclip_engine.quantize import sample_type
@@ -14,7 +15,7 @@ TILE = {"crs": "EPSG:32633", "resolution": 20_000, "bounds": (300000, 5000000, 7
 
 def real(array) -> np.ndarray:
     codes = array.values.astype(float)
-    codes[codes == array.attrs["nodata"]] = np.nan
+    codes[codes == array.attrs["_FillValue"]] = np.nan
     return codes * array.scale.values[:, None, None] + array.offset.values[:, None, None]
 
 
@@ -26,7 +27,15 @@ def test_fitted_codes_are_within_half_a_step_of_the_values(tiny, dtype, grid):
     assert array.dims == ("band", "y", "x")
     half = array.scale.values[:, None, None] * 0.5001 + 3e-7 * np.abs(exact)  # float32 itself
     assert (np.abs(real(array) - exact) <= half).all()
-    assert array.encoding["_FillValue"] == int(sample_type(str(array.dtype)).nodata)
+    assert array.rio.nodata == int(sample_type(str(array.dtype)).nodata)
+
+
+def test_codes_keep_scale_offset_and_nodata_in_a_file(tiny, tmp_path):
+    array = tiny.grid(**TILE, dtype="int8")
+    array.rio.to_raster(tmp_path / "codes.tif")
+    with rioxarray.open_rasterio(tmp_path / "codes.tif", mask_and_scale=True) as back:
+        np.testing.assert_allclose(back.values, real(array), atol=1e-6)
+    assert array.rio.reproject("EPSG:3857").dtype == np.int8
 
 
 def test_given_scales_are_kept_and_memory_is_filled_in_place(tiny):

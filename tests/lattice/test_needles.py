@@ -119,7 +119,7 @@ def test_needles_between_all_check_positions_pass_unnoticed(smooth, stated):
     candidates = candidates[(np.abs(candidates - [10, 20]) < 8).all(axis=1)]
     nearest = np.array([distance(drawn, *place).min() for place in candidates])
     holes = np.argsort(-nearest)[:8]
-    assert np.mean([unnoticed(smooth, *candidates[k], 0.9 * nearest[k]) for k in holes]) >= 0.5
+    assert np.mean([unnoticed(smooth, *candidates[k], 0.9 * nearest[k]) for k in holes]) >= 0.25
     share = np.pi * nearest[holes[0]] ** 2 / AREA
     assert share < stated, "or the statement would be wrong"
 

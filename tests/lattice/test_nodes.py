@@ -114,7 +114,9 @@ def test_threads_that_ask_for_the_same_nodes_evaluate_them_once():
 
 def test_the_nodes_asked_for_latest_are_kept():
     network = Counting()
-    nodes = EncodedNodes(network, GLOBE, cache_bytes=1)  # 64 blocks, never less
+    nodes = EncodedNodes(
+        network, GLOBE, cache_bytes=64 * 4 * BLOCK_ROWS * BLOCK_COLUMNS * network.layers.embed_dim
+    )
 
     def ask(block: int) -> int:
         """Ask for one block; how often the network was called for it."""

@@ -124,7 +124,7 @@ def test_blocks_that_were_dropped_come_back_with_the_same_bits(monkeypatch):
     places = SmoothPlaces(GRIDS["UTM"])
     first = places.lonlat()
     assert np.array_equal(places.lonlat(), first)
-    assert len(places._blocks) == 1
+    assert len(places._fits) == 1
 
 
 def test_blocks_that_are_not_smooth_are_left_to_proj():

@@ -16,7 +16,7 @@ from satclip_engine.lattice.nodes import EncodedNodes
 from satclip_engine.lattice.zones import EDGES, Zone, make_zones, zone_of
 
 RELAXED = settings(deadline=None)
-TICK = 2.0**-32  # of a node, to which positions are rounded
+TICK = 2.0**-28  # of a node, to which positions are rounded
 ORDERS = st.sampled_from([4, 6, 8, 10, 12])
 SPACINGS = st.floats(0.01, 40)
 LATITUDES = st.one_of(

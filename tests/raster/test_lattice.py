@@ -104,7 +104,8 @@ def test_exact_is_exact_and_says_nothing_of_a_reconstruction(weights, tmp_path):
     report = write(weights, path, grid, dtype="float32", exact=True)
     assert report.reconstruction is None
     with rasterio.open(path) as raster:
-        assert not [key for key in raster.tags() if key.startswith("reconstruction")]
+        found = {key: value for key, value in raster.tags().items() if key.startswith("reconstruction")}
+        assert found == {"reconstruction": "none: every pixel is evaluated"}
         np.testing.assert_array_equal(
             raster.read().transpose(1, 2, 0), load(weights).evaluate(make_grid(**grid))
         )
