@@ -80,7 +80,8 @@ def coded_array(
         coords=coordinates(encoder, grid),
         name="embedding",
     )
-    assert quantiser.scale is not None and quantiser.offset is not None
+    assert quantiser.scale is not None
+    assert quantiser.offset is not None
     array = array.assign_coords(scale=("band", quantiser.scale), offset=("band", quantiser.offset))
     # As rioxarray has them of a file with scales: it writes them back, and knows the codes are not masked.
     array.attrs |= {
