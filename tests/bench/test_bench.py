@@ -475,8 +475,14 @@ def documents() -> list[Path]:
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_every_number_in_a_document_is_from_the_kept_results(document):
     text = document.read_text()
-    kept = (ROOT / "benchmarks" / "results").glob("*.json")
-    assert any(tables.fill(text, results.read(file)) == text for file in kept)
+
+    def filled(file: Path) -> str:
+        try:
+            return tables.fill(text, results.read(file))
+        except UsageError:  # this machine has not run all that the document tells
+            return ""
+
+    assert any(filled(file) == text for file in (ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 def test_kept_results_hold_no_failure():
