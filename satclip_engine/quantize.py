@@ -72,11 +72,7 @@ class Quantiser:
         values = np.asarray(values, np.float32)
         if self.scale is None or self.offset is None:
             return values.astype(self.sample.name)
-        largest = self.sample.largest_code
-        assert largest is not None
-        codes = (values - self.offset.astype(np.float32)) * self.inverse_scale
-        codes = np.clip(np.rint(codes), -largest, largest)
-        return np.where(np.isnan(values), -largest - 1, codes).astype(self.sample.name)
+        return codes_of(values, self.inverse_scale, self.offset.astype(np.float32), self.sample.name)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Values (float64, NaN for no data) of (..., E) stored numbers, as GDAL's readers compute them."""
@@ -130,6 +126,13 @@ class Tally:
         np.maximum(self.excess, other.excess, out=self.excess)
         self.valid += other.valid
         self.pixels += other.pixels
+
+
+def codes_of(values: np.ndarray, inverse_scale: np.ndarray, offset: np.ndarray, dtype: Any) -> np.ndarray:
+    """Integer codes of (..., E) float32 values, by the rule of csrc/store.h."""
+    largest = int(np.iinfo(dtype).max)
+    codes = np.clip(np.rint((values - offset) * inverse_scale), -largest, largest)
+    return np.where(np.isnan(values), -largest - 1, codes).astype(dtype)
 
 
 def sample_type(dtype: str) -> SampleType:

@@ -41,17 +41,7 @@ def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> 
     from satclip_engine.raster.request import check_request
     from satclip_engine.raster.write import look_at
 
-    asked = Asked(
-        dtype=options.dtype,
-        compress=options.compress,
-        blocksize=options.blocksize,
-        threads=options.threads,
-        memory=options.memory,
-        exact=options.exact,
-        tolerance=options.tolerance,
-        overwrite=True,
-        progress=progress,
-    )
+    asked = Asked(**options.written, overwrite=True, progress=progress)
     request = check_request(encoder, options.output, grid, asked)
     progress.stage("finding the range of every band")
     quantiser, planned = look_at(request, progress.stage)

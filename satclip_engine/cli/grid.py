@@ -102,6 +102,12 @@ class Options:
     quiet: bool
 
     @property
+    def written(self) -> dict[str, Any]:
+        """How the raster is written, as `write_raster` and a request for one take it."""
+        names = ("dtype", "compress", "blocksize", "threads", "memory", "exact", "tolerance")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def preview_path(self) -> Path | None:
         """Where the picture goes; None when none is wanted."""
         return None if self.no_preview else self.preview or self.output.with_suffix(".png")
@@ -399,13 +405,7 @@ def _write(
             encoder,
             options.output,
             grid,
-            dtype=options.dtype,
-            compress=options.compress,
-            blocksize=options.blocksize,
-            threads=options.threads,
-            memory=options.memory,
-            exact=options.exact,
-            tolerance=options.tolerance,
+            **options.written,
             overwrite=options.overwrite,
             resume=options.resume,
             tags=tags,

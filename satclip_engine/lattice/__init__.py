@@ -5,6 +5,7 @@ pilot.py     how fast the error falls with the spacing, from short lines across 
 zones.py     the lattice: latitude bands whose longitudes thin out towards the poles
 nodes.py     the lattice's values, evaluated where they are needed and kept
 network.py   a network that answers from the lattice: places and product grids
+parts.py      parts of a job given to threads
 places.py    pixels of projected rasters, placed by an interpolated transform
 certificate.py  the error, measured at fresh positions in every run
 rates.py     what this machine does in a second

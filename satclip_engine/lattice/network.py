@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from satclip_engine.layers import Layers
 from satclip_engine.lonlat import check_latitudes
 from satclip_engine.memory import aligned
 from satclip_engine.prepared import CALLS, Calls, Check, Prepared
+from satclip_engine.quantize import codes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ class PreparedLattice:
         for top in range(0, lat.size, step):
             some = lat[top : top + step]
             values = self.network.encode_grid(some, lon, threads=how.threads, check=how.check)
-            out[top : top + step] = codes(values, how.quantise, out.dtype)
+            out[top : top + step] = codes_of(values, *how.quantise, out.dtype)
 
     def _windows(self, zone: int, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, how: _How) -> None:
         """Rows of one zone, window by window."""
@@ -188,7 +189,7 @@ class PreparedLattice:
     def _alone(self, lonlat: np.ndarray, out: np.ndarray, index: np.ndarray, how: _How) -> None:
         """Places that the network itself answers."""
         values = self.network.encode(np.ascontiguousarray(lonlat), threads=how.threads, check=how.check)
-        out[index] = values if how.quantise is None else codes(values, how.quantise, out.dtype)
+        out[index] = values if how.quantise is None else codes_of(values, *how.quantise, out.dtype)
 
     def _scattered(
         self,
@@ -249,14 +250,6 @@ class PreparedLattice:
             threads=self._threads(how),
             check=how.check,
         )
-
-
-def codes(values: np.ndarray, quantise: Quantise, dtype: Any) -> np.ndarray:
-    """Codes of (..., E) float32 values by the rule of csrc/store.h."""
-    inverse_scale, offset = quantise
-    largest = int(np.iinfo(dtype).max)
-    scaled = np.clip(np.rint((values - offset) * inverse_scale), -largest, largest)
-    return np.where(np.isnan(values), -largest - 1, scaled).astype(dtype)
 
 
 def _runs(values: np.ndarray) -> Iterator[range]:

@@ -13,13 +13,13 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import Grid
+from satclip_engine.lattice.parts import run_parts
 from satclip_engine.places import Index, indices
 from satclip_engine.prepared import Check
 
@@ -45,10 +45,6 @@ def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
 
 
 _AT, _SHARE = _chebyshev()
-
-
-class Stopped(Exception):
-    """Another tile has failed, or the caller wants no more."""
 
 
 class SmoothPlaces:
@@ -120,14 +116,8 @@ class SmoothPlaces:
             out = np.empty(shape, np.float32)
         elif not isinstance(out, np.ndarray) or out.shape != shape:
             raise UsageError(f"out must be an array of shape {shape}")
-        stopped = threading.Event()
 
-        def stop() -> None:
-            if stopped.is_set():
-                raise Stopped
-
-        def fill(tile: tuple[range, range]) -> None:
-            stop()
+        def fill(tile: tuple[range, range], stop: Check | None) -> None:
             r, c = tile
             lonlat = self.lonlat(row[r.start : r.stop], col[c.start : c.stop]).reshape(-1, 2)
             target = out[r.start : r.stop, c.start : c.stop]
@@ -144,22 +134,11 @@ class SmoothPlaces:
         tiles = [(r, c) for r, _ in pieces(row) for c, _ in pieces(col)]
         if threads == 1 or len(tiles) <= 1:
             for tile in tiles:
-                fill(tile)
+                fill(tile, None)
                 if check is not None:
                     check()
             return out
-        with ThreadPoolExecutor(min(threads, len(tiles))) as pool:
-            waiting = {pool.submit(fill, tile) for tile in tiles}
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, timeout=0.05, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                    if check is not None:
-                        check()
-            except BaseException:
-                stopped.set()
-                raise
+        run_parts(tiles, fill, threads, check)
         return out
 
     def _fit(self, row: int, col: int) -> np.ndarray | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from satclip_engine.errors import UsageError
 from satclip_engine.grid import Grid
-from satclip_engine.lattice.network import PreparedLattice, codes
-from satclip_engine.lattice.places import SmoothPlaces, Stopped
+from satclip_engine.lattice.network import PreparedLattice
+from satclip_engine.lattice.parts import run_parts
+from satclip_engine.lattice.places import SmoothPlaces
 from satclip_engine.lattice.plan import LEAST, exact_plan, make_plan
 from satclip_engine.lattice.rates import rates_of
 from satclip_engine.lattice.regions import region_of
@@ -98,11 +97,6 @@ def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray, *, fresh:
     if fresh:
         touch(out)
     parts = [slice(begin, begin + _PART) for begin in range(0, len(points), _PART)]
-    stopped = threading.Event()
-
-    def stop() -> None:
-        if stopped.is_set():
-            raise Stopped
 
     def fill(part: slice, threads: int, check: Check | None) -> None:
         share = len(points[part]) / len(points)  # other parts have as many places in a square
@@ -114,21 +108,10 @@ def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray, *, fresh:
             enough=lambda places, nodes: places > each * share * nodes,
         )
 
-    if len(parts) < 2:
-        for part in parts:
-            fill(part, encoder.threads, None)
-        return
-    with ThreadPoolExecutor(min(encoder.threads, len(parts))) as pool:
-        waiting = {pool.submit(fill, part, 1, stop) for part in parts}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.05, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    if len(parts) == 1:  # it can use all threads itself, and hear Ctrl-C in this one
+        fill(parts[0], encoder.threads, None)
+    else:
+        run_parts(parts, lambda part, stop: fill(part, 1, stop), encoder.threads)
 
 
 def fill_codes(encoder: Encoder, places: Places, out: np.ndarray, quantiser: Quantiser) -> None:
@@ -145,4 +128,4 @@ def fill_codes(encoder: Encoder, places: Places, out: np.ndarray, quantiser: Qua
     step = max(1, _AT_ONCE // (4 * out.shape[1] * out.shape[2]))
     for top in range(0, out.shape[0], step):
         rows = slice(top, min(top + step, out.shape[0]))
-        out[rows] = codes(encoder.evaluate(places, rows), quantise, out.dtype)
+        out[rows] = quantiser.encode(encoder.evaluate(places, rows))

@@ -10,8 +10,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from satclip_engine.grid import Grid, make_grid
-from satclip_engine.lattice.network import codes
 from satclip_engine.lattice.use import placed, planned
+from satclip_engine.quantize import codes_of
 
 dask = pytest.importorskip("dask")
 
@@ -120,7 +120,7 @@ def test_integers_are_the_floats_of_their_plan_quantised(scene, smooth, dtype, t
     if tolerance is not None:
         assert np.array_equal(floats, smooth.grid(geobox=grid, tolerance=tolerance).values, equal_nan=True)
     quantise = ((1 / scale.astype(float)).astype(np.float32)[:, None, None], offset[:, None, None])
-    assert np.array_equal(array.values, codes(floats, quantise, np.dtype(dtype)))
+    assert np.array_equal(array.values, codes_of(floats, *quantise, np.dtype(dtype)))
     missing = int(np.iinfo(dtype).min)
     assert np.array_equal(array.values[0] == missing, np.isnan(floats[0]))
 
@@ -130,7 +130,7 @@ def test_exact_integers_are_the_exact_floats_quantised(smooth):
     array = smooth.grid(geobox=grid, dtype="int8", scale_offset=(scale, offset), exact=True)
     floats = smooth.grid(geobox=grid, exact=True).values
     assert "reconstruction" not in array.attrs
-    assert np.array_equal(array.values, codes(floats, (1 / scale, offset), np.dtype("int8")))
+    assert np.array_equal(array.values, codes_of(floats, 1 / scale, offset, np.dtype("int8")))
 
 
 def test_a_pole_has_one_value_on_all_longitudes(smooth):
