@@ -16,9 +16,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import numpy as np
 import torch
 
-from satclip_engine import gradients
 from satclip_engine.kernels import encode
 from satclip_engine.nn import LocationEncoder
+from satclip_engine.reference import gradients
 from satclip_engine.weights import read_weights
 
 Network = tuple[list[torch.Tensor], list[torch.Tensor]]

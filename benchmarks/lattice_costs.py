@@ -25,10 +25,10 @@ from satclip_engine.bench.cases import SIREN
 from satclip_engine.bench.machine import label, machine, versions
 from satclip_engine.bench.workload import siren
 from satclip_engine.cli._command import EXIT_CODES, Command
-from satclip_engine.grid import make_grid
-from satclip_engine.lattice.network import PreparedLattice
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice.plan import make_plan
-from satclip_engine.lattice.regions import region_of
+from satclip_engine.lattice.prepared import PreparedLattice
+from satclip_engine.lattice.sampling import region_of
 from satclip_engine.lattice.tolerance import moments, tolerance_of
 from satclip_engine.weights import Layers
 

@@ -22,11 +22,11 @@ import numpy as np
 
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.encoder import Encoder, load
-from satclip_engine.grid import Grid, make_grid
+from satclip_engine.geo.grid import Grid, make_grid
 from satclip_engine.lattice import plan as planning
-from satclip_engine.lattice.places import SmoothPlaces
-from satclip_engine.lattice.rates import Rates
-from satclip_engine.lattice.use import planned
+from satclip_engine.lattice.choose import planned
+from satclip_engine.lattice.cost import Rates
+from satclip_engine.lattice.transform import ApproximatedGrid
 from satclip_engine.weights import LocationWeights
 
 MODELS = 30
@@ -85,10 +85,10 @@ def numbered_encoder(number: int) -> Encoder:
 
 
 @functools.cache
-def places_of(window: str) -> tuple[Grid, Grid | SmoothPlaces]:
+def places_of(window: str) -> tuple[Grid, Grid | ApproximatedGrid]:
     """The pixels of a window, exactly and as a lattice places them."""
     grid = make_grid(**WINDOWS[window])
-    return grid, grid if grid.separable else SmoothPlaces(grid)
+    return grid, grid if grid.separable else ApproximatedGrid(grid)
 
 
 def check(number: int, window: str, positions: int) -> Outcome:
@@ -106,12 +106,12 @@ def check(number: int, window: str, positions: int) -> Outcome:
         assert np.array_equal(delivered, truth), f"{window}: not the exact values"
         return Outcome(window, False)
     pixels = [random.integers(0, size, positions) for size in grid.shape]
-    at = placed.places(*pixels)
+    at = placed.pixel_lonlat(*pixels)
     if positions * encoder.plan.order**2 < encoder.plan.nodes // 16:
         values = planning.reconstruct_alone(exact.network, encoder.plan.zones, at, exact.threads)
     else:
         values = encoder.network.encode(at)
-    off = np.abs(values - exact.network.encode(grid.places(*pixels)))
+    off = np.abs(values - exact.network.encode(grid.pixel_lonlat(*pixels)))
     largest = np.maximum(off.max(axis=0), np.abs(delivered - truth).max(axis=(0, 1)))
     of_bound = (largest / found.sigma).max() / found.max_sigma
     of_tolerance = (largest / encoder.plan.tolerance.bands).max()

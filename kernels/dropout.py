@@ -1,4 +1,4 @@
-"""Dropout inside kernels: Philox4x32-10 of (place, unit, layer) under the seed, as satclip_engine.gradients.
+"""Dropout inside kernels: Philox4x32-10 of (place, unit, layer) under the seed, as reference.gradients.
 
 A dropped pre-activation is kept as −0, which no other one is, so backward need not draw again.
 """

@@ -3,7 +3,7 @@
     out, saved = forward(lonlat, weights, biases, dropout=0.5, seed=7)       # (N, 2) -> (N, E), (N, ΣH)
     d_first, d_weights, d_biases = backward(grad, lonlat, weights, biases, saved, dropout=0.5)
 
-What they compute is defined in satclip_engine.gradients. Harmonics of a tile of places are made in registers
+What they compute is defined in reference.gradients. Harmonics of a tile of places are made in registers
 step by step and multiplied into the first layer's sums at once; L² harmonics of a place never exist together.
 Backward makes them anew, a stretch of places at a time, in memory that stays in the second-level cache.
 """

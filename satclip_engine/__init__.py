@@ -18,21 +18,21 @@ from satclip_engine._version import __version__
 from satclip_engine.errors import MissingExtra, OutputError, SatclipError, UsageError, WeightsError
 
 if TYPE_CHECKING:
+    from satclip_engine.atlas.write import write_atlas
     from satclip_engine.encoder import Encoder, load
-    from satclip_engine.grid import Grid, make_grid
-    from satclip_engine.lattice.atlas import write_atlas
+    from satclip_engine.geo.grid import Grid, make_grid
     from satclip_engine.raster.write import write_raster
     from satclip_engine.weights import LocationWeights, read_weights
 
 # Public name → module that has it.
 _LAZY = {
     "Encoder": "satclip_engine.encoder",
-    "Grid": "satclip_engine.grid",
+    "Grid": "satclip_engine.geo.grid",
     "LocationWeights": "satclip_engine.weights",
     "load": "satclip_engine.encoder",
-    "make_grid": "satclip_engine.grid",
+    "make_grid": "satclip_engine.geo.grid",
     "read_weights": "satclip_engine.weights",
-    "write_atlas": "satclip_engine.lattice.atlas",
+    "write_atlas": "satclip_engine.atlas.write",
     "write_raster": "satclip_engine.raster.write",
 }
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from satclip_engine import op_loss, tensors
 from satclip_engine._optional import need
 from satclip_engine.errors import UsageError
+from satclip_engine.ops import dispatch
+from satclip_engine.ops import loss as loss_op
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def contrastive_loss(
     forward-mode differentiation; with a group, UsageError for all of these.
     """
     if group is None:
-        return op_loss.contrastive_loss(*_operands(a, b, scale), backend)[0]
+        return loss_op.contrastive_loss(*_operands(a, b, scale), backend)[0]
     operands, sizes = _agreed(a, b, scale, group, backend)
     return _SharedLoss.apply(*operands, sizes, group, backend)
 
@@ -63,7 +64,7 @@ def _operands(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tens
     """What the operator takes, in float32 at least."""
     a, b = (rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows for rows in (a, b))
     factor = torch.as_tensor(scale, device=a.device).to(a.dtype)
-    tensors.refuse_tangents("contrastive_loss", a, b, factor)
+    dispatch.refuse_tangents("contrastive_loss", a, b, factor)
     return a, b, factor
 
 
@@ -78,8 +79,8 @@ def _agreed(
     own, cause = (0, "", ""), None
     try:
         operands = _operands(a, b, scale)
-        op_loss.check_pairs(*operands)
-        tensors.resolve(backend, operands[0])
+        loss_op.check_pairs(*operands)
+        dispatch.resolve(backend, operands[0])
         own = (len(a), f"rows of {a.shape[1]} {operands[0].dtype}", "")
     except Exception as error:  # whatever it is, the others must hear of it
         own, cause = (0, "", str(error) or repr(error)), error
@@ -108,7 +109,7 @@ class _SharedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, a: Tensor, b: Tensor, scale: Tensor, sizes: list[int], group: ProcessGroup, backend: str
     ) -> Tensor:
-        with op_loss.unnarrowed(a):
+        with loss_op.unnarrowed(a):
             return _SharedLoss._forward(ctx, a, b, scale, sizes, group, backend)
 
     @staticmethod
@@ -117,10 +118,10 @@ class _SharedLoss(torch.autograd.Function):
     ) -> Tensor:
         offset, count = sum(sizes[: dist.get_rank(group)]), sum(sizes)
         every_b = _gathered(b, sizes, group)  # [N, E]
-        row_lse, column_share, partner = op_loss.log_sum_exps(a, every_b, scale, offset, backend)
+        row_lse, column_share, partner = loss_op.log_sum_exps(a, every_b, scale, offset, backend)
         column_lse = _combined(column_share, group)
         own_columns = column_lse[offset : offset + len(a)]
-        loss = op_loss.mean_loss(row_lse, own_columns, partner, count).double()
+        loss = loss_op.mean_loss(row_lse, own_columns, partner, count).double()
         dist.all_reduce(loss, group=group)
         ctx.save_for_backward(a, every_b, scale, row_lse, column_lse)
         ctx.group, ctx.backend, ctx.offset = group, backend, offset
@@ -132,8 +133,8 @@ class _SharedLoss(torch.autograd.Function):
             raise RuntimeError("contrastive_loss has no second derivatives")
         a, every_b, scale, row_lse, column_lse = ctx.saved_tensors
         factor = grads[0] / (2 * len(every_b))
-        with op_loss.unnarrowed(a):
-            da, db, dscale = op_loss.gradients(
+        with loss_op.unnarrowed(a):
+            da, db, dscale = loss_op.gradients(
                 a, every_b, scale, row_lse, column_lse, ctx.offset, factor, ctx.backend
             )
         dist.all_reduce(db, group=ctx.group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -71,3 +72,21 @@ def torch_absence(device: Device) -> str | None:
     else:
         why = "no driver, or CUDA_VISIBLE_DEVICES hides them: nvidia-smi lists them"
     return absence(device, 0, "torch", why)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def not_here(name: str, device: Device) -> str | None:
+    """Why a backend of the CPU does not compute on a device."""
+    return None if device == CPU else f"backend {name!r} computes on the CPU, not on device '{device}'"
+
+
+def too_old_for(name: str, device: Device, capability: tuple[int, int]) -> str | None:
+    """Why a backend does not compute on a GPU of that compute capability."""
+    reason = too_old(f"device '{device}'", capability)
+    return None if reason is None else f"backend {name!r} {reason}: use 'cpu'"

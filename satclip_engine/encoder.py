@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from satclip_engine import backends
-from satclip_engine.bands import band_names, parse_bands
+from satclip_engine.arrays.bands import band_names, parse_bands
+from satclip_engine.backends.buffers import aligned, check_out, fill_rows, kernel_order
+from satclip_engine.backends.protocols import Calls, Prepared, check_precision
 from satclip_engine.device import CPU, Device, parse_device
 from satclip_engine.errors import UsageError
-from satclip_engine.grid import make_grid
-from satclip_engine.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
-from satclip_engine.memory import aligned, check_out, fill_rows, kernel_order
-from satclip_engine.places import Index, Places, Tiled, indices
-from satclip_engine.prepared import Calls, Prepared, check_precision
+from satclip_engine.geo.grid import make_grid
+from satclip_engine.geo.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
+from satclip_engine.geo.pixels import Index, PixelGrid, Tiled, indices
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
+    from satclip_engine.atlas.field import AtlasBackend, AtlasLayers, AtlasWeights
     from satclip_engine.lattice.plan import Plan
-    from satclip_engine.lattice.stored import AtlasBackend, AtlasLayers, AtlasWeights
     from satclip_engine.lattice.tolerance import Moments
 
 
@@ -88,7 +88,7 @@ def _check_atlas_options(**given: Any) -> None:
 
 
 def _load_atlas(source: Any, threads: int | None) -> Encoder:
-    from satclip_engine.lattice.stored import AtlasBackend, open_layers, weights_of
+    from satclip_engine.atlas.field import AtlasBackend, open_layers, weights_of
 
     layers = open_layers(source)
     names = layers.file.contents.band_names
@@ -288,7 +288,7 @@ class Encoder:
     def _embed(
         self, points: np.ndarray, out: np.ndarray, exact: bool, tolerance: float | None, fresh: bool = True
     ) -> None:
-        from satclip_engine.lattice.use import encode_many, planned
+        from satclip_engine.lattice.choose import encode_many, planned
 
         points = np.ascontiguousarray(points)
         encode_many(planned(self, points, exact=exact, tolerance=tolerance), points, out, fresh=fresh)
@@ -305,7 +305,7 @@ class Encoder:
 
     def evaluate(
         self,
-        grid: Places,
+        grid: PixelGrid,
         rows: Index = None,
         cols: Index = None,
         out: np.ndarray | None = None,
@@ -338,7 +338,7 @@ class Encoder:
         return fill_rows((row.size, col.size, self.embed_dim), out, fill_points)
 
     def evaluate_pixels(
-        self, grid: Places, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
+        self, grid: PixelGrid, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
     ) -> np.ndarray:
         """Embed single pixels.
 
@@ -346,7 +346,7 @@ class Encoder:
         """
         out = np.empty((rows.size, self.embed_dim), np.float32)
         if not grid.separable:
-            return self._prepared.encode(grid.places(rows, cols), out=out, threads=threads)
+            return self._prepared.encode(grid.pixel_lonlat(rows, cols), out=out, threads=threads)
         lat, lon = grid.lat(rows), grid.lon(cols)
         order = np.argsort(rows, kind="stable")
         for part in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
@@ -390,9 +390,9 @@ class Encoder:
         Without `chunks` and `out` the values are computed where they are looked at, and only there: a pixel
         of a 10 m global grid costs milliseconds, `.values` computes all of it. Raises UsageError.
         """
-        from satclip_engine import lazy
+        from satclip_engine.arrays import lazy
         from satclip_engine.lattice.certificate import LEAST_POSITIONS
-        from satclip_engine.lattice.use import placed, planned
+        from satclip_engine.lattice.choose import placed, planned
 
         if geobox is not None and like is not None:
             raise UsageError("geobox and like both describe the grid: give one of them")

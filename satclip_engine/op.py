@@ -14,12 +14,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from satclip_engine import gradients, tensors
 from satclip_engine._optional import need
+from satclip_engine.backends.protocols import check_precision
 from satclip_engine.errors import UsageError
-from satclip_engine.lonlat import check_places
-from satclip_engine.prepared import check_precision
-from satclip_engine.tensors import refuse_tangents
+from satclip_engine.geo.lonlat import check_places
+from satclip_engine.ops import dispatch
+from satclip_engine.ops.dispatch import refuse_tangents
+from satclip_engine.reference import gradients
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def encode(
 class Row(Protocol):
     """An implementation of the ops. Arguments are checked; lists are by layer; `saved` is the row's own."""
 
-    name: str  # a row of tensors.TABLE, which says what it takes
+    name: str  # a row of dispatch.TABLE, which says what it takes
 
     def embed(self, lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], precision: str) -> Tensor:
         """(N, E) without anything kept for gradients."""
@@ -273,8 +274,8 @@ ROWS: dict[str, Row] = {row.name: row for row in (Triton(), Cpu(), Reference())}
 
 
 def resolve(name: str, weight: Tensor) -> Row:
-    """The row of that name, or the best for such weights for "auto"; raises as tensors.resolve."""
-    return ROWS[tensors.resolve(name, weight)]
+    """The row of that name, or the best for such weights for "auto"; raises as dispatch.resolve."""
+    return ROWS[dispatch.resolve(name, weight)]
 
 
 @torch.library.custom_op(

@@ -15,13 +15,14 @@ import numpy as np
 import rioxarray  # noqa: F401  (registers .rio, by which CRSs are found)
 import xarray
 
-from satclip_engine import georeference, lazy
-from satclip_engine.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
+from satclip_engine.arrays import lazy
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
-from satclip_engine.grid import Grid
-from satclip_engine.lattice.use import placed, planned
-from satclip_engine.places import Axes, Places, Points
+from satclip_engine.geo import xarray_grid
+from satclip_engine.geo.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
+from satclip_engine.geo.grid import Grid
+from satclip_engine.geo.pixels import CurvilinearGrid, PixelGrid, RectilinearGrid
+from satclip_engine.lattice.choose import placed, planned
 
 _RETURN = 1.0  # metres: how near a valid place comes back from longitude and latitude
 
@@ -52,9 +53,9 @@ class Satclip:
 
 @dataclass(frozen=True)
 class Located:
-    """Places of an object and the dimensions they vary along: two, or others that `places` has in one row."""
+    """Pixels of an object and the dimensions they vary along: two, or others that `places` has in one row."""
 
-    places: Places
+    places: PixelGrid
     dims: tuple[Hashable, ...]
     shape: tuple[int, ...]
 
@@ -104,7 +105,7 @@ def embed(
     )
     array.encoding = {"_FillValue": np.float32(np.nan)}
     mapping = "spatial_ref" if isinstance(located.places, Grid) else None
-    if mapping := georeference.grid_mapping(obj) or mapping:
+    if mapping := xarray_grid.grid_mapping(obj) or mapping:
         array.encoding["grid_mapping"] = mapping
     return array
 
@@ -114,16 +115,16 @@ Satclip.embed.__doc__ = embed.__doc__
 
 def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
     """Find the places of an xarray object. Raises UsageError when it does not say where on Earth it is."""
-    if (geobox := georeference.geobox_of(obj)) is not None:
-        dims = georeference.spatial_dims(obj)
+    if (geobox := xarray_grid.geobox_of(obj)) is not None:
+        dims = xarray_grid.spatial_dims(obj)
         assert dims is not None
         grid = Grid.from_geobox(geobox, name="the xarray object")
         return Located(grid, dims, grid.shape)
-    if (found := georeference.lonlat_of(obj)) is not None:
+    if (found := xarray_grid.lonlat_of(obj)) is not None:
         return _located_lonlat(*found)
-    if (labels := georeference.xy_of(obj)) is not None and georeference.crs_of(obj) is not None:
+    if (labels := xarray_grid.xy_of(obj)) is not None and xarray_grid.crs_of(obj) is not None:
         return _located_labels(obj, *labels)
-    if hidden := georeference.lonlat_variables(obj):
+    if hidden := xarray_grid.lonlat_variables(obj):
         raise UsageError(
             f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
         )
@@ -135,12 +136,12 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
 
 def _located_lonlat(lon: xarray.DataArray, lat: xarray.DataArray) -> Located:
     if lon.ndim == lat.ndim == 1 and lon.dims != lat.dims:
-        axes = Axes(lat.values, lon.values)
+        axes = RectilinearGrid(lat.values, lon.values)
         return Located(axes, (lat.dims[0], lon.dims[0]), axes.shape)
     lon_all, lat_all = _broadcast(lon, lat)
     shape = lon_all.shape
     rows = lon_all.values if len(shape) == 2 else lon_all.values.reshape(1, -1)
-    return Located(Points(rows, lat_all.values.reshape(rows.shape)), lon_all.dims, shape)
+    return Located(CurvilinearGrid(rows, lat_all.values.reshape(rows.shape)), lon_all.dims, shape)
 
 
 def _broadcast(lon: xarray.DataArray, lat: xarray.DataArray) -> tuple[xarray.Variable, xarray.Variable]:
@@ -154,7 +155,7 @@ def _located_labels(
     obj: xarray.DataArray | xarray.Dataset, x: xarray.DataArray, y: xarray.DataArray
 ) -> Located:
     """Labels in a CRS that are not evenly spaced, or too few to tell."""
-    crs = georeference.crs_of(obj)
+    crs = xarray_grid.crs_of(obj)
     assert crs is not None
     if is_lonlat(crs):
         return _located_lonlat(x, y)
@@ -164,7 +165,7 @@ def _located_labels(
     with np.errstate(invalid="ignore"):  # as in Grid.places; labels without pixels have no size to measure by
         off = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
         somewhere = (off <= _RETURN) & np.isfinite(lon + lat)
-    places = Points(np.where(somewhere, lon, np.nan), np.where(somewhere, lat, np.nan))
+    places = CurvilinearGrid(np.where(somewhere, lon, np.nan), np.where(somewhere, lat, np.nan))
     return Located(places, x_all.dims, x_all.shape)
 
 
@@ -209,11 +210,11 @@ def _coordinates(
     def kept(name: Hashable) -> bool:
         coord = obj.coords[name]
         spatial = coord.ndim > 0 and set(coord.dims) <= set(located.dims)
-        return name != "band" and (spatial or name == georeference.grid_mapping(obj))
+        return name != "band" and (spatial or name == xarray_grid.grid_mapping(obj))
 
     others = [name for name in obj.coords if not kept(name)]
     coords = obj.coords.to_dataset().drop_vars(others).coords
     added: dict[Hashable, Any] = dict(lazy.band_coordinates(encoder))
-    if isinstance(located.places, Grid) and georeference.grid_mapping(obj) is None:
+    if isinstance(located.places, Grid) and xarray_grid.grid_mapping(obj) is None:
         added["spatial_ref"] = lazy.spatial_ref(located.places)
     return xarray.Coordinates(coords).merge(xarray.Coordinates(added)).coords

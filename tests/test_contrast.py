@@ -13,9 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from satclip_engine import _C, contrast_reference, op_loss  # noqa: E402
+from satclip_engine import _C  # noqa: E402
 from satclip_engine.contrast import contrastive_loss  # noqa: E402
 from satclip_engine.errors import UsageError  # noqa: E402
+from satclip_engine.ops import loss as loss_op  # noqa: E402
+from satclip_engine.reference import contrastive  # noqa: E402
 
 INSTRUCTION_SETS = _C.instruction_sets()
 
@@ -53,7 +55,7 @@ def steepness(a: np.ndarray, b: np.ndarray, scale: float) -> float:
 def compare(isa: str, a: np.ndarray, b: np.ndarray, scale: float, offset: int = 0) -> None:
     """Each output and each gradient with the float64 definition."""
     exact = [torch.from_numpy(rows.astype(np.float64)) for rows in (a, b)]
-    expected = contrast_reference.log_sum_exps(*exact, scale, offset)
+    expected = contrastive.log_sum_exps(*exact, scale, offset)
     found = _C.loss_forward(a, b, scale, offset, 2, isa=isa)
     slack = 8 * EPSILON * steepness(a, b, scale)
     for name, value, right in zip(("row_lse", "column_lse", "partner"), found, expected, strict=True):
@@ -62,7 +64,7 @@ def compare(isa: str, a: np.ndarray, b: np.ndarray, scale: float, offset: int = 
 
     factor = 0.5 / len(b)
     sums = [torch.from_numpy(lse.astype(np.float64)) for lse in found[:2]]
-    right = contrast_reference.gradients(*exact, scale, *sums, offset, factor)
+    right = contrastive.gradients(*exact, scale, *sums, offset, factor)
     da, db, dscale = _C.loss_backward(a, b, scale, *found[:2], offset, factor, 2, isa=isa)
     # Each row of dS adds up to at most 4 · factor in size.
     unit = 4 * factor * 2 * slack
@@ -101,7 +103,7 @@ def test_rows_of_any_length_neither_overflow_nor_vanish(isa, length):
     a, b = normalised(130, 130, 16)
     a, b = (length * a).astype(np.float32), (length * b).astype(np.float32)
     exact = [torch.from_numpy(rows.astype(np.float64)) for rows in (a, b)]
-    expected = contrast_reference.log_sum_exps(*exact, 1.0)
+    expected = contrastive.log_sum_exps(*exact, 1.0)
     found = _C.loss_forward(a, b, 1.0, isa=isa)
     for value, right in zip(found, expected, strict=True):
         np.testing.assert_allclose(value, right.numpy(), rtol=0, atol=8 * EPSILON * steepness(a, b, 1.0))
@@ -215,8 +217,8 @@ def test_loss_and_gradients_equal_two_cross_entropies(backend, dtype, count, tol
 def test_the_reference_is_a_gradient():
     given = pairs(11, 5, torch.float64)
     assert torch.autograd.gradcheck(contrastive_loss, given)
-    loss, row_lse, column_lse = contrast_reference.contrastive_loss(*given)
-    explicit = contrast_reference.contrastive_loss_backward(
+    loss, row_lse, column_lse = contrastive.contrastive_loss(*given)
+    explicit = contrastive.contrastive_loss_backward(
         torch.tensor(3.0), *(t.detach() for t in (*given, row_lse, column_lse))
     )
     for found, right in zip(explicit, torch.autograd.grad(3 * loss, given), strict=True):
@@ -228,10 +230,10 @@ def test_the_reference_is_a_gradient():
 )
 def test_both_operators_keep_the_rules(backend, dtype):
     given = pairs(dtype=dtype)
-    torch.library.opcheck(op_loss.contrastive_loss, (*given, backend))
-    outputs = op_loss.contrastive_loss(*given, backend)
+    torch.library.opcheck(loss_op.contrastive_loss, (*given, backend))
+    outputs = loss_op.contrastive_loss(*given, backend)
     kept = [tensor.detach() for tensor in (outputs[0], *given, *outputs[1:])]
-    torch.library.opcheck(op_loss.contrastive_loss_backward, (*kept, backend))
+    torch.library.opcheck(loss_op.contrastive_loss_backward, (*kept, backend))
     assert [output.requires_grad for output in outputs] == [True, False, False]
 
 
@@ -264,7 +266,7 @@ def test_backends_are_those_of_encode():
 def test_under_autocast_it_is_computed_in_float32():
     given = pairs()
     expected = contrastive_loss(*(t.detach().bfloat16().float() for t in given[:2]), given[2])
-    for op in (contrastive_loss, lambda *values: op_loss.contrastive_loss(*values, "auto")[0]):
+    for op in (contrastive_loss, lambda *values: loss_op.contrastive_loss(*values, "auto")[0]):
         halves = [t.detach().bfloat16().requires_grad_() for t in given[:2]]
         with torch.autocast("cpu", torch.bfloat16):
             loss = op(*halves, given[2])
@@ -346,16 +348,16 @@ def test_ctrl_c_stops_a_long_call_within_a_second(call, threads):
     code = f"""
         import time
         import torch
-        from satclip_engine import op_loss
+        from satclip_engine.ops import loss as loss_op
         torch.set_num_threads({threads})
         a, scale = torch.zeros(120_000, 256), torch.tensor(1.0)
         sums = torch.zeros(120_000)
         print("ready", flush=True)
         try:
             if {call == "forward"}:
-                op_loss.contrastive_loss(a, a, scale, "cpu")
+                loss_op.contrastive_loss(a, a, scale, "cpu")
             else:
-                op_loss.contrastive_loss_backward(scale, a, a, scale, sums, sums, "cpu")
+                loss_op.contrastive_loss_backward(scale, a, a, scale, sums, sums, "cpu")
         except KeyboardInterrupt:
             print("interrupted", time.time(), flush=True)
         """
@@ -390,7 +392,7 @@ def test_the_reference_is_the_same_block_by_block(monkeypatch):
     a, b, scale = pairs(dtype=torch.float64)
     value = contrastive_loss(a, b, scale)
     whole = torch.autograd.grad(value, (a, b, scale))
-    monkeypatch.setattr(contrast_reference, "_BLOCK_BYTES", 8 * len(b) * 5)
+    monkeypatch.setattr(contrastive, "_BLOCK_BYTES", 8 * len(b) * 5)
     again = contrastive_loss(a, b, scale)
     torch.testing.assert_close(again, value, rtol=1e-12, atol=0)
     for part, expected in zip(torch.autograd.grad(again, (a, b, scale)), whole, strict=True):

@@ -10,10 +10,12 @@ import pytest
 
 import satclip_engine as se
 from satclip_engine import _C, backends
+from satclip_engine.backends import cpu, triton
+from satclip_engine.backends import cuda as cuda_backend
+from satclip_engine.backends.protocols import Calls
 from satclip_engine.device import CPU, Device, absence, parse_device, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
-from satclip_engine.layers import Layers
-from satclip_engine.prepared import Calls
+from satclip_engine.weights import Layers
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,9 @@ def machine(monkeypatch):
             known = pytest.importorskip("torch").cuda
             monkeypatch.setattr(known, "get_device_capability", lambda device=None: capability)
         missing = "it needs torch: pip install it" if torch is None else None
-        monkeypatch.setattr(backends.Triton, "missing", lambda self: missing)
+        monkeypatch.setattr(triton.Triton, "missing", lambda self: missing)
         monkeypatch.setattr(
-            backends, "torch_absence", lambda device: absence(device, torch or 0, "torch", "no driver")
+            triton, "torch_absence", lambda device: absence(device, torch or 0, "torch", "no driver")
         )
         of_cuda = {
             "cuda_missing": "built without nvcc" if cuda is None else None,
@@ -81,7 +83,7 @@ def machine(monkeypatch):
             "cuda_no_devices": lambda: "no NVIDIA driver was found",
             "CudaNetwork": FakeNetwork,
         }
-        monkeypatch.setattr(backends, "_C", types.SimpleNamespace(**{**vars(_C), **of_cuda}))
+        monkeypatch.setattr(cuda_backend, "_C", types.SimpleNamespace(**{**vars(_C), **of_cuda}))
 
     return pretend
 
@@ -152,13 +154,13 @@ def test_gpus_that_kernels_are_not_compiled_for_are_refused_in_a_sentence(machin
 
 def test_tensors_on_gpus_that_kernels_are_not_compiled_for_are_refused_too(machine):
     torch = pytest.importorskip("torch")
-    from satclip_engine import tensors
+    from satclip_engine.ops import dispatch
 
     tensor: Any = types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 1))
     machine(torch=2, cuda=2, capability=(7, 5))
-    assert tensors.Triton().unfit(tensor) == "needs compute capability 8.0, cuda:1 has 7.5"
+    assert dispatch.Triton().unfit(tensor) == "needs compute capability 8.0, cuda:1 has 7.5"
     machine(torch=2, cuda=2, capability=(8, 0))
-    assert tensors.Triton().unfit(tensor) is None
+    assert dispatch.Triton().unfit(tensor) is None
 
 
 def test_without_a_gpu_triton_says_how_it_can_run_all_the_same(monkeypatch):
@@ -191,7 +193,7 @@ class FakeNetwork:
         self.precision, self.device = precision, device
 
     def encode_grid(self, lat: Any, lon: Any, out: Any, *, threads: int, check: Any) -> None:
-        backends.Cpu().prepare(self.layers).encode_grid(lat, lon, out, threads, check)
+        cpu.Cpu().prepare(self.layers).encode_grid(lat, lon, out, threads, check)
 
 
 def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny):
@@ -217,7 +219,7 @@ def test_the_cuda_row_makes_wide_grids_by_parts_of_the_columns(machine, tiny_wei
         fill(self, lat, lon, out, **options)
 
     monkeypatch.setattr(FakeNetwork, "encode_grid", watched)
-    monkeypatch.setattr(backends, "gpu_calls", lambda embed_dim: Calls(5, 1 << 20))
+    monkeypatch.setattr(cuda_backend, "gpu_calls", lambda embed_dim: Calls(5, 1 << 20))
     enc = se.load(tiny_weights, device="cuda")
     grid = se.make_grid(resolution=30)
     assert np.array_equal(enc.evaluate(grid), tiny.evaluate(grid))

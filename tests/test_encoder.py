@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 import satclip_engine as se
-from satclip_engine import lazy, reference
-from satclip_engine.bands import band_names, parse_bands
+from satclip_engine import reference
+from satclip_engine.arrays import lazy
+from satclip_engine.arrays.bands import band_names, parse_bands
 from satclip_engine.errors import UsageError, WeightsError
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 
 PLACES = np.array([[2.25, 48.5], [-180.0, -90.0], [181.5, 0.0], [13.0, 90.0]])
 
@@ -496,7 +497,7 @@ def test_bands_that_do_not_exist_are_refused(bands):
 @settings(max_examples=200, deadline=None)
 def test_selection_by_computed_labels_equals_pandas(start, step, data):
     """An axis too long to store selects as an ordinary one does."""
-    from satclip_engine.axis import AxisIndex, AxisLabels
+    from satclip_engine.arrays.axis import AxisIndex, AxisLabels
 
     size = 50
     index = AxisIndex(AxisLabels("x", "x", size, start, step))

@@ -19,16 +19,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from made_weights import CONVENTIONS, GOLDEN, assert_same, make, tensors  # noqa: E402
+from factories.weights import CONVENTIONS, GOLDEN, assert_same, make, tensors  # noqa: E402
 from test_golden import Case, cases, check_golden  # noqa: E402
 from test_op import places  # noqa: E402
 
 import satclip_engine as se  # noqa: E402
-from satclip_engine import gradients, reference  # noqa: E402
-from satclip_engine.basis import column_factors  # noqa: E402
+from satclip_engine import reference  # noqa: E402
 from satclip_engine.errors import UsageError, WeightsError  # noqa: E402
 from satclip_engine.nn import LocationEncoder, SatClip, get_satclip  # noqa: E402
+from satclip_engine.reference import gradients  # noqa: E402
 from satclip_engine.weights import LocationWeights, Provenance, read_weights  # noqa: E402
+from satclip_engine.weights.conventions import column_factors  # noqa: E402
 
 RELEASED = GOLDEN / "L10_analytic_c512_w1.ckpt"
 
@@ -316,7 +317,7 @@ def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
     np.testing.assert_allclose(losses[backend], losses["reference"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("module", ["gradients", "op", "nn", "op_loss", "contrast", "tensors"])
+@pytest.mark.parametrize("module", ["reference.gradients", "op", "nn", "ops.loss", "contrast", "ops.dispatch"])
 def test_without_torch_the_command_that_installs_it_is_told(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None\nimport satclip_engine.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -15,9 +15,11 @@ torch = pytest.importorskip("torch")
 from torch._dynamo import testing  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from satclip_engine import _C, backends, gradients, op, reference  # noqa: E402
+from satclip_engine import _C, backends, op, reference  # noqa: E402
+from satclip_engine.backends import cpu  # noqa: E402
 from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
-from satclip_engine.layers import Layers  # noqa: E402
+from satclip_engine.reference import gradients  # noqa: E402
+from satclip_engine.weights import Layers  # noqa: E402
 
 BACKENDS = ["reference", "cpu", "triton"]
 DTYPES = {"reference": torch.float64, "cpu": torch.float32, "triton": torch.float32}
@@ -472,8 +474,8 @@ def test_cpu_by_name_refuses_what_it_does_not_compute(trains: bool) -> None:
 def test_a_backend_that_is_not_there_raises_by_name_and_is_passed_over_otherwise(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(backends, "_C", None)
-    monkeypatch.setattr(backends, "_C_MISSING", "no kernels", raising=False)
+    monkeypatch.setattr(cpu, "_C", None)
+    monkeypatch.setattr(cpu, "MISSING", "no kernels", raising=False)
     if name == "auto":
         assert op.resolve(name, torch.zeros(1)).name == "reference"
         return

@@ -81,7 +81,7 @@ def test_ctrl_c_stops_a_long_call_within_a_second(call, threads):
         import sys, time
         import numpy as np
         import satclip_engine as se
-        from satclip_engine.grid import make_grid
+        from satclip_engine.geo.grid import make_grid
         enc = se.load(threads={threads}).with_head(np.ones((1, 256)))
         grid = make_grid(resolution=0.01, bounds=(0, 0, 360, 40))
         places = np.tile(np.array([[1.0, 2.0], [3.0, 4.0]]), (10_000_000, 1))

@@ -19,9 +19,9 @@ from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from satclip_engine import backends
+from satclip_engine.backends.protocols import PRECISIONS
 from satclip_engine.errors import UsageError
-from satclip_engine.prepared import PRECISIONS
-from satclip_engine.stored import MAX_DEGREES
+from satclip_engine.weights.schema import MAX_DEGREES
 
 # What the published layout calls the image encoders of the releases.
 VISION_LAYERS: Final[Mapping[str, str]] = {

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satclip_engine.basis import EXACT_DEGREES
-from satclip_engine.checkpoint import write_whole
-from satclip_engine.lightning import lightning_dictionary
-from satclip_engine.stored import Convention, Stored
 from satclip_engine.training.config import VISION_LAYERS, TrainConfig
 from satclip_engine.training.model import Model
 from satclip_engine.training.trainer import Outcome, Snapshot
 from satclip_engine.weights import LocationWeights, Provenance
+from satclip_engine.weights.conventions import EXACT_DEGREES
+from satclip_engine.weights.files import write_whole
+from satclip_engine.weights.lightning_file import lightning_dictionary
+from satclip_engine.weights.schema import Convention, Stored
 
 _LOCATION: Final = "location.nnet."
 _VISUAL: Final = "model.visual."

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.cli._progress import Progress, Silence
 from satclip_engine.errors import DataError, OutputError, UsageError
+from satclip_engine.progress import Progress, Silence
 from satclip_engine.raster.output import disk_errors, size_text
 from satclip_engine.raster.spool import locked_folder
 from satclip_engine.training import shards

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from satclip_engine.cli._progress import Progress, Silence
 from satclip_engine.errors import DataError
+from satclip_engine.progress import Progress, Silence
 from satclip_engine.training.augment import Augmentation
 from satclip_engine.training.source import (
     PatchSource,

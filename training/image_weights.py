@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from satclip_engine.errors import WeightsError
-from satclip_engine.lightning import load_safely
 from satclip_engine.training.source import first_ones
+from satclip_engine.weights.lightning_file import load_safely
 
 _PUBLISHED = "model.visual."
 # Where the trunk is found among other networks; the first prefix that fits is taken.

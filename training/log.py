@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from satclip_engine._optional import need
-from satclip_engine.checkpoint import write_whole
 from satclip_engine.errors import OutputError
+from satclip_engine.weights.files import write_whole
 
 COLUMNS: Final = (
     "epoch",

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.crs import parse_crs, transformers
 from satclip_engine.errors import DataError, UsageError
+from satclip_engine.geo.crs import parse_crs, transformers
 from satclip_engine.training.image_files import ImageFiles, Layout, probe_layout, unreadable
 from satclip_engine.training.raster_patches import RasterPatches
 from satclip_engine.training.source import PatchSource, Skipped, check_places, first_ones

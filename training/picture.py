@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from satclip_engine.checkpoint import write_whole
+from satclip_engine.weights.files import write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,9 +43,9 @@ def write_picture(
 
     from PIL import Image
 
-    from satclip_engine.grid import make_grid
-    from satclip_engine.raster.preview import render_preview
-    from satclip_engine.raster.sheet import PAPER
+    from satclip_engine.geo.grid import make_grid
+    from satclip_engine.preview.layout import PAPER
+    from satclip_engine.preview.write import render_preview
 
     world = render_preview(encoder, make_grid(resolution=1.0), title=title, source=source)
     charts = draw_charts(history, world.width)
@@ -61,7 +61,7 @@ def draw_charts(history: Sequence[dict[str, Any]], width: int) -> Image:
     """Loss on the left, retrieval on the right."""
     from PIL import Image, ImageDraw
 
-    from satclip_engine.raster.sheet import PAPER
+    from satclip_engine.preview.layout import PAPER
 
     picture = Image.new("RGB", (width, _HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -99,7 +99,7 @@ def _panel(
     curves: Sequence[Curve],
     limits: tuple[float, float] | None,
 ) -> None:
-    from satclip_engine.raster.sheet import GREY, INK, font_of
+    from satclip_engine.preview.layout import GREY, INK, font_of
 
     bottom, top = _HEIGHT - _BOTTOM, _TOP
     draw.text((left, 30), title, INK, font=font_of(28))

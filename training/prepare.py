@@ -16,9 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from satclip_engine.checkpoint import write_whole
 from satclip_engine.errors import DataError, UsageError
-from satclip_engine.lightning import load_safely
 from satclip_engine.training.augment import Augmentation
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.export import Visual
@@ -34,6 +32,8 @@ from satclip_engine.training.shards import MANIFEST
 from satclip_engine.training.source import PatchSource, Skipped
 from satclip_engine.training.split import split_samples
 from satclip_engine.training.trunk_passes import TrunkFeatures
+from satclip_engine.weights.files import write_whole
+from satclip_engine.weights.lightning_file import load_safely
 
 _ENCODER: Final = "encoder.pt"
 _PREFIX: Final = "model.visual."  # of the names in the state of an image encoder

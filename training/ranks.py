@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from satclip_engine.backends.device_copies import sent
 from satclip_engine.device import Device, parse_device, torch_absence
 from satclip_engine.errors import UsageError
-from satclip_engine.staging import sent
 
 # While the first process makes features or validates, the others wait.
 _PATIENCE = timedelta(days=7)

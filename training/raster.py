@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.crs import full_turn, is_lonlat, parse_crs, to_lonlat, transformers
 from satclip_engine.errors import DataError, UsageError
+from satclip_engine.geo.crs import full_turn, is_lonlat, parse_crs, to_lonlat, transformers
 from satclip_engine.training.image_files import choose_bands, choose_divisor
 
 _GLOBE = (-180.0, -90.0, 180.0, 90.0)

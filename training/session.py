@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import torch
 
-from satclip_engine.checkpoint import write_whole
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, SatclipError
 from satclip_engine.training import state
@@ -29,6 +28,7 @@ from satclip_engine.training.picture import write_picture
 from satclip_engine.training.ranks import Ranks
 from satclip_engine.training.samples import Features
 from satclip_engine.training.trainer import Diverged, Observer, Outcome, Trainer, recovered
+from satclip_engine.weights.files import write_whole
 
 CONFIG: Final = "config.toml"
 LOG: Final = "log.csv"

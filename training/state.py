@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import torch
 
-from satclip_engine.checkpoint import write_whole
 from satclip_engine.errors import OutputError, WeightsError
+from satclip_engine.weights.files import write_whole
 
 NEWEST: Final = "state.pt"
 PREVIOUS: Final = "state.previous.pt"

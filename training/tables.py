@@ -13,7 +13,7 @@ import numpy as np
 
 from satclip_engine._optional import need
 from satclip_engine.errors import DataError
-from satclip_engine.georeference import LATITUDE, LONGITUDE
+from satclip_engine.geo.xarray_grid import LATITUDE, LONGITUDE
 
 _LON, _LAT = (*LONGITUDE, "x"), (*LATITUDE, "y")
 _PATH = ("fn", "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")

@@ -9,10 +9,10 @@ import torch
 
 from gpucheck.parity import GRADIENTS, LOSS, Sizes, relative, relative_rms
 from gpucheck.rows import Check, Note, Rows
-from satclip_engine import tensors
 from satclip_engine.bench.workload import scattered, siren
 from satclip_engine.contrast import contrastive_loss
 from satclip_engine.op import encode
+from satclip_engine.ops import dispatch
 
 
 def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
@@ -73,7 +73,7 @@ def _contrast(rows: Rows, device: torch.device, sizes: Sizes) -> None:
 def _places(rows: Rows, device: torch.device) -> list[tuple[str, torch.device]]:
     """Backends with gradients that run here, each with its device."""
     found = []
-    for row in tensors.TABLE:
+    for row in dispatch.TABLE:
         if row.name == "reference":
             continue
         if (missing := row.missing()) is not None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from gpucheck.rows import Check, Note, Rows
-from satclip_engine import backends, contrast_reference, gradients, reference
+from satclip_engine import backends, reference
 from satclip_engine.bench.workload import scattered, siren
 from satclip_engine.device import CPU, Device, parse_device
-from satclip_engine.layers import Layers
+from satclip_engine.reference import contrastive, gradients
+from satclip_engine.weights import Layers
 
 VALUES = {"exact": 2e-5, "fast": 5e-3}
 GRADIENTS = {"exact": 2e-5, "fast": 2e-2}
@@ -234,12 +235,12 @@ def _loss(rows: Rows, name: str, size: tuple[int, int, int], device: torch.devic
         for n in (count, columns)
     )
     scale, factor, offset = torch.tensor(14.3), torch.tensor(0.5 / columns), (columns - count) // 2
-    right = contrast_reference.log_sum_exps(a.double(), b.double(), scale.double(), offset)
+    right = contrastive.log_sum_exps(a.double(), b.double(), scale.double(), offset)
     on = [tensor.to(device) for tensor in (a, b, scale)]
     found = loss.log_sum_exps(*on, offset)
     names = ("row sums", "column sums", "partners")
     _compare(rows, name, names, found, right, LOSS)
-    right_gradients = contrast_reference.gradients(
+    right_gradients = contrastive.gradients(
         a.double(), b.double(), scale.double(), right[0], right[1], offset, factor.double()
     )
     found = loss.gradients(

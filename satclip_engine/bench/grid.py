@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import backends
+from satclip_engine.backends import cpu
 from satclip_engine.bench.cases import GridCase
 from satclip_engine.bench.gemm import layer_yardsticks
 from satclip_engine.bench.measure import Contestant, Made
 from satclip_engine.bench.peers import PEERS
 from satclip_engine.bench.points import ours, rival
 from satclip_engine.bench.workload import Expected, grid_multiply_adds, multiply_adds, siren
-from satclip_engine.grid import Grid, make_grid
+from satclip_engine.geo.grid import Grid, make_grid
 from satclip_engine.weights import Layers
 
 _POINTS_WORK = 3e10  # multiply-adds of the contestants that go pixel by pixel: about half a second
@@ -64,7 +65,7 @@ def _product(case: GridCase, layers: Layers, raster: Grid, threads: int, *, reme
         multiply_adds=grid_multiply_adds(case.degrees, case.sizes),
         ours=True,
         remember=remember,
-        missing=backends.Cpu().missing(),
+        missing=cpu.Cpu().missing(),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from satclip_engine import backends
 from satclip_engine._optional import need
+from satclip_engine.backends import compiled, cpu
 from satclip_engine.bench import peers
 from satclip_engine.bench.cases import (
     GemmCase,
@@ -35,7 +36,7 @@ _TIMES = 8  # calls in a measurement of the raster kernels, which take a few mil
 
 def instruction_sets() -> list[str]:
     """Best first; empty without the compiled core."""
-    return backends._C.instruction_sets() if backends._C is not None else []
+    return compiled._C.instruction_sets() if compiled._C is not None else []
 
 
 def gemm(case: GemmCase, threads: tuple[int, ...], compare: frozenset[str]) -> list[Contestant]:
@@ -64,7 +65,7 @@ def harmonics(case: HarmonicsCase, threads: tuple[int, ...], compare: frozenset[
         return Contestant(name, 1, float(case.places), make, dtype=dtype, **extra)
 
     def ours(isa: str) -> Callable[[], np.ndarray]:
-        return lambda: backends._C.harmonics(places, case.degrees, 1, isa)
+        return lambda: compiled._C.harmonics(places, case.degrees, 1, isa)
 
     def torch(dtype: str) -> Callable[[], np.ndarray]:
         module = need("torch", extra="torch", why="satclip-bench")
@@ -106,7 +107,7 @@ def points(case: PointsKernelCase, threads: tuple[int, ...], compare: frozenset[
 
     def entry(isa: str) -> Contestant:
         def make(settings: Mapping[str, Any]) -> Made:
-            network = backends.Cpu().prepare(layers, 1, isa=isa)
+            network = cpu.Cpu().prepare(layers, 1, isa=isa)
             out = np.empty((case.places, layers.embed_dim), np.float32)
             return Made(lambda: network.encode(places, out), expected.error, case.tolerance)
 
@@ -132,7 +133,7 @@ def grid(case: GridKernelCase, threads: tuple[int, ...], compare: frozenset[str]
 
     def entry(isa: str) -> Contestant:
         def make(settings: Mapping[str, Any]) -> Made:
-            network = backends.Cpu().prepare(layers, 1, isa=isa)
+            network = cpu.Cpu().prepare(layers, 1, isa=isa)
             out = np.empty((case.rows, case.columns, layers.embed_dim), np.float32)
 
             def check(answer: np.ndarray) -> float:
@@ -182,7 +183,7 @@ def _pack_tiles(case: RasterKernelCase, pixels: np.ndarray, isa: str | None) -> 
 
     def by_kernel() -> np.ndarray:
         for _ in range(_TIMES):
-            backends._C.pack_tiles(
+            compiled._C.pack_tiles(
                 pixels,
                 tiles,
                 first_row=0,
@@ -212,7 +213,7 @@ def _halve(case: RasterKernelCase, pixels: np.ndarray, isa: str | None) -> Made:
 
     def by_kernel() -> np.ndarray:
         for _ in range(_TIMES):
-            backends._C.halve(pixels, out, isa)
+            compiled._C.halve(pixels, out, isa)
         return out
 
     def check(answer: np.ndarray) -> float:

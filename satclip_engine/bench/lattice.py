@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine import backends
+from satclip_engine.backends import cpu
 from satclip_engine.bench.cases import LatticeCase
 from satclip_engine.bench.measure import Contestant, Made
 from satclip_engine.encoder import Encoder, load
-from satclip_engine.grid import Grid, make_grid
+from satclip_engine.geo.grid import Grid, make_grid
 
 _EXACT = 400_000  # places that the exact paths take: some seconds
 _CHECKED = 512
@@ -133,7 +133,7 @@ def _exact(case: LatticeCase, threads: int, name: str) -> Contestant:
 
 
 def _missing() -> str | None:
-    return backends.Cpu().missing()
+    return cpu.Cpu().missing()
 
 
 def _error(encoder: Encoder, places: np.ndarray, values: np.ndarray) -> float:
@@ -157,6 +157,6 @@ def _raster_error(encoder: Encoder, grid: Grid, answer: Any) -> float:
         clipped = np.abs(values) == np.iinfo(answer.dtype).max
         values = np.where(clipped, np.nan, values * scale + offset)
         rounding = scale / 2
-    expected = reference.encode(grid.places(rows, columns), encoder.layers)
+    expected = reference.encode(grid.pixel_lonlat(rows, columns), encoder.layers)
     off = np.maximum(np.abs(values - expected) - rounding, 0.0) / encoder.moments.sigma
     return float(np.nanmax(off)) if np.isfinite(off).mean() > 0.999 else float("inf")

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.basis import column_factors
 from satclip_engine.weights import Layers
+from satclip_engine.weights.conventions import column_factors
 
 if TYPE_CHECKING:
     import torch

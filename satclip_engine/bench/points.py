@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import backends
+from satclip_engine.backends import cpu
 from satclip_engine.bench.cases import GridCase, PointsCase
 from satclip_engine.bench.gemm import layer_yardsticks, torch_threads
 from satclip_engine.bench.measure import Contestant, Made
@@ -57,7 +58,7 @@ def ours(
         multiply_adds=multiply_adds(case.degrees, case.sizes),
         ours=True,
         remember=remember,
-        missing=backends.Cpu().missing(),
+        missing=cpu.Cpu().missing(),
     )
 
 

@@ -170,7 +170,7 @@ def _process(
 
 def _alone(case: WriteCase, path: Path, threads: int, dtype: str) -> Made:
     from satclip_engine.encoder import load
-    from satclip_engine.grid import make_grid
+    from satclip_engine.geo.grid import make_grid
     from satclip_engine.raster.write import write_raster
 
     encoder = load("default", threads=threads)

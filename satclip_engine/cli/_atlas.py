@@ -11,9 +11,9 @@ import click
 from click.core import ParameterSource
 
 from satclip_engine import __version__
-from satclip_engine.cli._progress import bytes_text, duration_text, progress_for
 from satclip_engine.cli._report import weights_name
 from satclip_engine.errors import OutputError
+from satclip_engine.progress import bytes_text, duration_text, progress_for
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
@@ -49,7 +49,7 @@ def check_options(context: click.Context) -> None:
 
 def run(options: Options, encoder: Encoder, *, dtype_given: bool) -> None:
     """Write the atlas and report."""
-    from satclip_engine.lattice.atlas import TOLERANCE, write_atlas
+    from satclip_engine.atlas.write import TOLERANCE, write_atlas
 
     assert options.atlas is not None
     started = time.perf_counter()

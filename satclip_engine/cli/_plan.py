@@ -6,17 +6,17 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from satclip_engine.cli._progress import bytes_text, duration_text
 from satclip_engine.cli._report import lattice_lines, resolution_text
-from satclip_engine.crs import crs_name
+from satclip_engine.geo.crs import crs_name
+from satclip_engine.progress import bytes_text, duration_text
 
 if TYPE_CHECKING:
-    from satclip_engine.cli._progress import Progress
     from satclip_engine.cli.grid import Options
     from satclip_engine.encoder import Encoder
-    from satclip_engine.grid import Grid
+    from satclip_engine.geo.grid import Grid
     from satclip_engine.lattice.plan import Plan
-    from satclip_engine.raster.survey import Need
+    from satclip_engine.progress import Progress
+    from satclip_engine.raster.size_estimate import Need
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Outlook:
 
 def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> Outlook:
     """Survey the raster and choose. Raises UsageError as writing it would."""
+    from satclip_engine.lattice.choose import placed
     from satclip_engine.lattice.plan import exact_plan, predicted
-    from satclip_engine.lattice.regions import region_of
-    from satclip_engine.lattice.use import placed
-    from satclip_engine.raster import survey
+    from satclip_engine.lattice.sampling import region_of
+    from satclip_engine.raster import size_estimate
     from satclip_engine.raster.request import Options as Asked
     from satclip_engine.raster.request import check_request
     from satclip_engine.raster.write import look_at
@@ -47,7 +47,7 @@ def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> 
     quantiser, planned = look_at(request, progress.stage)
     request = replace(request, encoder=planned)
     cut, region = request.plan(), region_of(grid)
-    need = survey.estimate(planned, placed(planned, grid), cut, quantiser, request.codec)
+    need = size_estimate.estimate(planned, placed(planned, grid), cut, quantiser, request.codec)
     plan = planned.plan or exact_plan(region, "as asked for")
     if encoder.plan is None:  # an atlas has no other way
         progress.stage("measuring this machine")

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satclip_engine import __version__
-from satclip_engine.cli._progress import bytes_text, duration_text, rate_text
-from satclip_engine.crs import crs_name
+from satclip_engine.geo.crs import crs_name
 from satclip_engine.lattice.certificate import up
+from satclip_engine.progress import bytes_text, duration_text, rate_text
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
     from satclip_engine.encoder import Encoder
-    from satclip_engine.grid import Grid
-    from satclip_engine.pca import GlobalPCA
+    from satclip_engine.geo.grid import Grid
+    from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.raster.write import Report
 
 
@@ -106,7 +106,7 @@ def preview_source(encoder: Encoder, grid: Grid) -> str:
 
 def resolution_text(grid: Grid) -> str:
     """0.25°, 1000 m, or two numbers where pixels are not square."""
-    from satclip_engine.crs import unit_name
+    from satclip_engine.geo.crs import unit_name
 
     transform = grid.transform
     sides = [(transform.a**2 + transform.d**2) ** 0.5, (transform.b**2 + transform.e**2) ** 0.5]

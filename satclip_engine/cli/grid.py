@@ -20,11 +20,11 @@ from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, Me
 from satclip_engine.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from satclip_engine.cli._progress import Progress
     from satclip_engine.device import Device
     from satclip_engine.encoder import Encoder
-    from satclip_engine.grid import Grid
-    from satclip_engine.pca import GlobalPCA
+    from satclip_engine.geo.grid import Grid
+    from satclip_engine.preview.pca import GlobalPCA
+    from satclip_engine.progress import Progress
     from satclip_engine.raster.write import Report
 
 HELP = """Write a raster of location embeddings: every pixel becomes the vector that the encoder gives its
@@ -267,7 +267,7 @@ def main(**given: Any) -> None:
 def run(options: Options) -> None:
     """Check everything cheap, write the raster, draw the preview, report."""
     from satclip_engine.cli import _report
-    from satclip_engine.cli._progress import progress_for
+    from satclip_engine.progress import progress_for
     from satclip_engine.raster.report import peak_memory
 
     started = time.perf_counter()
@@ -334,7 +334,7 @@ def _check_exclusive(options: Options) -> None:
 
 def _check_paths(options: Options) -> None:
     """Refuse now, before any work, what could not be written at the end."""
-    from satclip_engine.raster.preview import check_preview_path
+    from satclip_engine.preview.write import check_preview_path
 
     output, preview = options.output, options.preview_path
     if options.plan:
@@ -354,7 +354,7 @@ def _check_paths(options: Options) -> None:
 
 
 def _grid(options: Options) -> Grid:
-    from satclip_engine.grid import make_grid, outside_area_of_use
+    from satclip_engine.geo.grid import make_grid, outside_area_of_use
 
     mentioned = ("resolution", "crs") if options.bounds is None else ("resolution", "crs", "bounds")
     with _naming("like") if options.like is not None else _naming(*mentioned):
@@ -384,7 +384,7 @@ def _naming(*options: str) -> Iterator[None]:
 
 def _select(whole: Encoder, bands: Bands) -> tuple[Encoder, GlobalPCA | None]:
     """The encoder of the wanted bands, and the components' fit when they are principal components."""
-    from satclip_engine.pca import pca_head
+    from satclip_engine.preview.pca import pca_head
 
     with _naming("bands"):
         if bands.pca:
@@ -436,7 +436,7 @@ def _speaking_of_options(options: Options) -> Iterator[None]:
 def _preview(options: Options, whole: Encoder, grid: Grid, report: Report, progress: Progress) -> Path | None:
     """Draw the picture unless none is wanted or the run found raster and picture finished; its path."""
     from satclip_engine.cli import _report
-    from satclip_engine.raster.preview import write_preview
+    from satclip_engine.preview.write import write_preview
 
     path = options.preview_path
     if path is None or (_report.was_complete(report) and path.exists() and not options.overwrite):

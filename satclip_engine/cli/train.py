@@ -15,7 +15,7 @@ import click
 from satclip_engine import __version__
 from satclip_engine._optional import need
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.cli._progress import bytes_text, duration_text, progress_for
+from satclip_engine.progress import bytes_text, duration_text, progress_for
 from satclip_engine.training.config import TrainConfig, flag_of, kind_of, settings
 
 if TYPE_CHECKING:

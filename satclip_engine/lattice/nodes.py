@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from satclip_engine.backends.protocols import Check, Prepared
 from satclip_engine.lattice.zones import Zone
-from satclip_engine.prepared import Check, Prepared
 
 BLOCK_ROWS, BLOCK_COLUMNS = 16, 32  # kernels take 16 latitudes at once; contracting them is 6 % of 32 columns
 CACHE_BYTES = 256 << 20

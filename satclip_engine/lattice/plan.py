@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import UsageError
-from satclip_engine.lattice import pilot
+from satclip_engine.lattice import convergence
 from satclip_engine.lattice.certificate import Certificate, certify, positions_for
-from satclip_engine.lattice.network import PreparedLattice
+from satclip_engine.lattice.cost import Rates, measured_rates, rates_of
 from satclip_engine.lattice.nodes import EncodedNodes
-from satclip_engine.lattice.rates import Rates, measured_rates, rates_of
-from satclip_engine.lattice.regions import Region, caps, near
+from satclip_engine.lattice.prepared import PreparedLattice
+from satclip_engine.lattice.sampling import Region, caps, near
 from satclip_engine.lattice.tolerance import Tolerance
 from satclip_engine.lattice.zones import Zone, make_zones, zone_of
-from satclip_engine.prepared import Prepared
 
 LEAST = 100_000  # places: below, planning costs about as much as evaluating all of them
 _ROUNDS = 4  # of measuring and refining
@@ -196,7 +196,7 @@ def make_plan(
         return exact_plan(region, "no place on Earth among those drawn", seconds), network
     # Of a raster that is mostly no place on Earth the sketch may have found more.
     starts = np.concatenate([region.draw(20, 2), sketch[:: len(sketch) // 20 + 1]])
-    decay = pilot.measure(network, starts, tolerance.bands, threads)
+    decay = convergence.measure(network, starts, tolerance.bands, threads)
     choice = _cheapest(decay, region, sketch, rates)
     if choice is None:
         reason = (
@@ -232,7 +232,7 @@ def make_plan(
 
 
 def _cheapest(
-    decay: pilot.Decay, region: Region, sketch: np.ndarray, rates: Rates
+    decay: convergence.Decay, region: Region, sketch: np.ndarray, rates: Rates
 ) -> tuple[float, int] | None:
     """Spacing and order of the lattice that takes the least time."""
     costs = {}

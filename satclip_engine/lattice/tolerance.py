@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import UsageError
-from satclip_engine.prepared import Prepared
 
 DEFAULT = 1e-4  # σ, of floats
 STEPS = 1 / 8  # of a quantisation step, of integers

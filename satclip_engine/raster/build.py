@@ -21,8 +21,8 @@ import numpy as np
 from satclip_engine import _C
 from satclip_engine.quantize import Quantiser, Tally
 from satclip_engine.raster.codec import Codec, compressor
-from satclip_engine.raster.plan import Plan, Tier, Unit
 from satclip_engine.raster.spool import PLACE, Record, Spool, level_file, remainder_file
+from satclip_engine.raster.tiling import Plan, Tier, Unit
 
 
 class Source(Protocol):

@@ -22,7 +22,6 @@ import numpy as np
 from satclip_engine.errors import OutputError
 from satclip_engine.quantize import Quantiser
 from satclip_engine.raster.codec import Codec
-from satclip_engine.raster.plan import Level, Plan
 from satclip_engine.raster.spool import Record, Spool, level_file
 from satclip_engine.raster.tiff import (
     ASCII,
@@ -35,6 +34,7 @@ from satclip_engine.raster.tiff import (
     Tag,
     read_directories,
 )
+from satclip_engine.raster.tiling import Level, Plan
 
 _CLASSIC_END = 2**32 - 2**16  # a larger file is a BigTIFF
 _COPY = 8 << 20  # bytes copied at once where the kernel cannot do it

@@ -18,14 +18,14 @@ from satclip_engine.lattice.tolerance import check_tolerance
 from satclip_engine.quantize import SampleType, sample_type
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
-from satclip_engine.raster.georeference import geo_tags
+from satclip_engine.raster.geotiff_keys import geo_tags
 from satclip_engine.raster.output import DIGEST, check_path
-from satclip_engine.raster.plan import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
 from satclip_engine.raster.tiff import Tag
+from satclip_engine.raster.tiling import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
-    from satclip_engine.grid import Grid
+    from satclip_engine.geo.grid import Grid
 
 
 class Progress(Protocol):
@@ -156,7 +156,7 @@ def _digest(text: str) -> str:
 
 def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> Request:
     """Raises UsageError for arguments that cannot be used, OutputError for a path that cannot be written."""
-    from satclip_engine.grid import make_grid
+    from satclip_engine.geo.grid import make_grid
 
     if options.overwrite and options.resume:
         raise UsageError("overwrite begins anew and resume goes on: give one of them")

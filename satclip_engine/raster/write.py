@@ -22,14 +22,14 @@ import numpy as np
 
 from satclip_engine._version import __version__
 from satclip_engine.errors import OutputError
+from satclip_engine.geo.pixels import PixelGrid
+from satclip_engine.lattice.choose import placed, planned
 from satclip_engine.lattice.nodes import CACHE_BYTES
 from satclip_engine.lattice.plan import Plan as LatticePlan
 from satclip_engine.lattice.plan import exact_plan
-from satclip_engine.lattice.regions import region_of
-from satclip_engine.lattice.use import placed, planned
-from satclip_engine.places import Places
+from satclip_engine.lattice.sampling import region_of
 from satclip_engine.quantize import Quantiser, Tally, find_quantiser
-from satclip_engine.raster import cog, survey
+from satclip_engine.raster import cog, size_estimate
 from satclip_engine.raster.build import (
     Clock,
     EncoderSource,
@@ -50,7 +50,6 @@ from satclip_engine.raster.output import (
     recorded_state,
     size_text,
 )
-from satclip_engine.raster.plan import Plan, Tier, Unit, pyramid
 from satclip_engine.raster.report import Report, clipping, largest_error, peak_memory
 from satclip_engine.raster.request import Options, Progress, Request, Silent, check_request
 from satclip_engine.raster.spool import (
@@ -63,6 +62,7 @@ from satclip_engine.raster.spool import (
     spool_folder,
     write_state,
 )
+from satclip_engine.raster.tiling import Plan, Tier, Unit, pyramid
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -190,7 +190,7 @@ class _Run:
 
     def __init__(self, request: Request, folder: Path, started: float) -> None:
         self.request, self.folder, self.started = request, folder, started
-        self.encoder, self.places = request.encoder, cast(Places, request.grid)
+        self.encoder, self.places = request.encoder, cast(PixelGrid, request.grid)
         self.lattice: LatticePlan | None = None  # None: exact, without having looked for better
         self.progress = request.options.progress
         self.clock = Clock()
@@ -222,7 +222,7 @@ class _Run:
         yield
         self.stages[stage] = time.perf_counter() - started
 
-    def _begin(self) -> tuple[Spool, Plan, Quantiser, survey.Need]:
+    def _begin(self) -> tuple[Spool, Plan, Quantiser, size_estimate.Need]:
         """Take up what an interrupted run left or survey the raster, and make sure that the disk suffices."""
         replaceable = self.request.options.overwrite or _replaces(self.folder)
         check_path(self.request.path, replaceable=replaceable)  # again, now that no other run can finish
@@ -283,10 +283,10 @@ class _Run:
         index = self.folder / "index"
         return index.exists() and index.stat().st_size > 0
 
-    def _check_disk(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> survey.Need:
+    def _check_disk(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> size_estimate.Need:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        need = survey.estimate(self.encoder, self.places, plan, quantiser, request.codec)
+        need = size_estimate.estimate(self.encoder, self.places, plan, quantiser, request.codec)
         free = shutil.disk_usage(self.folder).free + spool.bytes
         file, peak = size_text(need.file), size_text(need.peak)
         if free < need.peak:
@@ -368,7 +368,14 @@ class _Run:
         return {name.upper(): numbers for name, numbers in found.items()}
 
     def _report(
-        self, plan: Plan, quantiser: Quantiser, tally: Tally, *, size: int, need: survey.Need, before: float
+        self,
+        plan: Plan,
+        quantiser: Quantiser,
+        tally: Tally,
+        *,
+        size: int,
+        need: size_estimate.Need,
+        before: float,
     ) -> Report:
         request, names = self.request, self.request.encoder.band_names
         clipped = clipping(quantiser, tally, names)

@@ -262,7 +262,7 @@ def test_a_raster_with_other_pixels_is_a_wrong_answer(tmp_path):
 
 def test_a_replayed_field_is_the_field_of_the_encoder():
     from satclip_engine.encoder import load
-    from satclip_engine.grid import make_grid
+    from satclip_engine.geo.grid import make_grid
 
     encoder, grid = load("default", threads=1).select([0, 5]), make_grid(resolution=30)
     replay = write.Replay(encoder, grid)

@@ -27,8 +27,8 @@ def weights(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr("satclip_engine.raster.preview.MAP_WIDTH", 200)
-    monkeypatch.setattr("satclip_engine.raster.preview.MAP_HEIGHT", 200)
+    monkeypatch.setattr("satclip_engine.preview.write.MAP_WIDTH", 200)
+    monkeypatch.setattr("satclip_engine.preview.write.MAP_HEIGHT", 200)
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
-from cli_runs import SMALL, assert_one_line, names, run
+from factories.cli_runs import SMALL, assert_one_line, names, run
 
-from satclip_engine import __version__, backends, prepared
+from satclip_engine import __version__, backends
+from satclip_engine.backends import protocols
 from satclip_engine.cli import grid
 from satclip_engine.encoder import load
-from satclip_engine.grid import make_grid
-from satclip_engine.pca import pca_head
+from satclip_engine.geo.grid import make_grid
+from satclip_engine.preview.pca import pca_head
 
 # What it writes
 
@@ -305,7 +306,7 @@ def test_a_gpu_that_is_not_there_is_status_2_with_the_way_out(folder, weights):
 
 def test_choices_are_those_of_the_library():
     assert grid.BACKENDS == backends.NAMES
-    assert grid.PRECISIONS == prepared.PRECISIONS
+    assert grid.PRECISIONS == protocols.PRECISIONS
 
 
 def test_a_like_file_without_georeference_is_status_2(folder, weights):

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import rasterio
-from cli_runs import assert_one_line, names, run
+from factories.cli_runs import assert_one_line, names, run
 
 from satclip_engine.encoder import load
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 
 pytest.importorskip("zarr")
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
-from cli_runs import assert_one_line, names, run
+from factories.cli_runs import assert_one_line, names, run
 
 from satclip_engine.weights import LocationWeights
 

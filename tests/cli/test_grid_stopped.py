@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import rasterio
-from cli_runs import SMALL, assert_one_line, names, run
+from factories.cli_runs import SMALL, assert_one_line, names, run
 
 
 def test_resume_without_anything_to_go_on_from_starts_afresh(folder, weights):

@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from kernel_names import started_anywhere  # noqa: E402
+from factories.kernel_names import started_anywhere  # noqa: E402
 
 from satclip_engine.kernels.compiled import estimate, sass, tables  # noqa: E402
 from satclip_engine.kernels.compiled.binary import Binary, request  # noqa: E402

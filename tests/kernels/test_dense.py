@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from satclip_engine import gradients  # noqa: E402
 from satclip_engine.kernels import dense as kernels  # noqa: E402
 from satclip_engine.kernels.dense import Dropout  # noqa: E402
+from satclip_engine.reference import gradients  # noqa: E402
 
 SHAPES = [(1, 1, 1), (32, 32, 32), (65, 17, 5), (50, 70, 37)]  # one, whole blocks, ragged ones: N, K, M
 # Of sums of products of order one: float32 rounds at 2⁻²⁴, and operands of 16 bits at 2⁻¹¹ and 2⁻⁸; a handful

@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from satclip_engine import gradients  # noqa: E402
 from satclip_engine.kernels import encode as kernels  # noqa: E402
+from satclip_engine.reference import gradients  # noqa: E402
 
 SPECIAL = [
     (lon, lat) for lat in (90, -90, 90 - 1e-9, -89.999, 60.1, 0) for lon in (0, 180, -180, 33.3, 539.5)

@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from satclip_engine import contrast_reference  # noqa: E402
 from satclip_engine.kernels import loss, loss_gradients, loss_shapes, loss_sums  # noqa: E402
 from satclip_engine.kernels.launch import recording  # noqa: E402
+from satclip_engine.reference import contrastive  # noqa: E402
 
 # The interpreter is numpy, which warns of what NaN and empty sums come from.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -62,14 +62,14 @@ def slack(a, b, scale) -> float:
 def compare(a, b, scale, offset=0):
     """Each output and each gradient with the float64 definition."""
     scale = torch.tensor(scale)
-    expected = contrast_reference.log_sum_exps(*exact(a, b, scale), offset)
+    expected = contrastive.log_sum_exps(*exact(a, b, scale), offset)
     found = loss.log_sum_exps(a, b, scale, offset)
     for name, value, right in zip(SUMS, found, expected, strict=True):
         assert value.dtype == torch.float32, name
         torch.testing.assert_close(value.double(), right, rtol=0, atol=slack(a, b, scale), msg=name)
 
     factor = torch.tensor(0.5 / len(b))
-    right = contrast_reference.gradients(*exact(a, b, scale, *found[:2]), offset, factor.double())
+    right = contrastive.gradients(*exact(a, b, scale, *found[:2]), offset, factor.double())
     gradients = loss.gradients(a, b, scale, *found[:2], offset, factor)
     for name, value, wanted, atol in zip(
         NAMES, gradients, right, tolerances(a, b, scale, factor), strict=True
@@ -134,7 +134,7 @@ def test_rows_of_any_length_neither_overflow_nor_vanish(length):
         compare(a, b, 1.0)
     scale = torch.tensor(1.0)
     found = loss.log_sum_exps(a, b, scale)
-    for value, right in zip(found, contrast_reference.log_sum_exps(*exact(a, b, scale)), strict=True):
+    for value, right in zip(found, contrastive.log_sum_exps(*exact(a, b, scale)), strict=True):
         torch.testing.assert_close(value.double(), right, rtol=0, atol=slack(a, b, scale))
     for name, gradient in zip(NAMES, loss.gradients(a, b, scale, *found[:2], 0, scale), strict=True):
         assert gradient.isfinite().all(), name
@@ -147,7 +147,7 @@ def test_short_rows_among_long_ones_keep_their_digits():
     compare(a, b, 14.3, 1)
     scale = torch.tensor(1e6)
     partner = loss.log_sum_exps(a, b, scale, 1)[2][::2]  # of short rows with short rows
-    expected = contrast_reference.log_sum_exps(*exact(a, b, scale), 1)[2][::2]
+    expected = contrastive.log_sum_exps(*exact(a, b, scale), 1)[2][::2]
     torch.testing.assert_close(partner.double(), expected, rtol=0, atol=slack(a[::2], b[1::2], scale))
 
 
@@ -171,7 +171,7 @@ def test_a_nan_spoils_only_what_it_belongs_to(side):
     a, b = pairs(50, 50, 9)
     {"a": a, "b": b}[side][40, 3] = torch.nan
     scale = torch.tensor(2.0)
-    expected = contrast_reference.log_sum_exps(a, b, scale)
+    expected = contrastive.log_sum_exps(a, b, scale)
     for value, right in zip(loss.log_sum_exps(a, b, scale), expected, strict=True):
         assert torch.equal(value.isnan(), right.isnan())
 
@@ -232,7 +232,7 @@ def test_fast_gradients_err_by_their_bound_at_most():
     scale, factor = torch.tensor(14.3), torch.tensor(1.0)
     row_lse, column_lse, _ = loss.log_sum_exps(a, b, scale, 7)
     given = (scale, row_lse, column_lse)
-    right = contrast_reference.gradients(*exact(a, b, *given), 7, factor.double())
+    right = contrastive.gradients(*exact(a, b, *given), 7, factor.double())
     found = loss.gradients(a, b, *given, 7, factor, "fast")
     s = scale * a @ b.T
     p = torch.exp(s - row_lse[:, None]) + torch.exp(s - column_lse)

@@ -12,10 +12,10 @@ pytest.importorskip("triton")
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from satclip_engine import gradients  # noqa: E402
 from satclip_engine.kernels import encode as kernels  # noqa: E402
 from satclip_engine.kernels.sine import LIMIT, cosine, sine  # noqa: E402
 from satclip_engine.nn import LocationEncoder  # noqa: E402
+from satclip_engine.reference import gradients  # noqa: E402
 
 
 @triton.jit

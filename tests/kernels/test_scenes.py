@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from kernel_names import started_anywhere  # noqa: E402
+from factories.kernel_names import started_anywhere  # noqa: E402
 
 from satclip_engine.kernels import scenes  # noqa: E402
 from satclip_engine.kernels.candidates import CANDIDATES  # noqa: E402

@@ -12,9 +12,9 @@ from reconstruction_check import random_encoder
 
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
-from satclip_engine.grid import Grid, make_grid
+from satclip_engine.geo.grid import Grid, make_grid
+from satclip_engine.lattice.choose import planned
 from satclip_engine.lattice.plan import LEAST
-from satclip_engine.lattice.use import planned
 
 DEGREES = make_grid(resolution=0.05, bounds=(172, -40, 188, -20))
 UTM = make_grid(crs="EPSG:32633", bounds=(4e5, 5e6, 5.29e5, 5.099e6), resolution=300)

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice.certificate import Certificate, certify, fraction_beyond, positions_for, up
+from satclip_engine.lattice.choose import planned
 from satclip_engine.lattice.plan import Plan
-from satclip_engine.lattice.regions import Globe, Listed, Pixels, caps, near
+from satclip_engine.lattice.sampling import Globe, Listed, Pixels, caps, near
 from satclip_engine.lattice.tolerance import Tolerance
-from satclip_engine.lattice.use import planned
 
 UTM = make_grid(crs="EPSG:32633", bounds=(5e5, 5e6, 5.4e5, 5.04e6), resolution=100)
 
@@ -25,13 +25,13 @@ class Numbered:
     def __init__(self, height: int, width: int, valid=lambda rows, cols: rows >= 0) -> None:
         self.shape, self.valid = (height, width), valid
 
-    def places(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    def pixel_lonlat(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         places = np.stack([cols, rows], axis=-1).astype(float)
         return np.where(self.valid(rows, cols)[:, None], places, np.nan)
 
     def lonlat(self) -> np.ndarray:
         rows, cols = np.indices(self.shape)
-        return self.places(rows.ravel(), cols.ravel()).reshape(*self.shape, 2)
+        return self.pixel_lonlat(rows.ravel(), cols.ravel()).reshape(*self.shape, 2)
 
 
 # What n positions say

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice.certificate import fraction_beyond
-from satclip_engine.lattice.network import PreparedLattice
 from satclip_engine.lattice.plan import Plan, make_plan
-from satclip_engine.lattice.regions import Globe, Pixels, Region
+from satclip_engine.lattice.prepared import PreparedLattice
+from satclip_engine.lattice.sampling import Globe, Pixels, Region
 from satclip_engine.lattice.tolerance import moments, tolerance_of
 
 GRID = make_grid(resolution=0.02, bounds=(0, 10, 20, 30))  # a million pixels

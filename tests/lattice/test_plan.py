@@ -7,10 +7,10 @@ import pytest
 from reconstruction_check import random_encoder
 
 from satclip_engine.encoder import load
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
+from satclip_engine.lattice.choose import planned
 from satclip_engine.lattice.plan import LEAST, count_nodes
-from satclip_engine.lattice.regions import region_of
-from satclip_engine.lattice.use import planned
+from satclip_engine.lattice.sampling import region_of
 from satclip_engine.lattice.zones import make_zones, zone_of
 
 TILE = 64  # nodes along the squares that are counted

@@ -7,8 +7,8 @@ import pytest
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import UsageError
-from satclip_engine.lattice import use
-from satclip_engine.lattice.network import PreparedLattice
+from satclip_engine.lattice import choose
+from satclip_engine.lattice.prepared import PreparedLattice
 
 
 def scattered(count: int, seed: int = 0) -> np.ndarray:
@@ -21,7 +21,7 @@ def scattered(count: int, seed: int = 0) -> np.ndarray:
 def interpolated(smooth):
     """An encoder that interpolates many points, and points."""
     places = scattered(150_000)
-    encoder = use.planned(smooth, places)
+    encoder = choose.planned(smooth, places)
     assert encoder.plan.path == "lattice", encoder.plan.reason
     return encoder, places
 
@@ -36,12 +36,12 @@ def test_many_points_are_within_the_tolerance_and_few_are_exact(smooth):
 
 def test_threads_change_no_bit(interpolated, monkeypatch):
     encoder, places = interpolated
-    monkeypatch.setattr(use, "_PART", 1 << 14)
+    monkeypatch.setattr(choose, "_PART", 1 << 14)
     found = []
     for threads in (1, 3):
         one = load(encoder.weights, threads=threads).by_plan(encoder.plan)
         found.append(np.empty((len(places), encoder.embed_dim), np.float32))
-        use.encode_many(one, places, found[-1])
+        choose.encode_many(one, places, found[-1])
     assert np.array_equal(*found)
 
 
@@ -50,7 +50,7 @@ def test_few_points_in_a_square_are_evaluated(interpolated):
     assert isinstance(encoder.network, PreparedLattice)
     alone = np.array([[10.0, 20.0], [100.0, -40.0], [-70.0, 60.0]])
     found = np.empty((3, encoder.embed_dim), np.float32)
-    use.encode_many(encoder, alone, found)
+    choose.encode_many(encoder, alone, found)
     assert np.array_equal(found, encoder.network.network.encode(alone))
 
 
@@ -81,8 +81,8 @@ def test_memory_that_cannot_be_filled_is_refused(smooth):
 
 def test_an_error_in_one_part_ends_the_call(interpolated, monkeypatch):
     encoder, places = interpolated
-    monkeypatch.setattr(use, "_PART", 1 << 14)
+    monkeypatch.setattr(choose, "_PART", 1 << 14)
     wrong = places.copy()
     wrong[-1, 1] = 91.0
     with pytest.raises(ValueError, match="91"):
-        use.encode_many(encoder, wrong, np.empty((len(places), encoder.embed_dim), np.float32))
+        choose.encode_many(encoder, wrong, np.empty((len(places), encoder.embed_dim), np.float32))

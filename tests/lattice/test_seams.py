@@ -9,8 +9,8 @@ import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from satclip_engine.grid import Grid, make_grid
-from satclip_engine.lattice.use import placed, planned
+from satclip_engine.geo.grid import Grid, make_grid
+from satclip_engine.lattice.choose import placed, planned
 from satclip_engine.quantize import codes_of
 
 dask = pytest.importorskip("dask")

@@ -11,8 +11,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from satclip_engine import _C
-from satclip_engine.lattice.network import PreparedLattice
 from satclip_engine.lattice.nodes import EncodedNodes
+from satclip_engine.lattice.prepared import PreparedLattice
 from satclip_engine.lattice.zones import EDGES, Zone, make_zones, zone_of
 
 RELAXED = settings(deadline=None)

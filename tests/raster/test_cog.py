@@ -15,13 +15,13 @@ import rasterio
 from rio_cogeo import cog_validate
 
 from satclip_engine.errors import OutputError, UsageError
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster import cog
 from satclip_engine.raster.codec import CODECS
 from satclip_engine.raster.cog import Places, check, directories, lay_out
-from satclip_engine.raster.plan import make_plan
 from satclip_engine.raster.tiff import ASCII, TILE_BYTE_COUNTS, TILE_OFFSETS, Form, read_directories
+from satclip_engine.raster.tiling import make_plan
 from satclip_engine.raster.write import write_raster
 
 

@@ -11,7 +11,7 @@ from rio_cogeo import cog_validate
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster
 from satclip_engine.weights import LocationWeights

@@ -17,7 +17,7 @@ import pytest
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.raster import cog, write
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster as write_raster_by_plan
@@ -30,7 +30,7 @@ write_raster = functools.partial(write_raster_by_plan, exact=True)
 SCRIPT = textwrap.dedent("""
     import sys, time
     from satclip_engine.encoder import load
-    from satclip_engine.grid import make_grid
+    from satclip_engine.geo.grid import make_grid
     from satclip_engine.raster import cog, write
     from satclip_engine.raster.write import write_raster
 

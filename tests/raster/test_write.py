@@ -18,7 +18,7 @@ from rio_cogeo import cog_validate
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
-from satclip_engine.grid import make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster.request import Silent
 from satclip_engine.raster.spool import spool_folder
@@ -236,8 +236,8 @@ def test_clipping_beyond_the_promise_is_reported_and_warned_of_with_the_bands_na
 def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
     script = textwrap.dedent("""
         import sys, json, numpy as np
-        from satclip_engine.grid import make_grid
-        from satclip_engine.prepared import Calls
+        from satclip_engine.geo.grid import make_grid
+        from satclip_engine.backends.protocols import Calls
         from satclip_engine.raster.write import write_raster
         class Field:
             embed_dim, threads, backend, isa, sha256 = 64, 2, "fake", "none", "f"
@@ -374,7 +374,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_under_the_name(tiny_file, tm
         import resource, sys
         from satclip_engine.encoder import load
         from satclip_engine.errors import OutputError
-        from satclip_engine.grid import make_grid
+        from satclip_engine.geo.grid import make_grid
         from satclip_engine.raster.write import write_raster
         encoder, grid = load(sys.argv[1], threads=2), make_grid(resolution=0.25)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
@@ -425,9 +425,11 @@ def small_disk(tmp_path):
 
 
 def test_a_really_full_disk_is_one_line_and_resuming_with_room_goes_on(tiny, small_disk, monkeypatch):
-    from satclip_engine.raster import survey
+    from satclip_engine.raster import size_estimate
 
-    monkeypatch.setattr(survey, "estimate", lambda *a: survey.Need(1, 1))  # as if tiles compressed well
+    monkeypatch.setattr(
+        size_estimate, "estimate", lambda *a: size_estimate.Need(1, 1)
+    )  # as if tiles compressed well
     path, grid = small_disk / "out.tif", make_grid(resolution=0.25)
     with pytest.raises(OutputError, match=r"cannot write .*out\.tif: No space left on device; .*resume"):
         write_raster(tiny, path, grid, compress="none")
@@ -448,5 +450,5 @@ def test_the_default_weights_make_a_raster_that_equals_the_reference(tmp_path):
     with rasterio.open(tmp_path / "out.tif") as dataset:
         assert dataset.count == 256
         values = dataset.read()[:, rows, columns].T * np.array(dataset.scales) + np.array(dataset.offsets)
-    expected = reference(grid.places(rows, columns))
+    expected = reference(grid.pixel_lonlat(rows, columns))
     assert np.abs(values - expected).max() <= report.max_quantisation_error * 1.001

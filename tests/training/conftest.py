@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from made_training import S2
+from factories.training import S2
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,6 @@ def s2(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_pictures(monkeypatch):
-    monkeypatch.setattr("satclip_engine.raster.preview.MAP_WIDTH", 200)
-    monkeypatch.setattr("satclip_engine.raster.preview.MAP_HEIGHT", 200)
-    monkeypatch.setattr("satclip_engine.pca.SAMPLE_DEGREES", 10.0)
+    monkeypatch.setattr("satclip_engine.preview.write.MAP_WIDTH", 200)
+    monkeypatch.setattr("satclip_engine.preview.write.MAP_HEIGHT", 200)
+    monkeypatch.setattr("satclip_engine.preview.pca.SAMPLE_DEGREES", 10.0)

@@ -10,7 +10,7 @@ import tomllib
 
 import pytest
 from click.testing import CliRunner
-from made_runs import Signalling, random_features
+from factories.runs import Signalling, random_features
 
 from satclip_engine.cli.train import main
 from satclip_engine.training.config import flag_of, settings

@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_runs import random_features, small_config, torch
+from factories.runs import random_features, small_config, torch
 
-from satclip_engine.basis import column_factors
 from satclip_engine.encoder import load
 from satclip_engine.reference import harmonics
 from satclip_engine.training.export import Visual, published_checkpoint, write_outcome
@@ -17,6 +16,7 @@ from satclip_engine.training.model import Model
 from satclip_engine.training.samples import statistics
 from satclip_engine.training.trainer import Outcome, Snapshot
 from satclip_engine.weights import read_weights
+from satclip_engine.weights.conventions import column_factors
 
 nn = torch.nn
 PLACES = np.array([[0.0, 0.0], [-180.0, -90.0], [12.3, 48.9], [179.9, -45.0], [-70.0, 89.0]])

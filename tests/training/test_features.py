@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_training import MadeEncoder, MadeSource
+from factories.training import MadeEncoder, MadeSource
 
 from satclip_engine.errors import DataError, OutputError, UsageError
 from satclip_engine.training.augment import Augmentation
@@ -146,7 +146,7 @@ def test_a_cache_of_something_else_is_refused_and_can_be_replaced(tmp_path, chan
 SCRIPT = textwrap.dedent("""
     import sys, time
     sys.path.insert(0, sys.argv[2])
-    from made_training import MadeEncoder, MadeSource
+    from factories.training import MadeEncoder, MadeSource
     from satclip_engine.training.features import build_cache
 
     class Slow(MadeEncoder):

@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from made_training import MadeSource
+from factories.training import MadeSource
 
 from satclip_engine.errors import DataError, MissingExtra, UsageError, WeightsError
 from satclip_engine.training.images import ENCODERS, augmentation_for, load_encoder

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_runs import random_features, small_config, torch
+from factories.runs import random_features, small_config, torch
 
 from satclip_engine.nn import LocationEncoder
 from satclip_engine.training.model import Model, gains, limit_gains, shape_first_layer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from made_training import S2
+from factories.training import S2
 from rasterio.transform import from_origin
 
 from satclip_engine.errors import DataError, UsageError

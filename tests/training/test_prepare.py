@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
-from made_runs import torch
-from made_training import S2
+from factories.runs import torch
+from factories.training import S2
 
 from satclip_engine.cli.train import main
 from satclip_engine.encoder import load

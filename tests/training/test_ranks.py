@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_runs import random_features, small_config, torch
+from factories.runs import random_features, small_config, torch
 
 from satclip_engine.errors import UsageError
 from satclip_engine.training.ranks import Ranks, joined
@@ -22,7 +22,7 @@ SETTINGS = {"max_epochs": 4, "batch_size": 15, "feature_noise": 0.2, "ema": 0.8}
 SCRIPT = """
 import sys
 from pathlib import Path
-from made_runs import random_features, small_config
+from factories.runs import random_features, small_config
 from satclip_engine.training.ranks import joined
 from satclip_engine.training.session import train
 with joined("cpu") as ranks:

@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_bounds, from_origin
 
-from satclip_engine.crs import transformers
 from satclip_engine.errors import DataError, UsageError
+from satclip_engine.geo.crs import transformers
 from satclip_engine.training.raster_patches import RasterPatches
 
 GLOBE = (-180.0, -90.0, 180.0, 90.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_runs import random_features
+from factories.runs import random_features
 
 from satclip_engine.errors import UsageError
 from satclip_engine.training.batches import Batches, jittered, noise

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import Signalling, random_features, small_config, torch
+from factories.runs import Signalling, random_features, small_config, torch
 
-from satclip_engine import backends
+from satclip_engine.backends import cpu
 from satclip_engine.errors import MissingExtra, OutputError, UsageError
 from satclip_engine.training.interrupts import Stopped
 from satclip_engine.training.model import gains
@@ -62,8 +62,8 @@ def test_a_backend_trains_as_another(tmp_path):
 
 
 def test_a_backend_that_cannot_compute_there_is_named_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(backends, "_C", None)
-    monkeypatch.setattr(backends, "_C_MISSING", "no kernels", raising=False)
+    monkeypatch.setattr(cpu, "_C", None)
+    monkeypatch.setattr(cpu, "MISSING", "no kernels", raising=False)
     with pytest.raises(MissingExtra, match="backend: backend 'cpu' cannot run here: no kernels"):
         Trainer(small_config(backend="cpu"), None, tmp_path)
     with pytest.raises(UsageError, match="backend: expected one of auto, triton, cpu, reference, got"):
@@ -110,7 +110,7 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_weights_of_one_tha
     code = f"""
 import signal
 from pathlib import Path
-from made_runs import Signalling, random_features, small_config
+from factories.runs import Signalling, random_features, small_config
 from satclip_engine.training.session import train
 data = Signalling(random_features(50), signal.SIGKILL, 12)
 train(small_config(**{config!r}), data, Path({str(tmp_path / "killed")!r}))
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_former_checkpoint_whole(tmp_
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         synced(handle)
 
-    monkeypatch.setattr("satclip_engine.checkpoint.os.fsync", full)
+    monkeypatch.setattr("satclip_engine.weights.files.os.fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before is whole"):
         run(tmp_path, small_config(max_epochs=50, checkpoint_minutes=0.0))
     monkeypatch.undo()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import random_features, small_config, torch
-from made_training import S2, MadeSource, made_images
+from factories.runs import random_features, small_config, torch
+from factories.training import S2, MadeSource, made_images
 
 from satclip_engine.contrast import contrastive_loss
 from satclip_engine.errors import DataError, UsageError
@@ -216,8 +216,8 @@ def test_a_run_on_other_images_or_from_another_start_is_not_resumed(tmp_path, ot
 
 SCRIPT = """
 from pathlib import Path
-from made_runs import small_config
-from made_training import made_images
+from factories.runs import small_config
+from factories.training import made_images
 from satclip_engine.training.ranks import joined
 from satclip_engine.training.session import train
 with joined("cpu") as ranks:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_weights import (
+from factories.weights import (
     SUFFIXES,
     as_state,
     attempt,

@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from made_weights import (
+from factories.weights import (
     CONVENTIONS,
     GOLDEN,
     PLACES,
@@ -31,12 +29,14 @@ from made_weights import (
     tensors,
     torch,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import numpy as safetensors
 
 from satclip_engine import reference
-from satclip_engine.basis import column_factors
 from satclip_engine.errors import MissingExtra, OutputError, UsageError
 from satclip_engine.weights import Layers, LocationWeights, read_weights
+from satclip_engine.weights.conventions import column_factors
 
 # -- the default and the sources
 

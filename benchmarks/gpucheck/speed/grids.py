@@ -19,7 +19,7 @@ from satclip_engine import backends, reference
 from satclip_engine.bench.workload import grid_multiply_adds, siren
 from satclip_engine.device import CPU, parse_device
 from satclip_engine.kernels.scenes import Scene
-from satclip_engine.layers import Layers
+from satclip_engine.weights import Layers
 
 _HOST = (("triton", "fast"), ("triton", "exact"), ("cuda", "exact"), ("cuda", "fast"), ("cpu", "exact"))
 

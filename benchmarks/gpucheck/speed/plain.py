@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from satclip_engine.bench.peers import harmonics, recurrence
-from satclip_engine.layers import Layers
+from satclip_engine.weights import Layers
 
 _BLOCK_BYTES = 2 << 30  # of float32 harmonics at once
 

@@ -17,7 +17,7 @@ from satclip_engine import backends, reference
 from satclip_engine.bench.workload import multiply_adds, scattered, siren
 from satclip_engine.device import CPU
 from satclip_engine.kernels.scenes import Scene
-from satclip_engine.layers import Layers
+from satclip_engine.weights import Layers
 
 _COMPARED = 256  # places whose embeddings are compared
 _MOST = 1 << 18  # places for a CPU at L = 40; it takes seconds for more

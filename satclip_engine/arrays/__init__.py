@@ -1,0 +1,1 @@
+"""Embeddings as xarray and dask arrays, computed where they are indexed."""

@@ -1,0 +1,1 @@
+"""The lattice of the whole Earth as a file: embeddings without the network."""

@@ -1,0 +1,85 @@
+"""The lattice of an atlas: zones for the whole Earth, with as few nodes as a tolerance allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from satclip_engine.backends.protocols import Prepared
+from satclip_engine.lattice import convergence
+from satclip_engine.lattice.sampling import Globe
+from satclip_engine.lattice.zones import Zone, make_zones
+
+# The pilot leaves a margin of 4. An atlas is written once and its failing zones are refined, so that it may
+# begin where about half of them fail: an order of 8 saves a fifth of all nodes by that.
+_LENIENT = 2.5
+_TARGET = 0.75  # of the tolerance: what a refined zone is made for
+_LEAST, _MOST = 1.03, 3.0  # by how much a zone is refined at once
+
+
+def first_zones(
+    network: Prepared, tolerance: np.ndarray, threads: int | None
+) -> tuple[tuple[Zone, ...], np.ndarray]:
+    """A lattice that about keeps the tolerance, (E,) in the bands' units, and (k, 2) places that err most.
+
+    No zones where the field is too rough for it at any spacing.
+    """
+    decay = convergence.measure(network, Globe().draw(24, 2), _LENIENT * tolerance, threads)
+    # An interpolation of twice the order takes longer, and reaches further into chunks that must be read.
+    found = {
+        order: merged(make_zones(spacing, order))
+        for order, spacing in decay.spacing.items()
+        if order >= 8 or not any(known >= 8 for known in decay.spacing)
+    }
+    costs = {order: count_nodes(zones) * order**0.5 for order, zones in found.items()}
+    return (found[min(costs, key=lambda order: costs[order])] if costs else ()), decay.worst
+
+
+def count_nodes(zones: Sequence[Zone]) -> int:
+    """How many nodes a file of these zones holds."""
+    return sum(len(zone.row_range) * zone.columns for zone in zones)
+
+
+def merged(zones: Sequence[Zone]) -> tuple[Zone, ...]:
+    """The same with neighbours made one where that takes fewer nodes: between zones, `order` rows are stored
+    twice; in one, short circles have as many nodes as long ones."""
+    found = list(zones)
+    while len(found) > 1:
+        pairs = [_joined(south, north) for south, north in itertools.pairwise(found)]
+        gains = [count_nodes(found[k : k + 2]) - count_nodes([both]) for k, both in enumerate(pairs)]
+        best = max(range(len(pairs)), key=lambda k: gains[k])
+        if gains[best] <= 0:
+            break
+        found[best : best + 2] = [pairs[best]]
+    return tuple(found)
+
+
+def _joined(south: Zone, north: Zone) -> Zone:
+    rows, columns = max(south.rows, north.rows), max(south.columns, north.columns)
+    return Zone(south.south, north.north, rows, columns, south.order)
+
+
+def refined(zone: Zone, error: float, rounding: float, enough: float) -> Zone:
+    """A finer zone where the error was larger than enough; all in tolerances. Rounding stays as it is."""
+    if error <= enough:
+        return zone
+    stays = min(rounding, 0.5 * _TARGET)  # a bound that is hardly ever reached
+    ratio = (error - stays) / (_TARGET - stays)
+    factor = min(_MOST, max(_LEAST, ratio ** (1.5 / zone.order)))
+    return dataclasses.replace(
+        zone, rows=math.ceil(zone.rows * factor), columns=math.ceil(zone.columns * factor)
+    )
+
+
+def check_places(zones: Sequence[Zone], each: int, seed: int) -> np.ndarray:
+    """Places in every zone, uniform by area, `each` of them: small zones are looked at as closely as large
+    ones."""
+    random = np.random.Generator(np.random.PCG64([seed, each]))
+    edges = np.sin(np.radians([[zone.south, zone.north] for zone in zones]))
+    x = random.uniform(edges[:, :1], edges[:, 1:], (len(zones), each)).ravel()
+    lat = np.degrees(np.arcsin(np.clip(x, -1.0, 1.0)))
+    return np.stack([random.uniform(-180.0, 180.0, lat.size), lat], axis=-1)

@@ -1,0 +1,148 @@
+"""An atlas: the lattice of the whole Earth as a small file that answers without the network.
+
+    write_atlas(enc, "earth.zarr")
+    load("earth.zarr")          # an Encoder; from https:// or s3:// too, reading what it needs
+
+atlas_writer.py   chooses the lattice, writes it, measures the error of what was written, refines
+atlas_folder.py   where it is written until it is complete
+atlas_file.py     what the file holds, and how it is read; packing.py: its numbers
+stored.py         an Encoder's parts that answer from it; linear.py: some of its bands, or heads on them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satclip_engine.atlas.field import NAME
+from satclip_engine.atlas.file import SUFFIX
+from satclip_engine.atlas.folder import Folder, check_target
+from satclip_engine.atlas.packing import DTYPES
+from satclip_engine.atlas.writer import Progress, Writer
+from satclip_engine.backends import grids_only
+from satclip_engine.errors import UsageError
+from satclip_engine.lattice.certificate import Certificate
+from satclip_engine.lattice.tolerance import tolerance_of
+
+if TYPE_CHECKING:
+    from satclip_engine.encoder import Encoder
+
+TOLERANCE = 1e-3  # σ
+LIMIT = 4 << 30  # bytes of all nodes before they are compressed
+
+
+@dataclass(frozen=True)
+class AtlasReport:
+    """What was written."""
+
+    path: Path
+    bytes: int  # on disk
+    dtype: str
+    bands: int
+    nodes: int
+    zones: int
+    chunks: int
+    spacing: float  # degrees of a great circle, the widest of any zone
+    order: int  # nodes of the interpolation along each axis
+    tolerance: str
+    certificate: Certificate
+    rounds: int  # of measuring; all but the first after refining
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        certificate = {**self.certificate.as_dict(), "statement": self.certificate.statement}
+        return {**content, "path": str(self.path), "certificate": certificate}
+
+
+class _Silent:
+    """No progress."""
+
+    def start(self, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def write_atlas(
+    enc: Encoder,
+    path: str | os.PathLike[str],
+    *,
+    tolerance: float = TOLERANCE,
+    dtype: str = "int16",
+    overwrite: bool = False,
+    threads: int | None = None,
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+) -> AtlasReport:
+    """Write the lattice of the whole Earth to a Zarr folder, of which `load` makes an Encoder again.
+
+    path: ends in .zarr.
+    tolerance: the largest error of any band, in σ, at 16,384 fresh positions and further ones that are likely
+        to err; measured on what was written.
+    dtype: of nodes: "int16" (codes; the smallest), "float16" or "float32".
+    overwrite: replace an atlas that is there, when the new one is complete.
+    threads: how many compute; default the encoder's. limit: bytes of all nodes before they are compressed.
+    progress: is told; it counts nodes.
+
+    The file has its name when it is complete, not before. Raises UsageError for arguments that cannot be
+    used, such as a tolerance that the dtype cannot keep, and when the field is too rough for the tolerance
+    within the limit; OutputError for a path that cannot be written; MissingExtra without zarr.
+    """
+    started = time.perf_counter()
+    target, told = Path(path), progress or _Silent()
+    _check(enc, path, dtype, threads)
+    check_target(target, overwrite=overwrite)
+    wanted = tolerance_of(enc.moments, tolerance)
+    with Folder(target, overwrite=overwrite) as folder:
+        try:
+            writer = Writer(
+                enc.by_plan(None),
+                folder,
+                wanted,
+                float(tolerance),
+                dtype=dtype,
+                threads=threads or enc.threads,
+                limit=limit,
+                progress=told,
+            )
+            contents, rounds = writer.write()
+            size, chunks = folder.publish(contents)
+        finally:
+            told.finish()
+    return AtlasReport(
+        path=target,
+        bytes=size,
+        dtype=dtype,
+        bands=contents.bands,
+        nodes=contents.nodes,
+        zones=len(contents.zones),
+        chunks=chunks,
+        spacing=max(zone.lat_step for zone in contents.zones),
+        order=contents.zones[0].order,
+        tolerance=wanted.text,
+        certificate=contents.certificate,
+        rounds=rounds,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check(enc: Encoder, path: str | os.PathLike[str], dtype: str, threads: int | None) -> None:
+    if "://" in str(path) or Path(path).suffix != SUFFIX:
+        raise UsageError(f"an atlas is a local folder whose name ends in {SUFFIX}, not {path}")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads must be a positive whole number, not {threads!r}")
+    if enc.backend == NAME:
+        raise UsageError("this encoder is an atlas already: write one from the weights it was made of")
+    if (reason := grids_only(enc.backend)) is not None:
+        raise UsageError(reason)

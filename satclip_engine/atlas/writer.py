@@ -1,0 +1,258 @@
+"""How an atlas is made: choose a lattice, write it, measure the error of what was written, refine where it is
+too large."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from satclip_engine._version import __version__
+from satclip_engine.atlas import global_zones
+from satclip_engine.atlas.field import AtlasBackend, AtlasLayers, Codes
+from satclip_engine.atlas.file import Contents, Origin, square, triangle
+from satclip_engine.atlas.folder import Folder
+from satclip_engine.atlas.linear import error_measure, field_measure
+from satclip_engine.atlas.packing import Beyond, folded, make_packing
+from satclip_engine.errors import UsageError
+from satclip_engine.lattice.certificate import Certificate, certify
+from satclip_engine.lattice.convergence import halfway
+from satclip_engine.lattice.nodes import BLOCK_ROWS, EncodedNodes
+from satclip_engine.lattice.sampling import Globe, caps, near
+from satclip_engine.lattice.tolerance import Tolerance, spiral
+from satclip_engine.lattice.zones import Zone, zone_of
+
+if TYPE_CHECKING:
+    from satclip_engine.encoder import Encoder
+
+SCOPE = "places on Earth, by area,"
+ROUNDS = 5  # of measuring and refining
+_POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
+_FURTHER = 128  # positions near the poles, near the pilot's worst, and in every zone
+_ENOUGH = 0.85  # of the tolerance: elsewhere the error may be a little larger than where it is measured
+_SHARE = 0.6  # of the tolerance that rounding may take
+
+
+class Progress(Protocol):
+    """What is told while an atlas is written, always from the calling thread; it counts nodes."""
+
+    def start(self, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Writer:
+    """One atlas on its way into a folder."""
+
+    def __init__(
+        self,
+        enc: Encoder,
+        folder: Folder,
+        tolerance: Tolerance,
+        sigmas: float,
+        *,
+        dtype: str,
+        threads: int,
+        limit: int,
+        progress: Progress,
+    ) -> None:
+        """sigmas: the tolerance in σ."""
+        self.enc, self.network, self.folder = enc, enc.network, folder
+        self.tolerance, self.sigmas, self.dtype = tolerance, sigmas, dtype
+        self.threads, self.limit, self.progress = threads, limit, progress
+        self.digests: dict[int, str] = {}  # of arrays that are as they should be
+        progress.stage("looking how smooth the field is")
+        sample = self.network.encode(spiral(_POSITIONS), threads=threads)
+        self.covariance, self.mean = field_measure(sample)
+        self.low, self.high = (
+            limits.astype(np.float64) for limits in (sample.min(axis=0), sample.max(axis=0))
+        )
+        self.packing = make_packing(dtype, self.low, self.high)
+        self.failed = np.empty((0, 2))
+
+    def write(self) -> tuple[Contents, int]:
+        """All arrays; what the attributes are to say, and how many lattices were measured."""
+        zones, worst = self._first()
+        for attempt in range(ROUNDS):
+            self._check_size(zones)
+            self._arrays(zones)
+            contents, each = self._measured(zones, worst, attempt)
+            if contents.certificate.max_tolerance <= _ENOUGH:
+                return contents, attempt + 1
+            rounding = float(self._rounding(zones[0].order).max())
+            finer = tuple(
+                global_zones.refined(zone, each.get(k, 0.0), rounding, _ENOUGH)
+                for k, zone in enumerate(zones)
+            )
+            self.digests = {k: digest for k, digest in self.digests.items() if finer[k] == zones[k]}
+            zones = finer
+        raise UsageError(
+            f"{ROUNDS} lattices, each finer, did not keep {self.tolerance.text}: the last erred by "
+            f"{contents.certificate.max_sigma:.2g} σ; give a larger tolerance{self._finer_dtype()}"
+        )
+
+    def _first(self) -> tuple[tuple[Zone, ...], np.ndarray]:
+        """The lattice to begin with, and places where errors are likely."""
+        rounding = self._rounding(8)
+        if (rounding > _SHARE).any():
+            self._refuse_dtype(rounding)
+        left = self.tolerance.bands * (1 - rounding)
+        zones, worst = global_zones.first_zones(self.network, left, self.threads)
+        if not zones:
+            raise UsageError(
+                f"the field is too rough for {self.tolerance.text}: errors stay above it with nodes 10 m "
+                "apart; give a larger tolerance"
+            )
+        return zones, worst
+
+    def _rounding(self, order: int) -> np.ndarray:
+        """What packing may add to the error, (E,) in tolerances: half a step, as stencils amplify it."""
+        amplified = (2 * sum(abs(weight) for weight in halfway(order))) ** 2
+        largest = np.maximum(np.abs(self.low), np.abs(self.high))
+        return amplified * self.packing.half_step(largest) / self.tolerance.bands
+
+    def _refuse_dtype(self, rounding: np.ndarray) -> None:
+        worst = int(rounding.argmax())
+        name, hint = self.enc.band_names[worst], self._finer_dtype()
+        if self.tolerance.sigma[worst] * self.sigmas < self.tolerance.bands[worst]:  # it hardly varies
+            instead = hint.replace(", or", ": give")
+            raise UsageError(f"{self.dtype} cannot keep band {name}, which is almost constant{instead}")
+        floor = float(rounding[worst]) / _SHARE * self.sigmas
+        digits = 10 ** (math.floor(math.log10(floor)) - 1)
+        floor = math.ceil(floor / digits) * digits
+        raise UsageError(
+            f"{self.dtype} cannot keep {self.tolerance.text}: rounding of band {name} leaves {floor:.2g} σ; "
+            f"give that or more as tolerance{hint}"
+        )
+
+    def _finer_dtype(self) -> str:
+        return {"float16": ', or dtype="int16"', "int16": ', or dtype="float32"'}.get(self.dtype, "")
+
+    def _check_size(self, zones: tuple[Zone, ...]) -> None:
+        nodes = global_zones.count_nodes(zones)
+        size = nodes * self.enc.embed_dim * np.dtype(self.dtype).itemsize
+        if size > self.limit:
+            raise UsageError(
+                f"an atlas for {self.tolerance.text} needs {nodes:,} nodes, {size / 1e9:.3g} GB before they "
+                f"are compressed, more than {self.limit / 1e9:.3g} GB: give a larger tolerance, fewer bands "
+                "(enc.select), or a larger limit"
+            )
+        self.folder.check_space(size)
+
+    # Arrays
+
+    def _arrays(self, zones: tuple[Zone, ...]) -> None:
+        """Write the arrays that are missing."""
+        while True:
+            new = [k for k in range(len(zones)) if k not in self.digests]
+            nodes = global_zones.count_nodes([zones[k] for k in new])
+            self.progress.stage(f"{nodes:,} nodes")
+            self.progress.start(nodes)
+            try:
+                for k in new:
+                    self.digests[k] = self._array(zones, k)
+                return
+            except Beyond as beyond:
+                if self.dtype != "int16" or not np.isfinite([beyond.low, beyond.high]).all():
+                    raise UsageError(f"{self.dtype} cannot hold these embeddings: use float32") from None
+                # The sample was less extreme than these nodes: anew, with what is known now.
+                self.low, self.high = np.minimum(self.low, beyond.low), np.maximum(self.high, beyond.high)
+                self.packing, self.digests = make_packing(self.dtype, self.low, self.high), {}
+
+    def _array(self, zones: tuple[Zone, ...], number: int) -> str:
+        """Write a zone's array, a row of chunks at a time; the hash of what was written."""
+        zone, nodes = zones[number], EncodedNodes(self.network, zones)
+        array = self.folder.array(number, zone, self.packing, self.enc.embed_dim)
+        needed = zone.row_range
+        for top in array.tops:
+            rows = np.arange(top, top + BLOCK_ROWS)
+            wanted = (rows >= needed.start) & (rows < needed.stop)
+            values = nodes.make(number, top // BLOCK_ROWS, 1, range(zone.columns), self.threads, None)
+            stored = np.zeros(values.shape, self.packing.dtype)
+            stored[wanted] = self.packing.codes(values[wanted])
+            if self.packing.dtype == "int16":
+                stored = folded(stored)
+                stored[rows >= needed.stop] = 0  # nobody asks for them
+            array.write(top, stored)
+            self.progress.advance(int(wanted.sum()) * zone.columns)
+        return array.digest
+
+    # Error
+
+    def _measured(
+        self, zones: tuple[Zone, ...], worst: np.ndarray, attempt: int
+    ) -> tuple[Contents, dict[int, float]]:
+        """What the attributes say, and the largest error of each zone in tolerances."""
+        self.progress.stage("measuring the error")
+        drawn = Globe().draw(_POSITIONS, 100 + attempt)
+        spacing = max(zone.lat_step for zone in zones)
+        further = np.concatenate(
+            [
+                caps(Globe(), _FURTHER, 200 + attempt),
+                near(worst, 2 * spacing, _FURTHER // max(1, len(worst)), 300 + attempt),
+                global_zones.check_places(zones, _FURTHER, 400 + attempt),
+                self.failed,
+            ]
+        )
+        places = np.concatenate([drawn, further])
+        exact = self.network.encode(places, threads=self.threads)
+        contents = self._contents(zones)
+        layers = AtlasLayers(Codes(self.folder.reader(contents)))
+        found = AtlasBackend().prepare(layers, self.threads).encode(places, threads=self.threads)
+        certificate, each = certify(
+            lambda _: exact,
+            lambda _: found,
+            drawn,
+            further,
+            self.tolerance.sigma,
+            self.tolerance.bands,
+            rounds=ROUNDS,
+        )
+        errors, reach = error_measure(
+            found.astype(np.float64) - exact, lambda matrix: square(triangle(matrix))
+        )
+        self.folder.statistics(np.stack([triangle(self.covariance), triangle(errors)]))
+        self.failed = places[each > _ENOUGH][:_FURTHER]  # looked at again when the lattice is finer
+        number = zone_of(zones, places[:, 1])
+        of_zones = {int(k): float(each[number == k].max()) for k in np.unique(number)}
+        certificate = dataclasses.replace(certificate, scope=SCOPE)
+        return dataclasses.replace(contents, certificate=certificate, reach=reach), of_zones
+
+    def _contents(self, zones: tuple[Zone, ...]) -> Contents:
+        """What the attributes say, without an error."""
+        weights = self.enc.weights
+        source = weights.provenance.source
+        nothing = np.full(self.enc.embed_dim, np.inf)
+        digests = " ".join(self.digests[k] for k in range(len(zones)))
+        return Contents(
+            zones=zones,
+            packing=self.packing,
+            band_names=tuple(self.enc.band_names),
+            tolerance=self.tolerance,
+            moments=self.enc.moments,
+            mean=self.mean,
+            origin=Origin(
+                source=source if "://" in source else Path(source).name,
+                sha256=weights.sha256,
+                function_sha256=self.enc.sha256,
+                harmonics=weights.harmonics,
+                degrees=int(weights.degrees),
+                capacity=weights.capacity,
+                hidden_layers=weights.hidden_layers,
+                embed_dim=weights.embed_dim,
+            ),
+            nodes_sha256=hashlib.sha256(digests.encode()).hexdigest(),
+            certificate=Certificate(
+                0, 0, 1.0, 0.0, self.tolerance.sigma, nothing, nothing, np.inf, np.inf, -1.0, np.inf
+            ),
+            reach=np.inf,
+            software=f"satclip-engine {__version__}",
+        )

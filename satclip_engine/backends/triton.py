@@ -1,0 +1,234 @@
+"""Triton's kernels as a backend: on NVIDIA GPUs, or on the CPU by Triton's interpreter.
+
+Arrays of the host go in and out, or tensors that stay where they are. The kernels are those of the operators
+in satclip_engine.ops.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from satclip_engine.backends.protocols import Calls, Check, Prepared, gpu_calls
+from satclip_engine.device import CPU, Device, available_cores, too_old_for, torch_absence
+from satclip_engine.geo.lonlat import as_lonlat, check_latitudes
+from satclip_engine.weights import Layers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from satclip_engine.backends.device_copies import Lane
+
+
+class Triton:
+    """Triton's kernels on a GPU; on the CPU by its interpreter, when asked for by name."""
+
+    name, devices, trains, grids_only = "triton", ("cuda",), True, None
+
+    def missing(self) -> str | None:
+        for module in ("torch", "triton"):
+            if find_spec(module) is None:
+                return f'it needs {module}: pip install "satclip-engine[torch]"'
+        return None
+
+    def unfit(self, device: Device) -> str | None:
+        if device.kind == "cuda":
+            return torch_absence(device) or self._too_old(device)
+        from satclip_engine.kernels.launch import interpreted
+
+        if interpreted():
+            return None
+        return (
+            "backend 'triton' computes on a GPU: choose device 'cuda', "
+            "or set TRITON_INTERPRET=1 before the start to run it on the CPU, slowly"
+        )
+
+    def _too_old(self, device: Device) -> str | None:
+        import torch
+
+        return too_old_for(self.name, device, torch.cuda.get_device_capability(device.index))
+
+    def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
+        import torch
+
+        from satclip_engine.kernels.harmonics import harmonics
+        from satclip_engine.kernels.launch import interpreted
+
+        places = torch.from_numpy(np.ascontiguousarray(lonlat))
+        return harmonics(places if interpreted() else places.cuda(), degrees).cpu().numpy()
+
+    def prepare(
+        self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
+    ) -> Prepared:
+        from satclip_engine.backends.triton import PreparedTriton
+
+        return PreparedTriton(layers, device, precision, threads or available_cores())
+
+
+class PreparedTriton:
+    """Weights in float32 on a device."""
+
+    name = "triton"
+
+    def __init__(self, layers: Layers, device: Device, precision: str, threads: int) -> None:
+        import torch
+
+        from satclip_engine.backends.device_copies import computing_stream
+
+        self.layers, self.precision, self.threads = layers, precision, threads
+        self._device = concrete(device)
+        self._weights = [torch.tensor(w, dtype=torch.float32, device=self._device) for w in layers.weights]
+        self._biases = [torch.tensor(b, dtype=torch.float32, device=self._device) for b in layers.biases]
+        # One stream for all threads: their kernels would only compete, and each stream keeps its own memory.
+        self._stream = computing_stream(self._device)
+        self._own = threading.local()
+        self._preparing = threading.Lock()
+
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
+    @property
+    def isa(self) -> str:
+        return architecture(self._device, self.precision)
+
+    @property
+    def calls(self) -> Calls:
+        return gpu_calls(self.layers.embed_dim)
+
+    def encode(
+        self,
+        lonlat: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
+    ) -> np.ndarray:
+        """As Prepared.encode. threads: how many copy results."""
+        places = as_lonlat(lonlat)
+        if out is None:
+            out = np.empty((len(places), self.layers.embed_dim), np.float32)
+        blocks = [(rows,) for rows in _slices(len(places), self.calls.places)]
+        self._run(blocks, lambda rows: self._forward(self._sent(places[rows])), out, threads, check)
+        return out
+
+    def encode_grid(
+        self,
+        lat: np.ndarray,
+        lon: np.ndarray,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        check: Check | None = None,
+    ) -> np.ndarray:
+        """As Prepared.encode_grid. threads: how many copy results."""
+        from satclip_engine.kernels import grid
+
+        lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
+        check_latitudes(lat)
+        if out is None:
+            out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
+        prepared = self._grid
+        most = self.calls.places
+        across = min(max(1, len(lon)), most)
+        blocks = [
+            (rows, columns)
+            for rows in _slices(len(lat), most // across)
+            for columns in _slices(len(lon), across)
+        ]
+
+        def compute(rows: slice, columns: slice) -> Tensor:
+            return grid.encode_grid(prepared, self._sent(lat[rows]), self._sent(lon[columns]))
+
+        self._run(blocks, compute, out, threads, check)
+        return out
+
+    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
+        """As Prepared.encode_tensor, in torch's current stream."""
+        if lonlat.device != self._device:
+            return None
+        return self._forward(lonlat.contiguous())
+
+    @functools.cached_property
+    def _prepared_grid(self) -> Any:
+        import torch
+
+        from satclip_engine.kernels import grid
+
+        made = grid.prepare(self.layers.degrees, self._weights, self._biases, self.precision)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # another stream than this thread's is to use it
+        return made
+
+    @property
+    def _grid(self) -> Any:
+        """The network as the kernels of product grids take it, made when first needed."""
+        with self._preparing:
+            return self._prepared_grid
+
+    def _forward(self, lonlat: Tensor) -> Tensor:
+        from satclip_engine.kernels import encode
+
+        return encode.forward(lonlat, self._weights, self._biases, precision=self.precision, keep=False)[0]
+
+    def _sent(self, array: np.ndarray) -> Tensor:
+        import torch
+
+        from satclip_engine.backends.device_copies import sent
+
+        return sent(torch.from_numpy(np.ascontiguousarray(array)), self._device)
+
+    def _run(
+        self,
+        blocks: Sequence[tuple[slice, ...]],
+        compute: Callable[..., Tensor],
+        out: np.ndarray,
+        threads: int | None,
+        check: Check | None,
+    ) -> None:
+        """Fill out[block] with compute(*block) for every block."""
+        from satclip_engine.backends.device_copies import copier, overlapped
+
+        lane = self._lane()
+        with copier(self.threads if threads is None else threads) as copy:
+
+            def start(block: tuple[slice, ...], slot: int) -> None:
+                if check is not None:
+                    check()
+                lane.start(slot, lambda: compute(*block))
+
+            overlapped(blocks, start, lambda block, slot: copy(out[block], lane.finish(slot)))
+
+    def _lane(self) -> Lane:
+        """The calling thread's own."""
+        from satclip_engine.backends.device_copies import make_lane
+
+        if not hasattr(self._own, "lane"):
+            self._own.lane = make_lane(self._stream)
+        return self._own.lane
+
+
+def concrete(device: Device) -> Any:
+    """The torch.device, with its number."""
+    import torch
+
+    if device.kind == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(str(device))
+
+
+def architecture(device: torch.device, precision: str) -> str:
+    """What decides the bits of Triton's kernels: "triton 3.7.1 sm_90 exact"."""
+    import triton
+
+    from satclip_engine.kernels.launch import capability
+
+    return f"triton {triton.__version__} {capability(device)} {precision}"
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

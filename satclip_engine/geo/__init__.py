@@ -1,0 +1,1 @@
+"""Points on Earth: coordinates, coordinate reference systems, and the pixels of rasters."""

@@ -1,0 +1,498 @@
+"""Pixel geometry: which places on Earth the pixels of a raster stand for. No weights are involved.
+
+`make_grid` turns a resolution, bounds, a CRS or an existing raster into a Grid; a Grid gives the latitude and
+longitude of any pixels of it. Conventions: pixel-is-area; a place is its pixel's centre; bounds are west,
+south, east, north and, like the resolution, in units of the CRS; x before y and longitude before latitude
+whatever the authority says.
+
+A pixel's coordinates depend on its row and column alone, never on which window is asked for, so that tiles,
+threads and resumed runs see the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from satclip_engine.errors import UsageError
+from satclip_engine.geo import crs as _crs
+from satclip_engine.geo.pixels import Index, indices
+
+if TYPE_CHECKING:
+    import pyproj
+    from affine import Affine
+    from odc.geo.crs import CRS
+    from odc.geo.geobox import GeoBox
+
+DEFAULT_RESOLUTION = 0.25  # degrees
+MAX_SIDE = 2**31 - 1  # pixels; GDAL counts rows and columns in 32-bit integers
+_FIT = 1e-6  # of a pixel: by how much bounds may miss a whole number of pixels
+_RETURN = 0.01  # of a pixel: how near a valid place comes back from longitude and latitude
+_SERIES = 5e-3  # metres, near enough whatever the pixel: PROJ's equal-area series come back to 1.7 mm
+_STEP = 2.0**40  # canonical coordinates are multiples of 2⁻⁴⁰ degree (1e-7 m): exact sums, exact mirrors
+_BLOCK = 1 << 18  # pixels sent through PROJ at once: 2 MB an array
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pixels of a raster and where they lie; made by `make_grid` or `Grid.from_geobox`."""
+
+    geobox: GeoBox
+
+    @classmethod
+    def from_geobox(cls, geobox: GeoBox, *, name: str = "the GeoBox") -> Grid:
+        """A Grid of an odc-geo GeoBox.
+
+        Raises UsageError (speaking of `name`) when it has no usable georeference.
+        """
+        from odc.geo.geobox import GeoBox
+
+        if not isinstance(geobox, GeoBox):
+            raise UsageError(
+                f"{name} is located by ground control points, not by a transform: warp it first (gdalwarp)"
+            )
+        if geobox.crs is None:
+            raise UsageError(f"{name} has no CRS, so its pixels cannot be placed on Earth")
+        transform = geobox.transform
+        if not all(math.isfinite(v) for v in transform[:6]) or transform.determinant == 0:
+            raise UsageError(f"{name} has a transform that cannot be inverted: {tuple(transform[:6])}")
+        if min(geobox.shape) < 1:
+            raise UsageError(f"{name} has no pixels: {geobox.shape[0]} rows by {geobox.shape[1]} columns")
+        _crs.parse_crs(geobox.crs.proj)
+        return cls(geobox)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.geobox.shape[0]), int(self.geobox.shape[1])
+
+    @property
+    def crs(self) -> CRS:
+        return self.geobox.crs
+
+    @property
+    def transform(self) -> Affine:
+        """From (column, row) of a pixel's corner to (x, y)."""
+        return self.geobox.transform
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east and north edge in units of the CRS; of a rotated grid, around all of it."""
+        a, b, c, d, e, f = self.transform[:6]
+        height, width = self.shape
+        corners = [(col, row) for col in (0, width) for row in (0, height)]
+        x = [a * col + b * row + c for col, row in corners]
+        y = [d * col + e * row + f for col, row in corners]
+        return min(x), min(y), max(x), max(y)
+
+    @functools.cached_property
+    def _proj(self) -> pyproj.CRS:
+        return self.crs.proj
+
+    @functools.cached_property
+    def _wkt(self) -> str:
+        return self._proj.to_wkt()
+
+    @functools.cached_property
+    def unrotated(self) -> bool:
+        """Whether rows run along x and columns along y."""
+        return self.transform.b == 0 and self.transform.d == 0
+
+    @functools.cached_property
+    def separable(self) -> bool:
+        """Whether latitude depends on the row alone and longitude on the column alone.
+
+        The product grid's condition.
+        """
+        return self.unrotated and _crs.is_lonlat(self._proj)
+
+    def lat(self, rows: Index = None) -> np.ndarray:
+        """Latitude of pixel centres, (h,) float64 degrees.
+
+        NaN for rows beyond a pole. Separable grids only.
+        """
+        height = self.shape[0]
+        centres = _centres(self.transform.f, self.transform.e, height, indices(rows, height))
+        return _valid_latitude(centres)
+
+    def lon(self, cols: Index = None) -> np.ndarray:
+        """Longitude of pixel centres, (w,) float64 degrees, as in the CRS (181 stays 181).
+
+        Separable grids only.
+        """
+        width = self.shape[1]
+        return _centres(self.transform.c, self.transform.a, width, indices(cols, width))
+
+    def lonlat(self, rows: Index = None, cols: Index = None) -> np.ndarray:
+        """Longitude and latitude of the pixels in `rows` × `cols`, (h, w, 2) float64 degrees.
+
+        NaN where the pixel is not a place on Earth: outside the projection's domain (the place does not come
+        back within 0.01 pixel) or beyond a pole. Any grid.
+        """
+        if self.separable:
+            lat, lon = self.lat(rows), self.lon(cols)
+            out = np.empty((lat.size, lon.size, 2))
+            out[..., 0], out[..., 1] = lon, lat[:, None]
+            out[np.isnan(lat)] = np.nan
+            return out
+        row, col = indices(rows, self.shape[0]), indices(cols, self.shape[1])
+        out = np.empty((row.size, col.size, 2))
+        flat = out.reshape(-1, 2)
+        for start in range(0, flat.shape[0], _BLOCK):
+            pixel = np.arange(start, min(start + _BLOCK, flat.shape[0]))
+            flat[pixel[0] : pixel[-1] + 1] = self.pixel_lonlat(row[pixel // col.size], col[pixel % col.size])
+        return out
+
+    def pixel_lonlat(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """Longitude and latitude of single pixels, (n, 2) float64 degrees for (n,) rows and columns.
+
+        NaN as `lonlat`.
+        """
+        if self.separable:
+            lat = self.lat(rows)
+            return np.stack([np.where(np.isnan(lat), np.nan, self.lon(cols)), lat], axis=-1)
+        x, y = self.xy(rows, cols)
+        lon, lat, x2, y2 = _crs.to_lonlat(self._wkt, x, y)
+        with np.errstate(invalid="ignore"):
+            dx, dy = x2 - x, y2 - y
+            turn = _crs.full_turn(self._proj)
+            if math.isfinite(turn):  # 181° comes back as −179°
+                dx = np.remainder(dx + turn / 2, turn) - turn / 2
+            inverse = ~self.transform
+            off_col, off_row = inverse.a * dx + inverse.b * dy, inverse.d * dx + inverse.e * dy
+            lat = _valid_latitude(lat)
+            near = (np.abs(off_col) <= _RETURN) & (np.abs(off_row) <= _RETURN)
+            near |= np.hypot(dx, dy) * _crs.unit_metres(self._proj) <= _SERIES
+            valid = near & np.isfinite(lon + lat)
+        return np.where(valid[:, None], np.stack([lon, lat], axis=-1), np.nan)
+
+    def xy(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x and y of pixel centres in units of the CRS, for row and column arrays that broadcast together."""
+        a, b, c, d, e, f = self.transform[:6]
+        col, row = np.asarray(cols) + 0.5, np.asarray(rows) + 0.5
+        return a * col + b * row + c, d * col + e * row + f
+
+    def axis(self, dim: str, index: Index = None) -> np.ndarray:
+        """x of columns or y of rows, as rioxarray labels them, in units of the CRS. Unrotated grids only."""
+        step, start, size = self.steps(dim)
+        return indices(index, size) * step + start
+
+    def steps(self, dim: str) -> tuple[float, float, int]:
+        """Step, first label and number of labels along "x" or "y" of an unrotated grid."""
+        a, _, c, _, e, f = self.transform[:6]
+        # As rioxarray does it, in the same order: labels that differ in the last bit would not align.
+        return (a, 0.5 * a + c, self.shape[1]) if dim == "x" else (e, 0.5 * e + f, self.shape[0])
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return ("satclip_engine.Grid", self._wkt, tuple(self.transform[:6]), self.shape)
+
+
+def make_grid(
+    *,
+    resolution: float | Sequence[float] | None = None,
+    bounds: Sequence[float] | None = None,
+    crs: Any = None,
+    like: Any = None,
+) -> Grid:
+    """Describe a raster: by resolution, bounds and CRS, or by an existing one.
+
+    resolution: pixel size in units of `crs`, one number or (x, y); default 0.25 for degrees, required for
+        projected CRSs.
+    bounds: west, south, east, north in units of `crs`; east > 180 crosses the antimeridian. Default: the
+        globe, or a projected CRS's area of use, widened to multiples of the resolution.
+    crs: EPSG code, PROJ string, WKT or CRS object; default EPSG:4326.
+    like: path of a raster, rasterio dataset, odc-geo GeoBox, Grid or xarray object whose pixels are taken as
+        they are; excludes the others.
+
+    West and north edges are kept exactly. Raises UsageError.
+    """
+    if like is not None:
+        given = {"resolution": resolution, "bounds": bounds, "crs": crs}
+        if taken := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"like already fixes the grid: leave out {' and '.join(taken)}")
+        return _grid_like(like)
+    parsed = _crs.parse_crs("EPSG:4326" if crs is None else crs)
+    res = _resolution(resolution, parsed)
+    edges = _default_bounds(parsed, res) if bounds is None else _check_bounds(bounds, parsed)
+    return _fit(edges, res, parsed)
+
+
+def _resolution(resolution: Any, crs: pyproj.CRS) -> tuple[float, float]:
+    unit = _crs.unit_name(crs)
+    if resolution is None:
+        if unit != "degree":
+            raise UsageError(f"a resolution is required: CRS {crs.name!r} counts in {unit}s")
+        return DEFAULT_RESOLUTION, DEFAULT_RESOLUTION
+    try:
+        values = np.asarray(resolution, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"resolution must be one number or two (x, y), not {resolution!r}") from error
+    if values.size not in (1, 2):
+        raise UsageError(f"resolution must be one number or two (x, y), not {values.size} numbers")
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise UsageError(f"resolution must be positive and finite, not {resolution}")
+    return float(values[0]), float(values[-1])
+
+
+def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, float]:
+    try:
+        west, south, east, north = (float(v) for v in bounds)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"bounds must be four numbers (west, south, east, north), not {bounds!r}") from error
+    shown = _show(west, south, east, north)
+    if not all(map(math.isfinite, (west, south, east, north))):
+        raise UsageError(f"bounds must be finite, not {shown}")
+    if south >= north:
+        raise UsageError(f"bounds {shown}: south must be less than north")
+    turn = _crs.full_turn(crs)
+    if west >= east:
+        raise UsageError(
+            f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}"
+        )
+    if east - west > turn * (1 + 1e-12):
+        raise UsageError(f"bounds {shown}: wider than the globe ({turn:g}); if they are metres, give crs")
+    pole = turn / 4
+    if max(-south, north) > pole + 1e-9:
+        raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})")
+    return west, max(south, -pole), east, min(north, pole)  # less the rounding of a sum of steps
+
+
+def _eastward(west: float, south: float, east: float, north: float, turn: float) -> str:
+    """What may have been meant by a west edge that is not west of the east one."""
+    if not math.isfinite(turn):
+        return ""
+    if (west - east) % turn == 0:
+        first = (west + turn / 2) % turn - turn / 2 if west > east else west  # 180 … −180 is −180 … 180
+        return f"; for all longitudes write {_show(first, south, first + turn, north)}"
+    if west - east > turn:
+        return ""
+    return f"; to cross the antimeridian write {_show(west, south, east + turn, north)}"
+
+
+def _default_bounds(crs: pyproj.CRS, res: tuple[float, float]) -> tuple[float, float, float, float]:
+    turn = _crs.full_turn(crs)
+    if math.isfinite(turn):
+        return -turn / 2, -turn / 4, turn / 2, turn / 4
+    west, south, east, north = _crs.area_of_use(crs)
+
+    def outward(low: float, high: float, step: float) -> tuple[float, float]:
+        first, last = math.floor(low / step + _FIT), math.ceil(high / step - _FIT)
+        return first * step, max(last, first + 1) * step
+
+    west, east = outward(west, east, res[0])
+    south, north = outward(south, north, res[1])
+    return west, south, east, north
+
+
+def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS) -> Grid:
+    """The Grid with these west and north edges whose pixels fill the bounds exactly."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    west, south, east, north = edges
+    extents = (east - west, north - south)
+    counts = tuple(extent / step for extent, step in zip(extents, res, strict=True))
+    if max(counts) > MAX_SIDE:
+        raise UsageError(
+            f"resolution {_pair(res)} over these bounds makes {counts[0]:.3g} × {counts[1]:.3g} pixels; "
+            f"at most {MAX_SIDE} a side"
+        )
+    width, height = (round(count) for count in counts)
+    for count, size in zip(counts, (width, height), strict=True):
+        if size < 1 or abs(count - size) > _FIT:
+            raise UsageError(
+                f"bounds {_show(*edges)} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
+                f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
+                f"{_pair(_nearest(extents, res))}{_or_other_bounds(edges, res, crs)}"
+            )
+    x_step, y_step = (
+        step if abs(extent / size - step) <= 1e-12 * step else extent / size
+        for extent, step, size in zip(extents, res, (width, height), strict=True)
+    )
+    transform = Affine(x_step, 0.0, west, 0.0, -y_step, north)
+    return Grid(GeoBox((height, width), transform, _crs.odc_crs(crs)))
+
+
+def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[float, float]:
+    """The resolution nearest to `res` that divides both extents.
+
+    Square pixels stay square where that costs little.
+    """
+    single = tuple(
+        step if _fits(extent, step) else _shortest(extent, max(1, round(extent / step)))
+        for extent, step in zip(extents, res, strict=True)
+    )
+    if res[0] != res[1]:
+        return single[0], single[1]
+    for count in sorted(
+        range(max(1, round(extents[0] / res[0] * 0.5)), min(round(extents[0] / res[0] * 2) + 2, 1 << 16)),
+        key=lambda n: abs(extents[0] / n - res[0]),
+    ):
+        square = extents[0] / count
+        if _fits(extents[1], square):
+            short = _shortest(extents[0], count)
+            square = short if _fits(extents[1], short) else square
+            return square, square
+    return single[0], single[1]
+
+
+def _fits(extent: float, step: float) -> bool:
+    """Whether an extent is a whole number of pixels."""
+    count = extent / step
+    return round(count) >= 1 and abs(count - round(count)) <= _FIT
+
+
+def _shortest(extent: float, count: int) -> float:
+    """The number of fewest digits that divides an extent into so many pixels as nearly as `_fits` asks."""
+    shortened = (float(f"{extent / count:.{digits}g}") for digits in range(1, 17))
+    return next((step for step in shortened if step and abs(extent / step - count) <= _FIT), extent / count)
+
+
+def _or_other_bounds(
+    edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS
+) -> str:
+    """In words, the next larger bounds that are whole pixels; nothing when they leave the globe."""
+    west, south, east, north = edges
+
+    def outward(low: float, high: float, step: float) -> tuple[float, float]:
+        return math.floor(low / step + _FIT) * step, math.ceil(high / step - _FIT) * step
+
+    def whole(low: float, high: float, step: float) -> float:
+        return math.ceil((high - low) / step - _FIT) * step
+
+    fit_x, fit_y = _fits(east - west, res[0]), _fits(north - south, res[1])
+    xs = [(west, east)] if fit_x else [outward(west, east, res[0]), (west, west + whole(west, east, res[0]))]
+    ys = (
+        [(south, north)]
+        if fit_y
+        else [outward(south, north, res[1]), (north - whole(south, north, res[1]), north)]
+    )
+    for (left, right), (low, high) in itertools.product(xs, ys):
+        grown = tuple(float(f"{edge:.12g}") + 0.0 for edge in (left, low, right, high))
+        try:
+            left, low, right, high = _check_bounds(grown, crs)
+        except UsageError:
+            continue
+        if _fits(right - left, res[0]) and _fits(high - low, res[1]):
+            return f"; or keep {_pair(res)} with bounds {_show(*grown)}"
+    return ""
+
+
+def outside_area_of_use(grid: Grid) -> str:
+    """In words, that a raster lies wholly outside its projected CRS's area of use; empty when it does not.
+
+    Such a raster is possible, but most often its bounds were meant in degrees.
+    """
+    crs = grid.crs.proj
+    if crs.is_geographic:
+        return ""
+    try:
+        area = _crs.area_of_use(crs)
+    except UsageError:  # it has none
+        return ""
+    west, south, east, north = grid.bounds
+    if west < area[2] and east > area[0] and south < area[3] and north > area[1]:
+        return ""
+    return (
+        f"the raster lies wholly outside the area of use of {_crs.crs_name(grid.crs)} "
+        f"({' '.join(f'{edge:.0f}' for edge in area)}); bounds are counted in its unit, the "
+        f"{_crs.unit_name(crs)}"
+    )
+
+
+def _show(*numbers: float) -> str:
+    return " ".join(f"{number:.12g}" for number in numbers)
+
+
+def _pair(res: tuple[float, float]) -> str:
+    return f"{res[0]:.15g}" if res[0] == res[1] else f"{res[0]:.15g},{res[1]:.15g}"
+
+
+def _grid_like(like: Any) -> Grid:
+    if isinstance(like, Grid):
+        return like
+    if isinstance(like, (str, os.PathLike)):
+        return _grid_of_file(like)
+    if hasattr(like, "pix2wld"):  # any of odc-geo's geoboxes
+        return Grid.from_geobox(like)
+    if hasattr(like, "coords") and hasattr(like, "dims"):
+        from satclip_engine.geo.xarray_grid import geobox_of
+
+        geobox = geobox_of(like)
+        if geobox is None:
+            raise UsageError(
+                "the xarray object has no CRS with evenly spaced x and y: use its .satclip.embed() instead"
+            )
+        return Grid.from_geobox(geobox, name="the xarray object")
+    if hasattr(like, "get_transform") and hasattr(like, "gcps"):
+        return _grid_of_dataset(like)
+    raise UsageError(f"like must be a raster's path, a GeoBox or an xarray object, not {type(like).__name__}")
+
+
+def _grid_of_file(path: str | os.PathLike[str]) -> Grid:
+    import warnings
+
+    import rasterio
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                return _grid_of_dataset(dataset)
+    except rasterio.errors.RasterioIOError as error:
+        raise UsageError(f"{os.fspath(path)}: cannot be read as a raster ({error})") from error
+
+
+def _grid_of_dataset(dataset: Any) -> Grid:
+    """The Grid of an open rasterio dataset."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    name, transform = dataset.name, dataset.transform
+    if dataset.count == 0 and dataset.subdatasets:
+        raise UsageError(
+            f"{name}: holds {len(dataset.subdatasets)} rasters; name one of them, "
+            f"such as {dataset.subdatasets[0]}"
+        )
+    if transform == Affine.identity():
+        if dataset.gcps[0]:
+            raise UsageError(
+                f"{name}: located by ground control points, not by a transform: warp it first (gdalwarp)"
+            )
+        raise UsageError(
+            f"{name}: has no georeference (no transform), so its pixels cannot be placed on Earth"
+        )
+    if dataset.crs is None:
+        raise UsageError(f"{name}: has no CRS, so its pixels cannot be placed on Earth")
+    try:
+        parsed = _crs.parse_crs(dataset.crs.to_wkt())
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    geobox = GeoBox((dataset.height, dataset.width), transform, _crs.odc_crs(parsed))
+    return Grid.from_geobox(geobox, name=name)
+
+
+def _centres(edge: float, step: float, size: int, index: np.ndarray) -> np.ndarray:
+    """Pixel centres between the first edge and the last, in multiples of 2⁻⁴⁰ degree.
+
+    Weighing the two edges by integers (instead of adding up steps) makes the mirror pixels of a grid that is
+    symmetric about 0 exact negatives of each other: the terms swap, and neither sum nor division knows signs.
+    """
+    first = np.rint(edge * _STEP) / _STEP
+    last = np.rint((edge + size * step) * _STEP) / _STEP
+    weight = 2 * index + 1
+    centres = (first * (2 * size - weight) + last * weight) / (2 * size)
+    return np.rint(centres * _STEP) / _STEP
+
+
+def _valid_latitude(lat: np.ndarray) -> np.ndarray:
+    """Latitudes with rounding beyond a pole taken back (1e-9 degree is 0.1 mm), NaN farther beyond."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(lat) <= 90.0 + 1e-9, np.clip(lat, -90.0, 90.0), np.nan)

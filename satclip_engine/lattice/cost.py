@@ -1,0 +1,156 @@
+"""What a thread does in a second: by arithmetic, which decides, and as measured, which tells the time.
+
+A choice of lattice decides the last bits of a raster. So it follows from the sizes of the network alone: the
+same command gives the same bytes on a busy machine, on two nodes of a cluster, and tomorrow. Only predictions
+of time come from this machine, measured once and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from satclip_engine import _C
+from satclip_engine._version import __version__
+from satclip_engine.backends.protocols import Prepared
+from satclip_engine.lattice.nodes import empty_window
+
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Places a second of one thread."""
+
+    points: float
+    grid: float  # pixels of a product grid
+    resample: float  # pixels of a grid, order 8
+    gather: float  # single places, order 8
+
+    def resampled(self, order: int, *, single: bool) -> float:
+        """Places a second from a lattice of that order."""
+        # A pixel takes `order` terms a band and its store; a place order × order.
+        return self.gather * (64 / order**2) if single else self.resample * 11 / (order + 3)
+
+
+_known: dict[str, Rates] = {}
+_lock = threading.Lock()
+
+
+# Of one thread of a processor with AVX-512, as those of docs/lattice.md are; it is ratios that matter.
+_NETWORK = 7e10  # multiply-adds a second
+_LATTICE = 2.5e10  # terms of an interpolation, stores included
+_PIXEL, _PLACE = 1e-8, 6e-8  # seconds for what does not depend on bands: weights of stencils, sorting
+
+
+def rates_of(network: Prepared) -> Rates:
+    """The rates by which lattices are chosen, from the network's sizes."""
+    degrees, widths = network.layers.degrees, [len(bias) for bias in network.layers.biases]
+    inner = sum(a * b for a, b in itertools.pairwise(widths))
+    first = widths[0]
+    bands = -(-widths[-1] // 16) * 16  # vectors are whole
+    return Rates(
+        points=1 / ((degrees**2 * first + inner) / _NETWORK + degrees**2 * 1e-9 + _PLACE),
+        grid=1 / (((2 * degrees - 1) * first + inner) / _NETWORK + _PIXEL),
+        resample=1 / (11 * bands / _LATTICE + _PIXEL),
+        gather=1 / (64 * bands / _LATTICE + _PLACE),
+    )
+
+
+def measured_rates(network: Prepared) -> Rates:
+    """The rates on this machine, measured in a tenth of a second when they are not known."""
+    key = _key(network)
+    with _lock:
+        if key not in _known:
+            stored = _read(key)
+            _known[key] = stored or _measure(network)
+            if stored is None:
+                _write(key, _known[key])
+        return _known[key]
+
+
+def _key(network: Prepared) -> str:
+    sizes = [*(len(bias) for bias in network.layers.biases), network.layers.degrees]
+    what = (__version__, platform.machine(), _processor(), network.name, network.isa, network.device, sizes)
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _best(job: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few runs, after one that warms up."""
+    job()
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _measure(network: Prepared) -> Rates:
+    random = np.random.default_rng(0)
+    bands = network.layers.embed_dim
+    lat, lon = np.linspace(-50.0, 50.0, 16), np.linspace(-170.0, 170.0, 128)
+    places = np.stack([random.uniform(-180, 180, 1024), random.uniform(-80, 80, 1024)], axis=-1)
+    window = empty_window(24, 24, bands)
+    window[...] = random.normal(size=window.shape)
+    rows, columns = np.linspace(8, 15, 16), np.linspace(8, 15, 256)
+    pixels = np.empty((rows.size, columns.size, bands), np.float32)
+    single = random.uniform(8, 15, (2, 2048))
+    found = np.empty((single.shape[1], bands), np.float32)
+    return Rates(
+        points=len(places) / _best(lambda: network.encode(places, threads=1)),
+        grid=lat.size * lon.size / _best(lambda: network.encode_grid(lat, lon, threads=1)),
+        resample=rows.size * columns.size / _best(lambda: _C.resample(window, rows, columns, pixels)),
+        gather=single.shape[1] / _best(lambda: _C.resample_places(window, single[0], single[1], found)),
+    )
+
+
+def _file() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "satclip-engine" / "rates.json"
+
+
+def _stored() -> dict[str, dict[str, float]]:
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(_file().read_text())
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _read(key: str) -> Rates | None:
+    with contextlib.suppress(TypeError, ValueError):
+        rates = Rates(**_stored()[key]) if key in _stored() else None
+        if rates is not None and min(asdict(rates).values()) > 0:
+            return rates
+    return None
+
+
+def _write(key: str, rates: Rates) -> None:
+    """Keep rates for the next process; a cache that cannot be written is only a pity."""
+    with contextlib.suppress(OSError):
+        path = _file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**_stored(), key: asdict(rates)}
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(content, indent=1))
+        new.replace(path)

@@ -1,0 +1,1 @@
+"""PyTorch operators: dispatch to the backends, schemas, shapes and gradients."""

@@ -1,0 +1,1 @@
+"""The picture beside a raster: principal components in colours, on a map."""

@@ -1,0 +1,97 @@
+"""The tags that place a GeoTIFF on Earth: written by GDAL, and read back before they are believed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from satclip_engine.errors import UsageError
+from satclip_engine.geo.crs import crs_name, odc_crs, parse_crs, unit_metres
+from satclip_engine.raster.tiff import GEO_TAGS, Tag, read_directories
+
+if TYPE_CHECKING:
+    from satclip_engine.geo.grid import Grid
+
+_SAME = 0.01  # of a pixel, by which a place may move
+_SAME_METRES = 0.01  # whatever the pixel: what datums written with rounded numbers differ by
+_PROBES = 9  # along each side
+_RADIUS = 6371008.8  # metres
+_NOWHERE = "nowhere on Earth"
+
+
+def geo_tags(grid: Grid) -> list[Tag]:
+    """The tags that GDAL itself writes for this grid's CRS and transform.
+
+    Raises UsageError for a CRS that GeoTIFF cannot hold: some are dropped, others come back as another one
+    whose pixels lie elsewhere.
+    """
+    content, stored = _through_gdal(grid)
+    if stored is None:
+        raise _cannot_hold(grid, "it is not written at all")
+    moved = _distance(grid, stored)
+    if moved:
+        raise _cannot_hold(grid, f"read back, pixels would lie {moved}")
+    directory = read_directories(lambda offset, size: content[offset : offset + size])[0]
+    return [tag for code, tag in directory.tags.items() if code in GEO_TAGS]
+
+
+def _through_gdal(grid: Grid) -> tuple[bytes, Any]:
+    """A file of one pixel with that CRS and transform, and the CRS that is read from it (or None)."""
+    import rasterio
+    from rasterio.io import MemoryFile
+
+    wkt = grid.crs.to_wkt()
+    with warnings.catch_warnings():
+        # The identity is a transform, too.
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with MemoryFile() as memory:
+            with memory.open(
+                driver="GTiff", width=1, height=1, count=1, dtype="uint8", crs=wkt, transform=grid.transform
+            ):
+                pass
+            content = memory.read()
+        with MemoryFile(content) as memory, memory.open() as written:
+            return content, written.crs
+
+
+def _distance(grid: Grid, stored: Any) -> str:
+    """Where pixels move when their CRS is taken from the file, in words; empty when they stay."""
+    from odc.geo.geobox import GeoBox
+
+    from satclip_engine.geo.grid import make_grid
+
+    try:
+        crs = odc_crs(parse_crs(stored.to_wkt(version="WKT2_2019")))
+        again = make_grid(like=GeoBox(grid.shape, grid.transform, crs))
+    except UsageError:
+        return _NOWHERE
+    rows, cols = (np.unique(np.linspace(0, size - 1, _PROBES).astype(np.int64)) for size in grid.shape)
+    row, col = (part.ravel() for part in np.meshgrid(rows, cols, indexing="ij"))
+    asked, found = grid.pixel_lonlat(row, col), again.pixel_lonlat(row, col)
+    valid, kept = np.isfinite(asked).all(axis=1), np.isfinite(found).all(axis=1)
+    if not valid.any():
+        return ""
+    if not (valid & kept).any():
+        return _NOWHERE
+    valid &= kept
+    metres = float(_metres(asked[valid], found[valid]).max())
+    pixel = abs(grid.transform.determinant) ** 0.5 * unit_metres(grid.crs.proj)
+    if metres <= max(_SAME * pixel, _SAME_METRES):
+        return ""
+    return f"{metres / 1000:.3g} km away" if metres >= 1000 else f"{metres:.3g} m away"
+
+
+def _metres(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distance on the sphere between (n, 2) degrees."""
+    lon, lat = np.radians(one).T
+    lon2, lat2 = np.radians(other).T
+    half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
+    return 2 * _RADIUS * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
+
+
+def _cannot_hold(grid: Grid, why: str) -> UsageError:
+    return UsageError(
+        f"a GeoTIFF cannot hold the CRS {crs_name(grid.crs)} ({why}): choose one with an EPSG code"
+    )

@@ -1,0 +1,265 @@
+"""The published Lightning `.ckpt`: read without executing anything, written for the published loader."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+
+from satclip_engine._optional import need
+from satclip_engine.errors import WeightsError
+from satclip_engine.weights.schema import (
+    FORMAT_VERSION,
+    PUBLISHED_W0,
+    Stored,
+    check_architecture,
+    check_hyper_parameters,
+    check_version,
+    convention_of,
+    harmonics_of,
+    pick_network,
+    plain,
+    shape_text,
+    w0_of,
+)
+
+# Our own entry beside the published ones. The published loader never looks at it; it keeps what that layout
+# cannot say.
+OWN_KEY: Final = "satclip_engine"
+
+# What every released model carries. The published loader reads all of them and rejects any other name.
+_RELEASED_HYPER_PARAMETERS: Final[Mapping[str, Any]] = {
+    "embed_dim": 256,
+    "image_resolution": 256,
+    "vision_layers": "moco_vit16",
+    "vision_width": 768,
+    "vision_patch_size": 32,
+    "in_channels": 13,
+    "le_type": "sphericalharmonics",
+    "pe_type": "siren",
+    "frequency_num": 16,
+    "max_radius": 260,
+    "min_radius": 1,
+    "legendre_polys": 10,
+    "harmonics_calculation": "analytic",
+    "sh_embedding_dims": 32,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.01,
+    "num_hidden_layers": 2,
+    "capacity": 512,
+    "eval_downstream": False,
+    "air_temp_data_path": "",
+    "election_data_path": "",
+}
+# An image encoder of zero layers: the published loader insists on one, and this is the smallest it can build.
+_NO_IMAGE_ENCODER: Final[Mapping[str, Any]] = {
+    "image_resolution": 1,
+    "vision_layers": 0,
+    "vision_width": 64,
+    "vision_patch_size": 1,
+    "in_channels": 1,
+}
+
+
+def read_ckpt(path: Path, where: str) -> Stored:
+    """Read a Lightning checkpoint or a bare state dictionary; messages speak of `where`. Executes nothing."""
+    torch = need("torch", extra="torch", why="reading .ckpt files")
+    content = _dictionary(load_safely(torch, path, where), where)
+    state = _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+    parameters = plain(_dictionary(content.get("hyper_parameters", {}), f"{where}: hyper_parameters"))
+    own = plain(_dictionary(content.get(OWN_KEY, {}), f"{where}: {OWN_KEY}"))
+    check_version(own.get("format_version", FORMAT_VERSION), where)
+    check_architecture(parameters, where)
+    size = path.stat().st_size
+    tensors = pick_network(state, where, lambda key: _as_numpy(torch, state[key], f"{where}: {key}", size))
+    check_hyper_parameters(parameters, tensors, where)
+    # The published entries decide the function; our own adds only what they have no room for.
+    return Stored(
+        tensors=tensors,
+        convention=convention_of(
+            parameters.get("harmonics_calculation"), f"{where}: hyper_parameters.harmonics_calculation"
+        ),
+        harmonics=harmonics_of(own.get("harmonics"), f"{where}: {OWN_KEY}.harmonics"),
+        w0=w0_of(parameters, where),
+        hyper_parameters=_dictionary(
+            own.get("hyper_parameters", parameters), f"{where}: {OWN_KEY}.hyper_parameters"
+        ),
+        extras=_dictionary(own.get("extras", _plain_entries(content)), f"{where}: {OWN_KEY}.extras"),
+    )
+
+
+def read_state(path: Path, where: str) -> Mapping[str, Any]:
+    """All tensors of a checkpoint by their own names, the image encoder's among them. Executes nothing."""
+    torch = need("torch", extra="torch", why="reading .ckpt files")
+    content = _dictionary(load_safely(torch, path, where), where)
+    return _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+
+
+def encode_ckpt(stored: Stored) -> bytes:
+    """The bytes of a `.ckpt` for the published code, loadable with torch.load(weights_only=True)."""
+    torch = need("torch", extra="torch", why="writing .ckpt files")
+    buffer = io.BytesIO()
+    torch.save(lightning_dictionary(stored), buffer)
+    return buffer.getvalue()
+
+
+def lightning_dictionary(stored: Stored) -> dict[str, Any]:
+    """What torch.save writes: the network under both prefixes, and the hyper-parameters of the releases.
+
+    The image encoder is one of zero layers, so that the published loader (which insists on one, and loads
+    strictly) can build it; a trainer that has a real one replaces `model.visual.*` and the hyper-parameters
+    of the same names. Sine frequencies other than (30, 1) are multiplied into the weights, because the
+    published layout cannot state them.
+    """
+    torch = need("torch", extra="torch", why="writing .ckpt files")
+    tensors = with_published_w0(stored.tensors, stored.w0)
+    width = int(_NO_IMAGE_ENCODER["vision_width"])
+    outputs, capacity = tensors["last_layer.weight"].shape
+    state = {
+        "model.logit_scale": torch.tensor(math.log(1 / 0.07), dtype=torch.float32),
+        "model.visual.class_embedding": torch.zeros(width),
+        "model.visual.positional_embedding": torch.zeros(2, width),
+        "model.visual.proj": torch.zeros(width, outputs),
+        "model.visual.conv1.weight": torch.zeros(width, 1, 1, 1),
+        "model.visual.ln_pre.weight": torch.ones(width),
+        "model.visual.ln_pre.bias": torch.zeros(width),
+        "model.visual.ln_post.weight": torch.ones(width),
+        "model.visual.ln_post.bias": torch.zeros(width),
+    }
+    network = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    for prefix in ("model.nnet.", "model.location.nnet."):
+        state.update({prefix + name: value for name, value in network.items()})
+    released = dict(_RELEASED_HYPER_PARAMETERS)
+    released.update({name: value for name, value in stored.hyper_parameters.items() if name in released})
+    released.update(_NO_IMAGE_ENCODER)
+    released.update(
+        le_type="sphericalharmonics",
+        pe_type="siren",
+        legendre_polys=math.isqrt(tensors["layers.0.weight"].shape[1]),
+        harmonics_calculation=stored.convention,
+        num_hidden_layers=len(tensors) // 2 - 1,
+        capacity=capacity,
+        embed_dim=outputs,
+    )
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": "2.0.0",
+        "state_dict": state,
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": released,
+        OWN_KEY: {
+            "format_version": FORMAT_VERSION,
+            "harmonics": stored.harmonics,
+            "hyper_parameters": plain(stored.hyper_parameters),
+            "extras": plain(stored.extras),
+        },
+    }
+
+
+def with_published_w0(tensors: Mapping[str, np.ndarray], w0: tuple[float, float]) -> dict[str, np.ndarray]:
+    """The same network for sine frequencies (30, 1); the tensors themselves when it has those already."""
+    if w0 == PUBLISHED_W0:
+        return dict(tensors)
+    first, hidden = (ours / published for ours, published in zip(w0, PUBLISHED_W0, strict=True))
+
+    def factor(name: str) -> float:
+        return 1.0 if name.startswith("last_layer.") else first if name.startswith("layers.0.") else hidden
+
+    return {name: value.astype(np.float64) * factor(name) for name, value in tensors.items()}
+
+
+def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
+    """torch.load(weights_only=True), its many failures in one line each."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        raise WeightsError(
+            f"{where}: torch {torch.__version__} cannot read it safely: expected torch 2.6 or newer, "
+            'pip install "satclip-engine[torch]"'
+        )
+    zipped = _check_archive(path, where)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise WeightsError(
+                f"{where}: refused: its pickle asks for {refused[1]}, which is no tensor or plain value "
+                "(nothing was executed); save it again without that object"
+            ) from error
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(f"{where}: damaged or not a checkpoint of torch ({said[0]})") from error
+
+
+def _check_archive(path: Path, where: str) -> bool:
+    """Whether the file is a zip archive (torch ≥ 1.6); WeightsError when it is a damaged or false one."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_parts(archive.infolist(), path.stat().st_size, where)
+            for part in archive.infolist():
+                # torch itself ignores checksums, so a flipped bit would become a wrong weight. It can be told
+                # to leave them out; they are zero then.
+                if part.CRC:
+                    with archive.open(part) as content:
+                        while content.read(1 << 20):
+                            pass
+    except WeightsError:
+        raise
+    except Exception as error:  # zipfile has a dozen kinds for the ways in which an archive can be damaged
+        raise WeightsError(f"{where}: damaged ({error})") from error
+    return True
+
+
+def _check_parts(parts: list[zipfile.ZipInfo], size: int, where: str) -> None:
+    """Refuse an archive that unpacks to more than it holds: torch stores without compression."""
+    unpacked = sum(part.file_size for part in parts)
+    if unpacked > size:
+        raise WeightsError(f"{where}: refused: its parts unpack to {unpacked} bytes, the file has {size}")
+
+
+def _as_numpy(torch: ModuleType, value: Any, key: str, limit: int) -> np.ndarray:
+    """A tensor as a NumPy view; `limit` is the file's size in bytes, which no honest tensor exceeds."""
+    if not isinstance(value, torch.Tensor):
+        raise WeightsError(f"{key}: expected a tensor, found {type(value).__name__}")
+    shape = shape_text(tuple(value.shape))
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise WeightsError(
+            f"{key}: expected a dense tensor, found {value.layout} {value.dtype} on {value.device}"
+        )
+    if value.numel() * value.element_size() > limit:
+        raise WeightsError(
+            f"{key}: expected at most the file's {limit} bytes, found shape {shape} of {value.dtype}"
+        )
+    if not value.is_floating_point():
+        raise WeightsError(f"{key}: expected floating-point values, found {value.dtype} of shape {shape}")
+    if value.dtype not in (torch.float16, torch.float32, torch.float64):
+        value = value.float()  # bfloat16 and float8, which NumPy lacks; exact
+    array: np.ndarray = value.detach().numpy()
+    return array
+
+
+def _dictionary(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{key}: expected a dictionary, found {type(value).__name__}")
+    return value
+
+
+def _plain_entries(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint's simple top-level entries (epoch, global_step, versions)."""
+    return {
+        str(key): value
+        for key, value in content.items()
+        if value is None or isinstance(value, bool | int | float | str)
+    }

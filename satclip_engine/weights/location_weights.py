@@ -1,0 +1,292 @@
+"""Weights of a location encoder: the file's own tensors (LocationWeights), and the way to Layers.
+
+    read_weights("default" | "x.ckpt" | "x.safetensors" | "hf://org/name[/file]").folded() -> Layers
+
+LocationWeights keeps tensors, dtype and harmonics convention as the file has them, so that it is written back
+bit by bit. `folded()` turns them, in float64, into the one basis that every kernel knows: orthonormal real
+spherical harmonics in feature order l² + l + m, m < 0 the sines, no Condon–Shortley phase, cos θ = −sin(lat),
+φ = lon + 180°.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.weights.conventions import (
+    EXACT_DEGREES,
+    PUBLISHED_DEGREES,
+    column_factors,
+    fold_published,
+    folds_published,
+)
+from satclip_engine.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
+from satclip_engine.weights.layers import Layers, frozen
+from satclip_engine.weights.safetensors_file import tensors_sha256
+from satclip_engine.weights.schema import (
+    CONVENTIONS,
+    HARMONICS,
+    PUBLISHED_W0,
+    Convention,
+    Harmonics,
+    Stored,
+    check_network,
+    network_names,
+    plain,
+)
+
+# Weights inside the package, by name.
+BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
+    {"default": "bluemarble-l40.safetensors", "default-l10": "bluemarble-l10.safetensors"}
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where weights come from. `sha256` is that of the file; "" for weights that were never one."""
+
+    source: str = "memory"
+    format: str = "memory"
+    sha256: str = ""
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same in plain types, ready for JSON."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class LocationWeights:
+    """Weights of a location encoder as their file holds them. Immutable; pickles.
+
+    tensors: layers.0.weight (H, L²), layers.0.bias (H,), ..., last_layer.weight (E, H), last_layer.bias (E,);
+        read-only.
+    convention: how the harmonics behind the columns of layers.0.weight are scaled, see basis.column_factors.
+    harmonics: "exact", or "published": the polynomials that the published `analytic` code evaluates. The two
+        differ for `analytic` weights with L > 20 only.
+    w0: sine frequencies of the first and of the further hidden layers.
+
+    Raises WeightsError for tensors that do not form one network, UsageError for a mode that these weights
+    cannot have.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    convention: Convention
+    harmonics: Harmonics = "exact"
+    w0: tuple[float, float] = PUBLISHED_W0
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        where = self.provenance.source
+        names = network_names(self.tensors, where)
+        unknown = sorted(set(self.tensors) - set(names))
+        if unknown:
+            raise WeightsError(f"{where}: {unknown[0]}: expected only {', '.join(names)}")
+        check_network({name: np.asarray(self.tensors[name]) for name in names}, where)
+        for value, known in ((self.convention, CONVENTIONS), (self.harmonics, HARMONICS)):
+            if value not in known:
+                raise UsageError(f"expected one of {', '.join(known)}, got {value!r}")
+        tensors = {name: frozen(self.tensors[name]) for name in names}
+        object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        if self._fold_published and self.degrees > PUBLISHED_DEGREES:
+            raise UsageError(
+                f"{where}: harmonics='published' covers L up to {PUBLISHED_DEGREES}, "
+                f"these weights have L = {self.degrees}; use harmonics='exact'"
+            )
+
+    @property
+    def degrees(self) -> int:
+        """L: harmonics of degree 0..L−1, L² features."""
+        return math.isqrt(self.tensors["layers.0.weight"].shape[1])
+
+    L = degrees
+
+    @property
+    def capacity(self) -> int:
+        """Width of the hidden layers."""
+        return int(self.tensors["layers.0.weight"].shape[0])
+
+    @property
+    def hidden_layers(self) -> int:
+        """Number of sine layers."""
+        return len(self.tensors) // 2 - 1
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of outputs."""
+        return int(self.tensors["last_layer.weight"].shape[0])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the function: tensors, convention, sine frequencies and, where it matters, harmonics."""
+        rest = json.dumps([self.convention, self._fold_published, *map(float, self.w0)])
+        return hashlib.sha256(f"{tensors_sha256(self.tensors)} {rest}".encode()).hexdigest()
+
+    def folded(self) -> Layers:
+        """The same function on exact orthonormal harmonics, in float64, with unit sine frequencies."""
+        return self._layers
+
+    def converted(self, convention: Convention) -> LocationWeights:
+        """The same function under another convention; these weights themselves when it is theirs.
+
+        The result has harmonics="exact": only `analytic` has published polynomials, and weights on them have
+        them folded in on the way. Tensors become float64, since neither π nor that fold fits into less.
+        """
+        if convention not in CONVENTIONS:
+            raise UsageError(f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        if convention == self.convention:
+            return self
+        tensors = {name: value.astype(np.float64) for name, value in self.tensors.items()}
+        factors = column_factors(self.degrees, convention)
+        tensors["layers.0.weight"] = self._orthonormal_first_weight() / factors
+        origin = self.provenance
+        provenance = replace(
+            origin,
+            hyper_parameters={**origin.hyper_parameters, "harmonics_calculation": convention},
+            extras={**origin.extras, "converted_from": f"{self.convention}, harmonics {self.harmonics}"},
+        )
+        return LocationWeights(tensors, convention, "exact", self.w0, provenance)
+
+    def save(self, path: str | os.PathLike[str], *, convention: Convention | None = None) -> None:
+        """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole.
+
+        convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. One
+            exception: the published code knows no orthonormal harmonics, so in a `.ckpt` such weights become
+            `analytic` up to L = 20 and `closed-form` above, where its analytic polynomials are inexact. Any
+            other value converts as `converted` does; readers with exact harmonics (torchgeo) want `analytic`.
+
+        Raises UsageError for another suffix or convention, OutputError when the file cannot be written.
+        """
+        target = Path(path)
+        if convention is None:
+            convention = self.convention
+            if target.suffix.lower() == ".ckpt" and convention == "orthonormal":
+                convention = "analytic" if self.degrees <= EXACT_DEGREES else "closed-form"
+        weights = self.converted(convention)
+        origin = weights.provenance
+        extras = {"origin": {"source": origin.source, "sha256": origin.sha256}, **origin.extras}
+        write_checkpoint(
+            target,
+            Stored(
+                weights.tensors,
+                weights.convention,
+                weights.harmonics,
+                weights.w0,
+                origin.hyper_parameters,
+                extras,
+            ),
+        )
+
+    @cached_property
+    def _layers(self) -> Layers:
+        names = list(self.tensors)
+        w0 = [self.w0[0], *[self.w0[1]] * (self.hidden_layers - 1), 1.0]
+        weights = [self._orthonormal_first_weight(), *(self.tensors[name] for name in names[2::2])]
+        biases = [self.tensors[name] for name in names[1::2]]
+        return Layers(
+            self.degrees,
+            tuple(
+                np.asarray(weight, np.float64) * factor for weight, factor in zip(weights, w0, strict=True)
+            ),
+            tuple(np.asarray(bias, np.float64) * factor for bias, factor in zip(biases, w0, strict=True)),
+        )
+
+    @property
+    def _fold_published(self) -> bool:
+        """Whether these weights sit on polynomials that differ from exact harmonics."""
+        return folds_published(self.degrees, self.convention, self.harmonics)
+
+    def _orthonormal_first_weight(self) -> np.ndarray:  # [H, L²] float64
+        weight = self.tensors["layers.0.weight"].astype(np.float64)
+        weight *= column_factors(self.degrees, self.convention)
+        return fold_published(weight) if self._fold_published else weight
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy does not pickle, and caches need not travel to other processes.
+        return LocationWeights, (
+            dict(self.tensors),
+            self.convention,
+            self.harmonics,
+            self.w0,
+            self.provenance,
+        )
+
+    def __repr__(self) -> str:
+        widths = "×".join([str(self.capacity)] * self.hidden_layers)
+        return (
+            f"LocationWeights(L={self.degrees}, {widths} → {self.embed_dim}, {self.convention}, "
+            f"harmonics={self.harmonics!r}, source={self.provenance.source!r})"
+        )
+
+
+def read_weights(
+    source: str | os.PathLike[str] = "default", *, harmonics: Harmonics | None = None
+) -> LocationWeights:
+    """Read weights by name ("default", "default-l10"), from a `.ckpt` or `.safetensors` file, or from hf://org/name[/file].
+
+    harmonics: None takes what the file states, else "published" for `analytic` weights with 20 < L ≤ 40 (the
+        function that released weights were trained on) and "exact" for all others. An `analytic` checkpoint
+        with L > 40 that does not state its mode is read as "exact" with a UserWarning: the table of published
+        polynomials ends there.
+
+    A checkpoint that does not name its convention is taken as `analytic`, the published default, with a
+    UserWarning. Raises WeightsError for a file that is missing, damaged, hostile or of another layout;
+    UsageError for an unknown name or a harmonics mode that these weights cannot have; MissingExtra when torch
+    or huggingface_hub is needed and absent.
+    """
+    if harmonics is not None and harmonics not in HARMONICS:
+        raise UsageError(f"harmonics: expected one of {', '.join(HARMONICS)}, got {harmonics!r}")
+    if isinstance(source, str) and source in BUILT_IN:
+        with resources.as_file(resources.files("satclip_engine.data") / BUILT_IN[source]) as path:
+            return _from_file(path, source, harmonics)
+    if isinstance(source, str) and source.startswith("hf://"):
+        from satclip_engine.weights.hub import download
+
+        return _from_file(download(source), source, harmonics)
+    path = Path(source)
+    named_as_file = path.suffix.lower() in SUFFIXES or path.name != str(source) or (source and path.exists())
+    if isinstance(source, str) and not named_as_file:
+        raise UsageError(
+            f"unknown weights {source!r}: expected {', '.join(BUILT_IN)}, "
+            f"a file ending in {' or '.join(SUFFIXES)}, or hf://org/name[/file]"
+        )
+    return _from_file(path, str(source), harmonics)
+
+
+def _from_file(path: Path, source: str, harmonics: Harmonics | None) -> LocationWeights:
+    stored, digest = read_checkpoint(path, source)
+    if stored.convention is None:
+        warnings.warn(f"{source} does not name its harmonics: taken as 'analytic'", UserWarning, stacklevel=3)
+    convention = stored.convention or "analytic"
+    degrees = math.isqrt(stored.tensors["layers.0.weight"].shape[1])
+    provenance = Provenance(source, path.suffix[1:].lower(), digest, stored.hyper_parameters, stored.extras)
+    mode = harmonics or stored.harmonics or _default_harmonics(convention, degrees, source)
+    return LocationWeights(stored.tensors, convention, mode, stored.w0, provenance)
+
+
+def _default_harmonics(convention: Convention, degrees: int, source: str) -> Harmonics:
+    if convention != "analytic" or degrees <= EXACT_DEGREES:
+        return "exact"
+    if degrees <= PUBLISHED_DEGREES:
+        return "published"
+    warnings.warn(
+        f"{source}: analytic weights with L = {degrees} are read with exact harmonics: "
+        f"the table of the published polynomials covers L up to {PUBLISHED_DEGREES}",
+        UserWarning,
+        stacklevel=4,
+    )
+    return "exact"

@@ -1,0 +1,337 @@
+"""Every backend and every instruction set computes the reference's function: one parity table."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from satclip_engine import _C, backends, reference
+from satclip_engine.backends import cpu
+from satclip_engine.errors import UsageError
+from satclip_engine.weights import Layers
+
+# float32 network on float64 harmonics: rounding of weights and activations (6e-8 each), sums of up to 40000
+# terms, two sines. The bound is the project's: 1e-5 of the embedding's rms.
+TOLERANCE = 1e-5
+
+
+def network(degrees: int, sizes: tuple[int, ...], gain: float = 1.0, seed: int = 0) -> Layers:
+    """SIREN initialisation, w0 = 30 then 1; `gain` multiplies the first weight as training does."""
+    rng = np.random.default_rng(seed)
+    weights, biases, inputs = [], [], degrees**2
+    for i, outputs in enumerate(sizes):
+        bound = 1 / inputs if i == 0 else np.sqrt(6 / inputs)
+        w0 = 30 if i == 0 else 1
+        weights.append(rng.uniform(-bound, bound, (outputs, inputs)) * w0 * (gain if i == 0 else 1))
+        biases.append(rng.uniform(-bound, bound, outputs) * w0)
+        inputs = outputs
+    return Layers(degrees=degrees, weights=tuple(weights), biases=tuple(biases))
+
+
+def everywhere(count: int = 97, seed: int = 1) -> np.ndarray:
+    """Random places, and those where implementations differ: poles, near them, date line, many turns."""
+    rng = np.random.default_rng(seed)
+    random = np.stack([rng.uniform(-180, 180, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))], 1)
+    special = [
+        (lon, lat)
+        for lat in (90, -90, 90 - 1e-9, -89.999, 89.95, 60.1, 0)
+        for lon in (0, 180, -180, 33.3, 539.5)
+    ]
+    return np.concatenate([random, special])
+
+
+LATITUDES = np.array([-90, -66.5, -60.25, -10.1, 0, 10.1, 33.3, 60.25, 89.9999, 90])
+LONGITUDES = np.concatenate([np.arange(-179.5, 180, 7.0), [7.5, 7.5, 190.5, 0.25, -180, 180, 90, -90, 0]])
+
+NETWORKS = {
+    "L=1": (1, (9, 7, 3), 1),
+    "L=2": (2, (24, 8), 1),
+    "L=10": (10, (512, 512, 256), 1),
+    "L=40": (40, (512, 512, 256), 1),
+    "L=40, trained gain": (40, (256, 256, 256), 20),
+    "L=40, ragged": (40, (33, 70, 61, 37), 3),
+    "L=40, three outputs": (40, (64, 64, 3), 5),
+    "L=100": (100, (48, 48, 256), 1),
+    "L=200": (200, (40, 40, 17), 5),
+}
+IMPLEMENTATIONS = [("reference", None), ("triton", None), *(("cpu", isa) for isa in _C.instruction_sets())]
+
+
+def prepared(implementation: tuple[str, str | None], layers: Layers) -> backends.Prepared:
+    name, isa = implementation
+    row = backends.resolve(name)
+    return row.prepare(layers, isa=isa) if isa else row.prepare(layers)
+
+
+def label(implementation: tuple[str, str | None]) -> str:
+    return "-".join(filter(None, implementation))
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, ids=label)
+def implementation(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    return request.param
+
+
+def scene(
+    implementation: tuple[str, str | None], case: str
+) -> tuple[Layers, np.ndarray, np.ndarray, np.ndarray]:
+    """A network, places and a grid; fewer for Triton's interpreter, which takes 0.1 s a tile."""
+    degrees, sizes, gain = NETWORKS[case]
+    if implementation[0] == "triton":
+        pytest.importorskip("triton")
+        narrow = tuple(min(size, 20) for size in sizes)
+        return network(degrees, narrow, gain), everywhere(5)[-22:], LATITUDES[::3], LONGITUDES[::7]
+    return network(degrees, sizes, gain), everywhere(), LATITUDES, LONGITUDES
+
+
+def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(values - expected).max() / np.sqrt(np.mean(expected**2)))
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_points_equal_the_reference(implementation, case):
+    layers, places, _, _ = scene(implementation, case)
+    expected = reference.encode(places, layers)
+    assert relative_error(prepared(implementation, layers).encode(places), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_a_product_grid_equals_its_points(implementation, case):
+    layers, _, latitudes, longitudes = scene(implementation, case)
+    places = np.stack(np.meshgrid(longitudes, latitudes), -1).reshape(-1, 2)
+    expected = reference.encode(places, layers)
+    grid = prepared(implementation, layers).encode_grid(latitudes, longitudes)
+    assert grid.shape == (latitudes.size, longitudes.size, layers.embed_dim)
+    assert relative_error(grid.reshape(expected.shape), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 10, 40, 100, 200])
+def test_harmonics_equal_the_reference(degrees):
+    expected = reference.harmonics(everywhere(20), degrees)
+    for isa in _C.instruction_sets():
+        # float64 recurrences in different orders of rounding: a few ulp per degree.
+        assert (
+            np.abs(_C.harmonics(everywhere(20), degrees, 2, isa) - expected).max()
+            < 3e-15 * max(degrees, 4) ** 1.5
+        )
+    assert np.array_equal(
+        backends.resolve("cpu").harmonics(everywhere(20), degrees), _C.harmonics(everywhere(20), degrees)
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 47, 48, 49, 191, 192, 193, 600])
+def test_any_number_of_places_gives_each_the_same_bits(count):
+    layers = network(12, (40, 24, 21))
+    places = everywhere(600)[:600]
+    for isa in _C.instruction_sets():
+        cpu = prepared(("cpu", isa), layers)
+        whole = cpu.encode(places)
+        for threads in (1, 2, 5):
+            assert np.array_equal(cpu.encode(places[:count], threads=threads), whole[:count])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_pixel_has_the_same_bits_in_every_window(data):
+    layers = network(12, (40, 24, 21))
+    lat = np.linspace(-89.75, 89.75, 360)[:: data.draw(st.sampled_from([1, 7, 40]))]
+    lon = np.linspace(-179.75, 179.75, 720)
+    cpu = prepared(("cpu", data.draw(st.sampled_from(_C.instruction_sets()))), layers)
+    rows = sorted(data.draw(st.sets(st.integers(0, lat.size - 1), min_size=1, max_size=5)))
+    columns = data.draw(st.lists(st.integers(0, 719), min_size=1, max_size=60))
+    threads = data.draw(st.integers(1, 4))
+    window = cpu.encode_grid(lat[rows], lon[columns], threads=threads)
+    row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, len(columns) - 1))
+    alone = cpu.encode_grid(lat[rows[row] : rows[row] + 1], lon[columns[column] : columns[column] + 1])
+    assert np.array_equal(window[row, column], alone[0, 0])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_wide_grid_has_the_same_bits_however_many_threads_share_it(rows):
+    layers = network(8, (16, 8, 5))
+    lat = np.linspace(-80.3, 71.9, rows)
+    lon = np.random.default_rng(4).uniform(-180, 180, 5000)
+    for isa in _C.instruction_sets():
+        cpu = prepared(("cpu", isa), layers)
+        alone = cpu.encode_grid(lat, lon, threads=1)
+        for threads in (2, 3, 7):
+            assert np.array_equal(cpu.encode_grid(lat, lon, threads=threads), alone)
+
+
+def test_longitude_is_periodic_and_without_effect_at_the_poles(implementation):
+    layers = network(40, (32, 32, 8), 5)
+    run = prepared(implementation, layers)
+    base = run.encode(np.array([[12.25, 47.5]]))
+    turns = np.array([[12.25 + 360.0 * k, 47.5] for k in (-3, -1, 1, 1000)])
+    assert np.allclose(run.encode(turns), base, atol=1e-6)
+    for pole in (90.0, -90.0):
+        values = run.encode(np.array([[lon, pole] for lon in (-180, -33.3, 0, 90, 1e6)]))
+        assert np.abs(values - values[0]).max() < 1e-13
+
+
+def test_places_that_are_not_finite_give_nan_and_leave_their_neighbours_alone(implementation):
+    layers = network(10, (32, 32, 8))
+    run = prepared(implementation, layers)
+    places = everywhere(40)
+    expected = run.encode(places).copy()
+    for row, place in zip((0, 7, 20), ((np.nan, 1.0), (np.inf, 1.0), (1.0, -np.inf)), strict=True):
+        places[row] = place
+        expected[row] = np.nan
+    assert np.array_equal(run.encode(places), expected, equal_nan=True)
+    grid = run.encode_grid(np.array([np.nan, 10.0, 20.0]), np.array([5.0, np.nan, -5.0, np.inf]))
+    assert np.isnan(grid[0]).all()
+    assert np.isnan(grid[1:, [1, 3]]).all()
+    assert np.isfinite(grid[1:, [0, 2]]).all()
+
+
+def test_a_latitude_beyond_the_poles_is_refused_by_row(implementation):
+    run = prepared(implementation, network(4, (8, 3)))
+    with pytest.raises(ValueError, match=r"row 1: latitude 90\.5 is outside"):
+        run.encode(np.array([[0, 90.0], [0, 90.5], [0, -91.0]]))
+    with pytest.raises(ValueError, match=r"row 0: latitude -91"):
+        run.encode_grid(np.array([-91.0]), np.array([0.0]))
+
+
+def test_results_go_where_out_says(implementation):
+    layers = network(6, (16, 5))
+    run = prepared(implementation, layers)
+    places = everywhere(30)
+    table = np.full((len(places), 9), 7.0, np.float32)
+    run.encode(places, out=table[:, 2:7])
+    assert np.array_equal(table[:, 2:7], run.encode(places).astype(np.float32))
+    assert (table[:, [0, 1, 7, 8]] == 7).all()
+    flipped = np.full((len(LATITUDES), len(LONGITUDES), 5), 7.0, np.float32)[::-1]
+    run.encode_grid(LATITUDES, LONGITUDES, out=flipped)
+    assert np.array_equal(flipped, run.encode_grid(LATITUDES, LONGITUDES).astype(np.float32))
+
+
+def test_an_output_that_does_not_fit_is_refused():
+    run = prepared(("cpu", None), network(6, (16, 5)))
+    places = everywhere(3)
+    for out in (
+        np.empty((len(places), 4), np.float32),
+        np.empty((len(places), 5), np.float64),
+        np.empty((5, len(places)), np.float32).T,
+    ):
+        with pytest.raises(ValueError, match=r"out must be a writable float32 array of shape \(38, 5\)"):
+            run.encode(places, out=out)
+    frozen = np.empty((len(places), 5), np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="writable"):
+        run.encode(places, out=frozen)
+
+
+def test_arguments_that_swamp_the_fast_sine_still_give_the_right_sine():
+    layers = network(3, (16, 4))
+    weight = layers.weights[0].copy()
+    weight[::2] *= 1e8
+    steep = dataclasses.replace(layers, weights=(weight, *layers.weights[1:]))
+    # At 1e8 radians float32 has no digits after the point: only boundedness and finiteness can be asked for …
+    places = everywhere(200)
+    for isa in _C.instruction_sets():
+        assert np.isfinite(prepared(("cpu", isa), steep).encode(places)).all()
+    # … but exact multiples are exact: a constant argument of 2^20 is representable.
+    bias = np.where(np.arange(16) % 2, 2.0**20, 0.5)
+    constant = Layers(3, (np.zeros((16, 9)), np.eye(16)), (bias, np.zeros(16)))
+    for isa in _C.instruction_sets():
+        values = prepared(("cpu", isa), constant).encode(places)
+        assert np.abs(values - np.sin(bias)).max() < 1e-7
+
+
+def test_the_sine_errs_by_its_bound_at_most():
+    # A layer that hands its biases through gives the sine of any numbers. Over every float32 up to 65536 the
+    # largest error is 1.34e-7.
+    rng = np.random.default_rng(5)
+    near = np.arange(-20_000, 20_001) * (np.pi / 2)
+    limits = np.array([8192.0, 65536.0])
+    numbers = np.concatenate(
+        [
+            rng.uniform(-10, 10, 20_000),
+            np.exp(rng.uniform(-30, 20, 20_000)) * rng.choice([-1, 1], 20_000),
+            near + rng.uniform(-1e-4, 1e-4, near.size),
+            near,
+            *(
+                np.nextafter(np.float32(sign * limits), np.float32(to))
+                for sign in (1, -1)
+                for to in (0, 1e9, -1e9)
+            ),
+            [0.0, 1e-45, 1e-38, 5226.03955, 1465.68176, 3e38],
+        ]
+    ).astype(np.float32)
+    for isa in _C.instruction_sets():
+        for part in np.array_split(numbers, numbers.size // 1000):
+            count = part.size
+            layers = Layers(
+                1, (np.zeros((count, 1)), np.eye(count)), (part.astype(np.float64), np.zeros(count))
+            )
+            sines = prepared(("cpu", isa), layers).encode(np.zeros((1, 2)))[0]
+            assert np.abs(sines - np.sin(part.astype(np.float64))).max() < 1.4e-7
+
+
+def test_sums_over_many_harmonics_are_rounded_in_parts():
+    layers = network(200, (256, 256, 64), 5)
+    places = everywhere(40)
+    expected = reference.encode(places, layers)
+    rms = np.sqrt(np.mean(expected**2))
+    for isa in _C.instruction_sets():
+        error = prepared(("cpu", isa), layers).encode(places) - expected
+        # One chain of 40000 terms errs by 2.6e-6, chains of 398 at most by 5e-7.
+        assert np.sqrt(np.mean(error**2)) < 1e-6 * rms
+
+
+def test_an_out_array_that_was_pickled_is_written_too():
+    run = prepared(("cpu", None), network(6, (16, 5)))
+    places = everywhere(3)
+    out = pickle.loads(pickle.dumps(np.zeros((len(places), 5), np.float32)))  # its dtype is a copy of NumPy's
+    assert np.array_equal(run.encode(places, out=out), run.encode(places))
+
+
+def test_what_is_no_number_is_refused_by_numpy_itself():
+    run = prepared(("cpu", None), network(6, (16, 5)))
+    for wrong in (np.array([["east", "north"]]), [[1.0, 2.0], [3.0]]):
+        with pytest.raises(ValueError, match=r"could not convert string|inhomogeneous"):
+            run.encode(wrong)
+    with pytest.raises(ValueError, match="could not convert string"):
+        run.encode_grid(np.array(["north"]), np.zeros(1))
+
+
+@pytest.mark.parametrize("degrees", [-1, 0, 1001, 100_000])
+def test_degrees_that_the_recurrence_is_not_proven_for_are_refused(degrees):
+    with pytest.raises(ValueError, match=rf"degrees must be between 1 and 1000, not {degrees}"):
+        _C.harmonics(np.zeros((0, 2)), degrees)
+    with pytest.raises(ValueError, match=rf"degrees must be between 1 and 1000, not {degrees}"):
+        _C.Network(degrees, [np.zeros((2, 1))] * 2, [np.zeros(2)] * 2)
+
+
+def test_a_backend_asked_for_by_name_runs_or_raises(monkeypatch):
+    with pytest.raises(
+        UsageError, match="unknown backend 'gpu': choose from auto, triton, cuda, cpu, reference"
+    ):
+        backends.resolve("gpu")
+    assert backends.resolve("auto").name == "cpu"
+    monkeypatch.setattr(cpu, "_C", None)
+    monkeypatch.setattr(cpu, "MISSING", "the compiled kernels cannot be loaded", raising=False)
+    assert backends.resolve("auto").name == "reference"
+    with pytest.raises(ImportError, match="compiled kernels cannot be loaded"):
+        backends.resolve("cpu")
+
+
+def test_an_instruction_set_that_is_not_there_is_named():
+    layers = network(2, (4, 2))
+    with pytest.raises(ValueError, match="no instruction set 'sse9'"):
+        backends.resolve("cpu").prepare(layers, isa="sse9")
+
+
+@pytest.mark.skipif(
+    not {"avx2", "avx512"} <= set(_C.instruction_sets()), reason="needs a processor with AVX2 and AVX-512"
+)
+def test_avx2_and_avx512_agree_bit_by_bit():
+    layers = network(40, (33, 70, 61, 37), 3)
+    narrow, wide = prepared(("cpu", "avx2"), layers), prepared(("cpu", "avx512"), layers)
+    assert np.array_equal(narrow.encode(everywhere()), wide.encode(everywhere()))
+    assert np.array_equal(narrow.encode_grid(LATITUDES, LONGITUDES), wide.encode_grid(LATITUDES, LONGITUDES))

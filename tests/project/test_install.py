@@ -1,0 +1,133 @@
+"""What the installed package puts into site-packages, and which way its modules import each other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import satclip_engine
+
+PACKAGE = Path(satclip_engine.__file__).parent
+ROOT = Path(__file__).parents[2]
+
+# The path of the data, from the ground up: a folder or module imports only from lines above its own; those on
+# one line do not import each other.
+ORDER = (
+    ("_version", "errors"),
+    ("_optional", "data", "device", "progress"),
+    ("geo",),
+    ("weights",),
+    ("reference",),
+    ("_C", "kernels"),
+    ("backends",),
+    ("ops",),
+    ("op", "contrast", "quantize"),
+    ("lattice",),
+    ("atlas",),
+    ("arrays",),
+    ("encoder",),
+    ("nn", "preview", "raster", "xarray"),
+    ("bench",),
+    ("cli",),
+)
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+
+# The same for satclip_engine.training: from patches to features, from settings to a run.
+TRAINING_ORDER = (
+    ("source", "shards", "tables", "config", "samples", "split", "batches", "interrupts", "ranks", "state"),
+    ("augment", "image_files", "image_weights", "rcf", "feature_cache", "schedule", "optimizer", "model"),
+    ("raster", "timm_encoder", "validate", "image_views"),
+    ("raster_patches", "images", "trunk_passes"),
+    ("patches", "features", "trainer"),
+    ("log", "display", "picture", "export"),
+    ("prepare", "session"),
+)
+TRAINING_RANK = {name: rank for rank, names in enumerate(TRAINING_ORDER) for name in names}
+
+
+def imports_of(path: Path, package: str = "satclip_engine") -> set[str]:
+    """The modules of `package` that a file imports at run time, at its top or inside functions."""
+
+    class Visitor(ast.NodeVisitor):
+        def __init__(self) -> None:
+            self.found: set[str] = set()
+
+        def visit_If(self, node: ast.If) -> None:
+            # What is under TYPE_CHECKING is never executed.
+            body = [] if "TYPE_CHECKING" in ast.unparse(node.test) else node.body
+            for child in (*body, *node.orelse):
+                self.visit(child)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            self.found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{path}: relative import"
+            self.found.add(node.module or "")
+            self.found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    visitor = Visitor()
+    visitor.visit(ast.parse(path.read_text()))
+    own = f"{package}."
+    return {name.removeprefix(own).split(".")[0] for name in visitor.found if name.startswith(own)}
+
+
+def unit(path: Path) -> str:
+    """The module or subpackage that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parts[-1] != "__init__.py" or path.parent != PACKAGE
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = unit(path)
+    assert own in RANK, f"{own} has no place in the order of modules"
+    for name in imports_of(path) - {own}:
+        if name in RANK:
+            assert RANK[name] < RANK[own], f"{own} imports {name}"
+        else:  # a name out of satclip_engine/__init__.py
+            entry = own == "cli" and name == "training"  # of the command that trains
+            assert entry or name in {"__version__"}, f"{own} imports {name} from the package itself"
+
+
+TRAINING_FILES = sorted(path for path in (ROOT / "training").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: path.stem)
+def test_imports_within_training_point_one_way(path):
+    assert path.stem in TRAINING_RANK, f"{path.stem} has no place in the order of modules"
+    for name in imports_of(path, "satclip_engine.training"):
+        assert TRAINING_RANK[name] < TRAINING_RANK[path.stem], f"{path.stem} imports {name}"
+
+
+def test_the_package_never_imports_training():
+    for path in FILES:
+        if unit(path) != "cli":
+            assert "training" not in imports_of(path)
+
+
+@pytest.mark.parametrize("name", ["kernels", "training"])
+def test_nothing_but_satclip_engine_is_put_into_site_packages(name):
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import {name}"], cwd="/", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert f"No module named '{name}'" in done.stderr
+
+
+def test_kernels_and_training_are_installed_inside_the_package():
+    code = "import satclip_engine.kernels, satclip_engine.training"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd="/", check=True, timeout=60)
+
+
+def test_the_version_is_written_once():
+    assert satclip_engine.__version__ == metadata.version("satclip-engine")

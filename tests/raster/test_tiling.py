@@ -1,0 +1,127 @@
+"""Cutting a raster into levels, tiers and superblocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from satclip_engine.backends.protocols import Calls
+from satclip_engine.errors import UsageError
+from satclip_engine.raster.tiling import (
+    DEFAULT_ENTRIES,
+    MAX_ENTRIES,
+    check_blocksize,
+    choose_blocksize,
+    make_plan,
+    pyramid,
+)
+
+GB = 1 << 30
+SHAPES = [(1, 1), (64, 65), (720, 1440), (1800, 3600), (1000, 70), (3600, 7200)]
+
+
+def plan_of(shape, bands=256, sample_bytes=1, blocksize=64, threads=2, memory=GB, mirrored=True, **more):
+    return make_plan(
+        shape, bands, sample_bytes, blocksize, threads=threads, memory=memory, mirrored=mirrored, **more
+    )
+
+
+def test_levels_halve_and_round_up_until_the_smallest_fits_on_a_thumbnail():
+    levels = pyramid((1801, 3600), 64)
+    assert [(v.height, v.width) for v in levels] == [
+        (1801, 3600),
+        (901, 1800),
+        (451, 900),
+        (226, 450),
+        (113, 225),
+    ]
+    assert [(v.tiles_down, v.tiles_across) for v in levels][-1] == (2, 4)
+    assert len(pyramid((256, 256), 64)) == 1
+    assert len(pyramid((257, 10), 64)) == 2
+    assert len(pyramid((500, 500), 512)) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("blocksize", [16, 48, 64, 256])
+@pytest.mark.parametrize("memory", [GB, GB // 8])
+def test_units_cover_every_tile_of_every_level_exactly_once(shape, blocksize, memory):
+    plan = plan_of(shape, bands=16, blocksize=blocksize, memory=memory)
+    assert plan.memory <= memory
+    seen = [np.zeros((v.tiles_down, v.tiles_across), int) for v in plan.levels]
+    for tier in plan.tiers:
+        for unit in plan.units(tier):
+            for column in unit.columns:
+                for k in range(tier.count):
+                    span = plan.span >> k
+                    rows = slice(unit.row * span, (unit.row + 1) * span)
+                    seen[tier.first + k][rows, column * span : (column + 1) * span] += 1
+    assert all((level == 1).all() for level in seen)
+    assert sum(tier.count for tier in plan.tiers) == len(plan.levels)
+    assert plan.strip_rows % (2 * plan.span) == 0
+
+
+def test_superblocks_that_mirror_each_other_are_computed_together():
+    plan = plan_of((1800, 3600), span=8)
+    assert [unit.columns for unit in plan.units(plan.tiers[0])][:5] == [(0, 6), (1, 5), (2, 4), (3,), (7,)]
+    assert all(len(unit.columns) == 1 for unit in plan.units(plan.tiers[1]))
+    alone = plan_of((1800, 3600), span=8, mirrored=False)
+    assert all(len(unit.columns) == 1 for unit in alone.units(alone.tiers[0]))
+
+
+def test_memory_does_not_grow_with_the_raster():
+    assert plan_of((36000, 72000)).memory <= 1.01 * plan_of((7200, 14400)).memory
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_there_is_enough_work_to_keep_all_threads_busy_to_the_end(threads):
+    plan = plan_of((1800, 3600), threads=threads, memory=8 * GB)
+    units = list(plan.units(plan.tiers[0]))
+    assert plan.threads == threads
+    assert len(units) >= 12 * threads
+
+
+def test_short_memory_costs_superblock_size_then_threads_then_an_error_with_the_number_needed():
+    cuts = [plan_of((18000, 36000), blocksize=512, memory=size * GB // 4) for size in (8, 4, 2, 1)]
+    assert [(cut.threads, cut.span) for cut in cuts] == [(2, 4), (2, 2), (2, 1), (1, 1)]
+    with pytest.raises(UsageError, match=r"memory 10 MB is too small.*need at least (\d+) MB") as error:
+        plan_of((18000, 36000), blocksize=512, memory=10**7)
+    needed = int(str(error.value).split("at least ")[1].split(" ")[0])
+    assert plan_of((18000, 36000), blocksize=512, memory=(needed + 1) * 10**6).threads == 1
+
+
+def test_strips_are_what_the_encoder_wants_at_once_within_a_tile_and_memory():
+    rows = {
+        places: plan_of((1800, 3600), bands=3, calls=Calls(places=places)).strip_rows
+        for places in (1 << 14, 1 << 15, 1 << 17)
+    }
+    assert rows == {1 << 14: 32, 1 << 15: 64, 1 << 17: 64}
+    usual, large = (plan_of((1800, 3600), memory=10**8, calls=Calls(places)) for places in (1 << 14, 1 << 17))
+    assert large.memory <= 10**8
+    assert large.strip_rows < 64
+    assert (large.threads, large.span) == (usual.threads, usual.span), "memory costs strips first"
+
+
+def test_what_results_pass_through_counts_as_memory():
+    plain, staged = (plan_of((1800, 3600), calls=Calls(staged=staged)) for staged in (0, 1 << 20))
+    assert staged.memory == plain.memory + plain.threads * (2 << 20)
+
+
+def test_the_default_block_is_the_smallest_with_a_small_index():
+    assert choose_blocksize((720, 1440), 256) == 64
+    assert choose_blocksize((3600, 7200), 256) == 64
+    assert choose_blocksize((7200, 14400), 256) == 128
+    assert choose_blocksize((18000, 36000), 256) == 512
+    for shape in ((720, 1440), (7200, 14400), (18000, 36000)):
+        assert pyramid(shape, choose_blocksize(shape, 256))[0].tiles * 256 <= DEFAULT_ENTRIES
+
+
+@pytest.mark.parametrize("blocksize", [0, -64, 8, 65, 100, 2048, 64.0])
+def test_blocks_that_a_tiff_cannot_have_are_usage_errors(blocksize):
+    with pytest.raises(UsageError, match="multiple of 16"):
+        check_blocksize(blocksize, (720, 1440), 256)
+
+
+def test_an_index_that_would_not_fit_is_a_usage_error_naming_its_size():
+    assert pyramid((18000, 36000), 16)[0].tiles * 256 > MAX_ENTRIES
+    with pytest.raises(UsageError, match="larger blocks"):
+        check_blocksize(16, (18000, 36000), 256)
