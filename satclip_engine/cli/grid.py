@@ -20,11 +20,11 @@ from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, Me
 from satclip_engine.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from satclip_engine.cli._progress import Progress
     from satclip_engine.device import Device
     from satclip_engine.encoder import Encoder
     from satclip_engine.grid import Grid
     from satclip_engine.pca import GlobalPCA
+    from satclip_engine.progress import Progress
     from satclip_engine.raster.write import Report
 
 HELP = """Write a raster of location embeddings: every pixel becomes the vector that the encoder gives its
@@ -267,7 +267,7 @@ def main(**given: Any) -> None:
 def run(options: Options) -> None:
     """Check everything cheap, write the raster, draw the preview, report."""
     from satclip_engine.cli import _report
-    from satclip_engine.cli._progress import progress_for
+    from satclip_engine.progress import progress_for
     from satclip_engine.raster.report import peak_memory
 
     started = time.perf_counter()

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from satclip_engine.cli import _progress
+from satclip_engine import progress
 
 
 class Terminal(io.StringIO):
@@ -20,7 +20,7 @@ def test_on_a_terminal_a_bar_shows_stage_share_and_rate_and_then_goes_away(monke
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     stream = Terminal()
-    bar = _progress.progress_for(stream, quiet=False)
+    bar = progress.progress_for(stream, quiet=False)
     bar.stage("computing")
     bar.start(1000)
     for _ in range(4):
@@ -36,9 +36,9 @@ def test_on_a_terminal_a_bar_shows_stage_share_and_rate_and_then_goes_away(monke
 
 def test_a_log_gets_a_line_a_stage_and_one_every_half_minute(monkeypatch):
     clock = iter(np.arange(0, 1e4, 10.0))
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     stream = io.StringIO()
-    lines = _progress.progress_for(stream, quiet=False)
+    lines = progress.progress_for(stream, quiet=False)
     lines.stage("computing")
     lines.start(1_000_000)
     for _ in range(9):
@@ -57,9 +57,9 @@ def test_a_log_gets_a_line_a_stage_and_one_every_half_minute(monkeypatch):
     [(950, "950 px/s"), (123_456, "123 k px/s"), (2.5e6, "2.5 M px/s"), (3e9, "3 G px/s")],
 )
 def test_rates_have_three_digits(value, text):
-    assert _progress.rate_text(value) == text
+    assert progress.rate_text(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(3.21, "3.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_durations_have_the_units_people_use(value, text):
-    assert _progress.duration_text(value) == text
+    assert progress.duration_text(value) == text

@@ -13,8 +13,8 @@ from made_training import S2
 
 from satclip_engine.cli.train import main
 from satclip_engine.encoder import load
+from satclip_engine.training.images.rcf import RandomFeatures
 from satclip_engine.training.patches import open_source
-from satclip_engine.training.rcf import RandomFeatures
 
 SMALL = {"legendre-polys": 5, "capacity": 32, "embed-dim": 16, "dropout": 0, "learning-rate": 0.01}
 FOUR = {"epochs": 30, "rcf-filters": 16, "views": 2, "val-random-split-fraction": 0, "threads": 1}
@@ -95,7 +95,7 @@ def test_a_folder_of_features_is_data_that_needs_no_images(learnt, tmp_path):
     assert first["image_encoder"]["state_dict"].keys() == second["image_encoder"]["state_dict"].keys()
     other = run(features, "--out", tmp_path / "c", *RUN, "--image-encoder", "resnet18", "-q")
     assert other.exit_code == 2
-    assert "image_encoder: resnet18 is wanted" in other.stderr
+    assert "--image-encoder: resnet18 is asked for" in other.stderr
 
 
 def test_a_trunk_that_is_trained_lies_in_the_checkpoint_and_a_run_goes_on_with_it(timm, tmp_path):
@@ -142,7 +142,7 @@ def test_patches_cut_from_one_raster_are_data_too(tmp_path):
     ("args", "status", "fragment"),
     [
         (["absent"], 1, "absent: no such file or folder"),
-        (["s2", "--in-channels", "3"], 2, "in_channels: 3 are wanted, the images have 13"),
+        (["s2", "--in-channels", "3"], 2, "--in-channels: expected images of 3 channels, they have 13"),
         (["s2", "--image-weights", "w.pth"], 2, "rcf has no weights"),
         (["s2", "--val-random-split-fraction", "0.1"], 2, "of 4 samples leaves none for validation"),
     ],
