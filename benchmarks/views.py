@@ -3,8 +3,8 @@
     python benchmarks/views.py bmng.jpg --bounds -180 -90 180 90 --views 1,2,4,16 --passes 20 --seeds 3
 
 trains the same encoder on feature caches that differ in nothing but the number of views, for as many passes
-over the data, and prints how well held-out locations and images find each other, as Markdown. `fresh` has a new
-view in every pass, as augmentation at training time would make. docs/training-data.md has a table.
+over the data, and prints how well held-out locations and images find each other, as Markdown. `fresh` has a
+new view in every pass, as augmentation at training time would make. docs/training-data.md has a table.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def locked_folder(folder: Path) -> Iterator[Path]:
         os.close(lock)
     try:
         os.ftruncate(lock, 0)
-        with contextlib.suppress(OSError):  # a full disk must not keep a run from going on
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from starting
             os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield folder
     finally:

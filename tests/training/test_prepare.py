@@ -13,6 +13,7 @@ from made_training import S2
 
 from satclip_engine.cli.train import main
 from satclip_engine.encoder import load
+from satclip_engine.training.features import FeatureCache
 from satclip_engine.training.images.rcf import RandomFeatures
 from satclip_engine.training.patches import open_source
 
@@ -152,3 +153,62 @@ def test_unusable_data_is_one_line(s2, tmp_path, monkeypatch, args, status, frag
     result = run("--out", "run", *RUN, *args, "-q")
     assert result.exit_code == status, result.output
     assert fragment in result.stderr.splitlines()[-1]
+
+
+def test_features_of_something_else_or_damaged_are_replaced_when_that_is_asked_for(tmp_path):
+    def failure(*args):
+        result = run(*args, "-q")
+        assert result.exit_code == 1, result.output
+        return result.stderr
+
+    features = tmp_path / "features"
+    raster = ["--from-raster", colours(tmp_path / "world.tif"), "--patch", 8, "--count", 60]
+    small = [*options(SMALL), "--rcf-filters", 8, "--views", 2, "--epochs", 1]
+    args = [*raster, *small, "--out", tmp_path / "run", "--features", features, "--overwrite"]
+    report(*args)
+    other = [*args, "--views", 1]
+    advice = f"choose another folder, or replace the cache in {features} with --rebuild-features\n"
+    refused = failure(*other)
+    assert "views (2, now 1)" in refused
+    assert refused.endswith(advice)
+    assert "=" not in refused, "nothing of Python"
+    report(*other, "--rebuild-features")
+    report(*other)
+
+    (features / "manifest.json").write_text("{")
+    assert failure(*other).endswith(advice)
+    assert report(*other, "--rebuild-features")["steps"] == 1
+    assert FeatureCache.open(features).views == 1
+
+
+def test_features_cannot_be_rebuilt_without_images(learnt, tmp_path):
+    features = learnt[0] / "features"
+    result = run(features, "--out", tmp_path / "b", *RUN, "--rebuild-features", "-q")
+    assert result.exit_code == 2
+    assert (
+        "holds features, not images: leave out --rebuild-features, or give the images as DATA"
+        in result.stderr
+    )
+    args = ["--image-encoder", "resnet18", "--unfreeze", "--rebuild-features"]
+    result = run(S2, "--out", tmp_path / "b", *RUN, *args, "-q")
+    assert result.exit_code == 2
+    assert "--unfreeze makes no features: leave out --rebuild-features" in result.stderr
+
+
+def test_a_setting_is_named_as_it_was_given(s2, tmp_path):
+    (tmp_path / "a.toml").write_text("in_channels = 3\n")
+    args = [s2, "--out", tmp_path / "run", *RUN, "-q"]
+    typed = run(*args, "--in-channels", 3).stderr
+    assert typed.startswith("satclip-train: --in-channels: expected images of 3 channels, they have 13")
+    read = run(*args, "--config", tmp_path / "a.toml").stderr
+    assert read.startswith(
+        f"satclip-train: {tmp_path / 'a.toml'}: in_channels: expected images of 3 channels"
+    )
+    overridden = run(*args, "--config", tmp_path / "a.toml", "--in-channels", 4).stderr
+    assert overridden.startswith("satclip-train: --in-channels: expected images of 4 channels, they have 13")
+    unsplit = run(s2, "--out", tmp_path / "run", "-q").stderr
+    assert "--val-random-split-fraction: 0.1 of 4 samples leaves none for validation" in unsplit
+    for image in list((s2 / "images").iterdir())[:2]:
+        image.unlink()
+    skipped = run(*args, "--max-skipped", 1).stderr
+    assert "or allow more with --max-skipped 2\n" in skipped

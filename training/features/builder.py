@@ -51,7 +51,7 @@ _CHUNKS_AHEAD: Final = 2  # of views beyond those being made, that wait for the 
 
 @dataclass(frozen=True)
 class _CacheContent:
-    """Everything that decides the content of a cache, and the batch in which it is computed."""
+    """Content of a cache by all that decides it, and the batch in which it is computed."""
 
     source: PatchSource
     encoder: ImageEncoder

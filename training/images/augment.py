@@ -2,7 +2,7 @@
 
 In order: a random crop (or one of random size, resized), flips along both axes with probability ½ each, a
 Gaussian blur of 3×3 pixels with a deviation between 0.1 and 2. A view is fixed by (seed, image, view): it
-depends neither on the order of batches nor on where a stopped run goes on.
+depends neither on the order of batches nor on the step at which a run is resumed.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class RandomFeatures:
         return self
 
     def trunk(self, batch: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) float32 → (B, dim). Raises UsageError for another shape."""
+        """Features of images: (B, C, H, W) float32 → (B, dim). Raises UsageError for another shape."""
         tensors = self._tensors
         features = (_raw_features(batch, tensors) - tensors["mean"]) / tensors["deviation"]
         return features @ tensors["components"].T if "components" in tensors else features

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class RunStopped(Exception):
-    """The run was asked to stop and has saved its state. `signal` is the number of the signal."""
+    """Raised when a run was asked to stop, after its state is saved. `signal`: the signal's number."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -17,7 +17,7 @@ class RunStopped(Exception):
 
 
 class InterruptHandler:
-    """While entered, the first signal is only noted; a second one acts at once."""
+    """Context in which the first signal is only noted; a second one acts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

@@ -151,7 +151,7 @@ class Trainer:
         self._load(state)
 
     def run(self) -> RunOutcome:
-        """Train to the end. Raises Diverged, OutputError, and Stopped after Ctrl-C or SIGTERM."""
+        """Train to the end. Raises Diverged, OutputError, and RunStopped after Ctrl-C or SIGTERM."""
         self._start_time = self._save_time = time.monotonic()
         self._save_seconds = 0.0
         for callback in self.callbacks:
@@ -172,7 +172,7 @@ class Trainer:
         return self.outcome()
 
     def train_step(self) -> float:
-        """One update; returns the loss. Raises Diverged, before a weight has changed, when it is NaN."""
+        """Update once and return the loss. Raises Diverged, before a weight has changed, when it is NaN."""
         config, processes = self.config, self.processes
         batch = self.batches.batch(self.step, rank=processes.rank, world_size=processes.world_size)
         lonlat = jitter_locations(
