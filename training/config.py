@@ -335,7 +335,7 @@ def respelled(
 ) -> SatclipError:
     """An error about a setting with the setting's name as it was given; other errors as they are."""
     name = error.argument
-    if name not in settings():
+    if name is None or name not in settings():
         return error
     message = str(error).removeprefix(f"{name}: ")
     if f"{name}=" in message:  # advice to give another value; a flag overrides a file

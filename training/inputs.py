@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from satclip_engine.errors import DataError, UsageError
+from satclip_engine.errors import DataError, UsageError, WeightsError
 from satclip_engine.files import write_atomically
 from satclip_engine.lightning import load_safely
 from satclip_engine.training.config import TrainConfig
@@ -174,14 +174,17 @@ def _load_encoder(source: PatchSource, config: TrainConfig) -> ImageEncoder:
     options = {}
     if config.image_encoder == "rcf":
         options = {"filters": config.rcf_filters, "components": config.rcf_components}
-    encoder = load_encoder(
-        config.image_encoder,
-        source,
-        embed_dim=config.embed_dim,
-        weights=config.image_weights,
-        seed=config.seed,
-        **options,
-    )
+    try:
+        encoder = load_encoder(
+            config.image_encoder,
+            source,
+            embed_dim=config.embed_dim,
+            weights=config.image_weights,
+            seed=config.seed,
+            **options,
+        )
+    except WeightsError as error:
+        raise WeightsError(str(error), argument="image_weights") from error
     for note in (*source.notes, *encoder.notes):
         warnings.warn(note, stacklevel=3)
     return encoder

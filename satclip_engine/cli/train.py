@@ -239,8 +239,9 @@ def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: boo
 
 def _as_typed(error: SatclipError, file: Path | None, flags: Mapping[str, Any]) -> SatclipError:
     """An error with arguments of Python spelled as options, or as keys of the file that they came from."""
-    if error.argument == "rebuild_features":
-        return type(error)(str(error).replace("rebuild=True", "--rebuild-features"))
+    if error.argument in ("rebuild_features", "folder"):  # of build_cache
+        message = str(error).replace("rebuild=True", "--rebuild-features")
+        return type(error)(message.replace("another folder", "another folder with --features"))
     values = {} if file is None else read_toml(file)
     return respelled(error, str(file or ""), values, flags)
 

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,7 +143,9 @@ def build_cache(
 def _check_folder(folder: Path) -> None:
     """Make the folder's parents. Raises OutputError for a folder that holds something else."""
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"cannot write the feature cache {folder}: it is a file; choose another folder")
+        raise OutputError(
+            f"cannot write the feature cache {folder}: it is a file; choose another folder", argument="folder"
+        )
     if folder.is_dir() and not (folder / MANIFEST).exists():
         other = [
             entry.name
@@ -153,7 +154,8 @@ def _check_folder(folder: Path) -> None:
         ]
         if other:
             raise OutputError(
-                f"{folder} holds other files ({other[0]}) and no feature cache: choose another folder"
+                f"{folder} holds other files ({other[0]}) and no feature cache: choose another folder",
+                argument="folder",
             )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -222,8 +224,11 @@ def _compute(
     progress.start(total)
     with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
         try:
-            make = partial(pool.submit, _make_views, content)
-            chunks = prefetch(make, _chunk_rows(content, missing.values()), workers + _CHUNKS_AHEAD)
+            chunks = prefetch(
+                lambda rows: pool.submit(_make_views, content, rows),
+                _chunk_rows(content, missing.values()),
+                workers + _CHUNKS_AHEAD,
+            )
             for name, rows in missing.items():
                 _store_shard(content, folder, manifest, name, rows, chunks, progress)
         finally:
@@ -322,7 +327,8 @@ def _check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise OutputError(
             f"the features need {size_text(needed)}, the disk of {folder} has {size_text(free)} free: "
-            "make room, choose another folder or fewer views"
+            "make room, choose another folder or fewer views",
+            argument="folder",
         )
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -187,7 +186,7 @@ def _images(source: PatchSource, indices: np.ndarray) -> Iterator[np.ndarray]:
     """The images that can be read, some ahead of the one in use."""
     chunks = [indices[start : start + _READ_IMAGES] for start in range(0, len(indices), _READ_IMAGES)]
     with ThreadPoolExecutor(_READER_THREADS) as pool:
-        for images in prefetch(partial(pool.submit, source.read), chunks, _READER_THREADS):
+        for images in prefetch(lambda chunk: pool.submit(source.read, chunk), chunks, _READER_THREADS):
             yield from (image for image in images.result() if not isinstance(image, SkippedImage))
 
 
@@ -216,7 +215,9 @@ def _filters(patches: np.ndarray, count: int, rng: np.random.Generator) -> dict[
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     textured = length[:, 0] > 1e-6
     if not textured.any():
-        raise DataError("all images are constant: there is nothing to take filters from")
+        raise DataError(
+            "all images are constant: there is nothing to take filters from; choose another image encoder"
+        )
     unit = centred[textured] / length[textured]
     unit -= unit.mean(axis=0)
     values, vectors = np.linalg.eigh(unit.T @ unit / len(unit))

@@ -115,7 +115,7 @@ def _check(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
     if first in tensors and tensors[first].ndim == 4 and tensors[first].shape[1] != expected[first].shape[1]:
         raise WeightsError(
             f"{path}: made for images of {tensors[first].shape[1]} channels, the data have "
-            f"{expected[first].shape[1]}: choose bands that fit, other weights, or rcf"
+            f"{expected[first].shape[1]}: choose bands that fit, other weights, or the encoder rcf"
         )
     if problems:
         raise WeightsError(f"{path}: does not fit the image encoder; {'; '.join(problems)}")

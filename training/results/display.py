@@ -44,7 +44,7 @@ class LineDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._printed = float("-inf")
+        self._print_time = float("-inf")
         self._pending: dict[str, Any] | None = None
         self._total = 0
 
@@ -55,7 +55,7 @@ class LineDisplay:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._pending = row
-        if time.monotonic() - self._printed >= _LINE_SECONDS:
+        if time.monotonic() - self._print_time >= _LINE_SECONDS:
             self._print()
 
     def finish(self) -> None:
@@ -65,7 +65,7 @@ class LineDisplay:
         if self._pending is None:
             return
         row, self._pending = self._pending, None
-        self._printed = time.monotonic()
+        self._print_time = time.monotonic()
         text = f"epoch {row['epoch']}, step {row['step']} of {self._total}: loss {row['train_loss']:.4f}"
         if "val_loss" in row:
             text += f", validation {row['val_loss']:.4f}, R@1 {100 * row['place_r1']:.1f} % "
@@ -124,10 +124,10 @@ class LiveDisplay:
 
     def _table(self) -> Any:
         from rich.console import Group
-        from rich.table import ImageTable
+        from rich.table import Table
         from rich.text import Text
 
-        table = ImageTable(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for header in _HEADERS:
             table.add_column(header, justify="right")
         for row in self._rows:

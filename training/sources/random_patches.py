@@ -121,7 +121,8 @@ class RasterPatches:
         numbers = np.concatenate(accepted)[:count]
         if not numbers.size:
             raise DataError(
-                f"{self.name}: no patch of {self.patch} pixels lies inside the CRS's domain and holds data"
+                f"{self.name}: no patch of {self.patch} pixels lies inside the CRS's domain and holds data: "
+                "give a smaller patch or another raster"
             )
         return numbers % self._raster.width, numbers // self._raster.width
 

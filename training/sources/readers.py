@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,29 @@ def open_source(path: str | os.PathLike[str], **options: Any) -> PatchSource:
         index = path / "index.csv"
         if not index.exists():
             return read_folder(path, **options)
-        return read_index(path, **options) if _is_s2_100k(index) else read_table(index, **options)
+        if not _is_s2_100k(index):
+            return read_table(index, **options)
+        _refuse(
+            options,
+            ("bands", "size", "divisor"),
+            f"{path} is in the S2-100K layout, which fixes it: leave it out, or give {index} as a table",
+        )
+        return read_index(path, **options)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    return read_table(path, **options) if path.suffix.lower() in SUFFIXES else RasterPatches(path, **options)
+    if path.suffix.lower() in SUFFIXES:
+        return read_table(path, **options)
+    _refuse(
+        options, ("size", "max_skipped"), f"{path} is a raster, and this is for files of images: leave it out"
+    )
+    return RasterPatches(path, **options)
+
+
+def _refuse(options: Mapping[str, Any], names: Sequence[str], reason: str) -> None:
+    """Raise UsageError for the first of `names` that is among the options."""
+    for name in names:
+        if options.get(name) is not None:
+            raise UsageError(f"{name}: {reason}", argument=name)
 
 
 def read_index(folder: str | os.PathLike[str], *, max_skipped: int | None = None) -> ImageFiles:
