@@ -26,6 +26,7 @@ from satclip_engine.training.features.trunk_features import TrunkFeatures
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.encoders import ImageEncoder, augmentation_for, load_encoder
 from satclip_engine.training.images.image_views import ImageViews, usable_rows
+from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.split import split_samples
 from satclip_engine.training.results.export import ImageEncoderState
@@ -35,7 +36,6 @@ from satclip_engine.training.sources.readers import open_source
 from satclip_engine.training.sources.source import PatchSource, SkippedImage, join_first
 
 _ENCODER_FILE: Final = "encoder.pt"
-_PUBLISHED_PREFIX: Final = "model.visual."  # of the names in the state of an image encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,12 +218,10 @@ def _check_channels(channels: int, config: TrainConfig) -> None:
 
 def image_encoder_state(encoder: ImageEncoder) -> ImageEncoderState:
     """State of an encoder as checkpoints hold it, without its projection."""
-    state = {
-        name.removeprefix(_PUBLISHED_PREFIX): value.cpu() for name, value in encoder.state_dict().items()
-    }
+    state = {name.removeprefix(VISUAL_PREFIX): value.cpu() for name, value in encoder.state_dict().items()}
     pointer = encoder.projection.weight.data_ptr()
     weight = next(name for name, value in encoder.state_dict().items() if value.data_ptr() == pointer)
-    projection = weight.removeprefix(_PUBLISHED_PREFIX).removesuffix(".weight")
+    projection = weight.removeprefix(VISUAL_PREFIX).removesuffix(".weight")
     trunk = {name: value for name, value in state.items() if not name.startswith(f"{projection}.")}
     return ImageEncoderState(encoder.name, encoder.channels, projection, trunk)
 

@@ -11,11 +11,10 @@ import torch
 
 from satclip_engine._optional import need
 from satclip_engine.errors import MissingExtra, UsageError, WeightsError
-from satclip_engine.training.images.trunk_weights import load_trunk
+from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX, load_trunk
 from satclip_engine.training.sources.source import fingerprint
 
 _SIDE_PIXELS = 224  # of the images that all three were pretrained with
-_PREFIX = "model.visual."  # in published checkpoints
 
 
 class TimmEncoder:
@@ -94,12 +93,14 @@ class TimmEncoder:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """State under the names of published checkpoints."""
-        return {_PREFIX + key: value.contiguous() for key, value in self.visual.state_dict().items()}
+        return {VISUAL_PREFIX + key: value.contiguous() for key, value in self.visual.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Load what `state_dict` returned. Raises WeightsError when it does not fit."""
         try:
-            self.visual.load_state_dict({key.removeprefix(_PREFIX): value for key, value in state.items()})
+            self.visual.load_state_dict(
+                {key.removeprefix(VISUAL_PREFIX): value for key, value in state.items()}
+            )
         except RuntimeError as error:
             raise WeightsError(
                 f"the image encoder is another one ({str(error).splitlines()[-1].strip()})"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -21,20 +21,20 @@ from satclip_engine.errors import WeightsError
 from satclip_engine.lightning import load_safely
 from satclip_engine.training.sources.source import join_first
 
-_SATCLIP_PREFIX = "model.visual."
+VISUAL_PREFIX: Final = "model.visual."  # of the image encoder's tensors in SatCLIP checkpoints
 # Of the trunk's tensors among those of other networks; the first prefix that fits is taken.
-_PREFIXES = (
+_PREFIXES: Final = (
     "module.encoder_q.",
     "module.base_encoder.",
     "encoder_q.",
     "base_encoder.",
-    _SATCLIP_PREFIX,
+    VISUAL_PREFIX,
     "module.",
     "backbone.",
     "",
 )
-_NESTED_KEYS = ("state_dict", "model")  # under which checkpoints keep their tensors
-_BATCH_COUNTER = "num_batches_tracked"  # of batch normalisation: absent from old files, used by nobody
+_NESTED_KEYS: Final = ("state_dict", "model")  # under which checkpoints keep their tensors
+_BATCH_COUNTER: Final = "num_batches_tracked"  # of batch normalisation: absent from old files, used by nobody
 
 
 def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> str:
@@ -50,7 +50,7 @@ def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> str:
     own_head = {name: value for name, value in tensors.items() if name.startswith(f"{head}.")}
     trunk = {name: value for name, value in tensors.items() if name not in own_head}
     _check(trunk, {name: value for name, value in expected.items() if not name.startswith(f"{head}.")}, path)
-    takes_head = prefix == _SATCLIP_PREFIX and {name: value.shape for name, value in own_head.items()} == {
+    takes_head = prefix == VISUAL_PREFIX and {name: value.shape for name, value in own_head.items()} == {
         name: value.shape for name, value in expected.items() if name.startswith(f"{head}.")
     }
     visual.load_state_dict({**trunk, **(own_head if takes_head else {})}, strict=False)

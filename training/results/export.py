@@ -23,12 +23,12 @@ from satclip_engine.files import write_atomically
 from satclip_engine.lightning import lightning_dictionary
 from satclip_engine.stored import Convention, Stored
 from satclip_engine.training.config import VISION_LAYERS, TrainConfig
+from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
 from satclip_engine.training.loop.model import Model
 from satclip_engine.training.loop.trainer import ModelSnapshot, RunOutcome
 from satclip_engine.weights import LocationWeights, Provenance
 
 _LOCATION_PREFIX: Final = "location.nnet."
-_VISUAL_PREFIX: Final = "model.visual."
 _TRUNK_PREFIX: Final = "trunk."
 
 
@@ -148,11 +148,11 @@ def _put_image_encoder(
 ) -> None:
     """Replace the image encoder of zero layers by the one that was used; trunk: by published names."""
     state, released = content["state_dict"], content["hyper_parameters"]
-    for name in [name for name in state if name.startswith(_VISUAL_PREFIX)]:
+    for name in [name for name in state if name.startswith(VISUAL_PREFIX)]:
         del state[name]
-    state.update({_VISUAL_PREFIX + name: value.cpu() for name, value in trunk.items()})
-    state[f"{_VISUAL_PREFIX}{image_encoder.projection}.weight"] = weight
-    state[f"{_VISUAL_PREFIX}{image_encoder.projection}.bias"] = bias
+    state.update({VISUAL_PREFIX + name: value.cpu() for name, value in trunk.items()})
+    state[f"{VISUAL_PREFIX}{image_encoder.projection}.weight"] = weight
+    state[f"{VISUAL_PREFIX}{image_encoder.projection}.bias"] = bias
     released.update(
         vision_layers=VISION_LAYERS[image_encoder.name],
         in_channels=image_encoder.channels,
