@@ -25,12 +25,12 @@ from satclip_engine.bench.machine import label, machine, versions
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.features import build_cache
-from satclip_engine.training.image_views import ImageViews
+from satclip_engine.training.features.trunk_features import TrunkFeatures
 from satclip_engine.training.images import augmentation_for, load_encoder
+from satclip_engine.training.images.image_views import ImageViews
+from satclip_engine.training.loop.trainer import Trainer
 from satclip_engine.training.patches import open_source
 from satclip_engine.training.samples import Features, MemoryFeatures
-from satclip_engine.training.trainer import Trainer
-from satclip_engine.training.trunk_passes import TrunkFeatures
 
 
 @click.command(cls=Command, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +72,7 @@ def measured(data: Path, name: str, copies: int, epochs: int, batch_size: int) -
     rows = np.tile(np.arange(len(source)), copies)
     images = ImageViews(source, rows, augmentation_for(encoder, source), seed=0)
     network = encoder.network() or Frozen(encoder)
-    live = TrunkFeatures(images, network, dim=encoder.dim, chunk=64, start=encoder.fingerprint)
+    live = TrunkFeatures(images, network, dim=encoder.dim, chunk=64, trunk_fingerprint=encoder.fingerprint)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         cache = build_cache(source, encoder, Path(folder) / "features", views=copies)

@@ -3,8 +3,8 @@
     python benchmarks/views.py bmng.jpg --bounds -180 -90 180 90 --views 1,2,4,16 --passes 20 --seeds 3
 
 trains the same encoder on feature caches that differ in nothing but the number of views, for as many passes
-over the data, and prints how well held-out places and images find each other, as Markdown. `fresh` has a new
-view in every pass, as augmentation at training time would make. docs/training-data.md has a table.
+over the data, and prints how well held-out locations and images find each other, as Markdown. `fresh` has a
+new view in every pass, as augmentation at training time would make. docs/training-data.md has a table.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import torch
 from satclip_engine.bench.machine import machine, versions
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.training.config import TrainConfig
-from satclip_engine.training.feature_cache import FeatureCache
-from satclip_engine.training.features import build_cache
+from satclip_engine.training.features import FeatureCache, build_cache
 from satclip_engine.training.images import load_encoder
+from satclip_engine.training.loop.trainer import Trainer
 from satclip_engine.training.raster_patches import RasterPatches
-from satclip_engine.training.trainer import Trainer
 
 FRESH = "fresh"
 
@@ -110,7 +109,7 @@ def trained(config: TrainConfig, cache: FeatureCache, views: int | str, folder: 
 def table(found: list[dict[str, Any]], numbers: list[int | str]) -> str:
     """Mean ± deviation over the seeds of each number of views."""
     lines = [
-        "| views | loss in training | loss, held out | place→image R@10 | image→place R@10 |",
+        "| views | loss in training | loss, held out | location→image R@10 | image→location R@10 |",
         "| --- | --- | --- | --- | --- |",
     ]
     for number in numbers:

@@ -4,11 +4,20 @@ Every message is one line that says what was given, what was expected and what t
 the message alone (no traceback without `-v`) and exits with `exit_code`.
 """
 
+from __future__ import annotations
+
 
 class SatclipError(Exception):
-    """A failure that the user can act on."""
+    """A failure that the user can act on.
+
+    argument: name of the argument or setting at fault; a command line spells it as its option.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object, argument: str | None = None) -> None:
+        super().__init__(*args)
+        self.argument = argument
 
 
 class UsageError(SatclipError, ValueError):

@@ -1,4 +1,4 @@
-"""Every setting of a training run as one frozen value, from a TOML file and from flags.
+"""Settings of a training run as one frozen dataclass, from a TOML file and from flags.
 
     make_config({"legendre_polys": 10}, file="run.toml", flags={"learning_rate": 1e-3})
 
@@ -20,10 +20,10 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from satclip_engine import backends
 from satclip_engine.backends.protocols import PRECISIONS
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import SatclipError, UsageError
 from satclip_engine.weights.schema import MAX_DEGREES
 
-# What the published layout calls the image encoders of the releases.
+# Names of the released image encoders in the published layout.
 VISION_LAYERS: Final[Mapping[str, str]] = {
     "resnet18": "moco_resnet18",
     "resnet50": "moco_resnet50",
@@ -31,7 +31,7 @@ VISION_LAYERS: Final[Mapping[str, str]] = {
 }
 IMAGE_ENCODERS: Final = ("rcf", *VISION_LAYERS)
 IMAGE_PRECISIONS: Final = ("float32", "tf32", "bf16")
-_TABLES: Final = ("model", "data", "trainer")  # of the published configuration
+_PUBLISHED_TABLES: Final = ("model", "data", "trainer")
 
 
 def setting(
@@ -47,15 +47,15 @@ def setting(
     resumable: bool = False,
     size: int | None = None,
 ) -> Any:
-    """A field of TrainConfig.
+    """Define a field of TrainConfig.
 
     flag: the option's name where it is not the setting's own; None for settings of files only.
     resumable: a resumed run may have another value.
     size: of a list.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    about = {"help": text, "limits": limits, "choices": choices, "flag": flag}
-    return field(default=default, metadata={**about, "resumable": resumable, "size": size})
+    metadata = {"help": text, "limits": limits, "choices": choices, "flag": flag}
+    return field(default=default, metadata={**metadata, "resumable": resumable, "size": size})
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class TrainConfig:
     )
 
     # Images
-    image_encoder: str = setting("rcf", "What turns images into features.", choices=IMAGE_ENCODERS)
+    image_encoder: str = setting(
+        "rcf", "Image encoder: it turns images into features.", choices=IMAGE_ENCODERS
+    )
     image_weights: str | None = setting(None, "File with the image encoder's weights.")
     unfreeze: bool = setting(
         False, "Train the image encoder too, on fresh views; normalisation statistics stand still."
@@ -114,7 +116,7 @@ class TrainConfig:
     )
     bands: tuple[int, ...] | None = setting(None, "Bands to read, such as 1,2,3.  [default: all]")
     divisor: float | None = setting(
-        None, "What pixel values are divided by.  [default: 10000 for 16 bits, 255 for 8]", above=0
+        None, "Divisor of pixel values.  [default: 10000 for 16 bits, 255 for 8]", above=0
     )
     max_skipped: int | None = setting(
         None, "Images that may be unusable.  [default: 1 %, at least 10]", least=0
@@ -128,7 +130,7 @@ class TrainConfig:
     learn_logit_scale: bool = setting(True, "Train the scale of the similarities.")
     max_logit_scale: float = setting(100.0, "Limit of that scale.", above=0)
     coordinate_jitter: float = setting(
-        0.01, "Places are moved by up to this many degrees north and east.", least=0, below=90
+        0.01, "Locations are moved by up to this many degrees north and east.", least=0, below=90
     )
 
     # Batches and updates
@@ -166,13 +168,13 @@ class TrainConfig:
 
     # The run
     seed: int = setting(
-        0, "Of everything drawn: weights, split, order, views, noise.", least=0, most=2**32 - 1
+        0, "Seed of all random numbers: weights, split, order, views, noise.", least=0, most=2**32 - 1
     )
     precision: str = setting("float32", "Arithmetic of the image side's products.", choices=IMAGE_PRECISIONS)
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one.", resumable=True)
     backend: str = setting(
         "auto",
-        "What computes the location encoder and the loss; auto: the fastest on the device.",
+        "Backend of the location encoder and the loss; auto: the fastest on the device.",
         choices=("auto", *(row.name for row in backends.TABLE if row.trains)),
         resumable=True,
     )
@@ -206,134 +208,186 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in settings():
-            object.__setattr__(self, name, checked(name, getattr(self, name), name))
+            object.__setattr__(self, name, check_setting(name, getattr(self, name)))
         if self.logit_scale > self.max_logit_scale:
             raise UsageError(
-                f"logit_scale: {self.logit_scale:g} is above max_logit_scale, {self.max_logit_scale:g}"
+                f"logit_scale: {self.logit_scale:g} is above max_logit_scale, {self.max_logit_scale:g}: "
+                "lower it or raise --max-logit-scale",
+                argument="logit_scale",
             )
-        stated = VISION_LAYERS.get(self.image_encoder)
-        if self.vision_layers not in (None, stated):
-            raise UsageError(f"vision_layers: {self.vision_layers} is not image_encoder {self.image_encoder}")
+        if self.vision_layers not in (None, VISION_LAYERS.get(self.image_encoder)):
+            raise UsageError(
+                f"vision_layers: {self.vision_layers} is not image_encoder {self.image_encoder}: "
+                "leave it out",
+                argument="vision_layers",
+            )
         if self.unfreeze and self.image_encoder not in VISION_LAYERS:
             raise UsageError(
                 f"unfreeze: {self.image_encoder} has nothing to fine-tune: choose --image-encoder "
-                f"{', '.join(VISION_LAYERS)}, or leave out --unfreeze"
+                f"{', '.join(VISION_LAYERS)}, or leave out --unfreeze",
+                argument="unfreeze",
             )
         if self.image_lr is not None and not self.unfreeze:
-            raise UsageError("image_lr: the image encoder is frozen: give --unfreeze too, or leave it out")
+            raise UsageError(
+                "image_lr: the image encoder is frozen: give --unfreeze too, or leave it out",
+                argument="image_lr",
+            )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting that has a value, in plain types."""
+        """Settings that have a value, in plain types."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def as_toml(self) -> str:
-        """A file that make_config reads back to the same value."""
+        """Settings as TOML that make_config reads back to the same value."""
         return "".join(f"{name} = {_toml(value)}\n" for name, value in self.as_dict().items())
 
 
 def settings() -> Mapping[str, dataclasses.Field[Any]]:
-    """The fields of TrainConfig by name."""
+    """Fields of TrainConfig by name."""
     return {entry.name: entry for entry in dataclasses.fields(TrainConfig)}
 
 
 def flag_of(name: str) -> str | None:
-    """The option of a setting, such as --epochs; None where there is none."""
+    """Option of a setting, such as --epochs; None where there is none."""
     flag = settings()[name].metadata["flag"]
     return None if flag is None else "--" + (flag or name).replace("_", "-")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The type of a setting: `of`, or a list of them; `open` when it may have no value."""
+class SettingType:
+    """Type of a setting: `scalar`, or a list of these; `optional` when it may have no value."""
 
-    of: type
-    many: bool
-    open: bool
+    scalar: type
+    is_list: bool
+    optional: bool
 
 
 @cache
-def kind_of(name: str) -> Kind:
-    """The type of a setting."""
+def setting_type(name: str) -> SettingType:
+    """Type of a setting."""
     hint = get_type_hints(TrainConfig)[name]
-    several = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-    one = next(kind for kind in several if kind is not NoneType)
-    many = get_origin(one) is tuple
-    return Kind(get_args(one)[0] if many else one, many, NoneType in several)
+    members = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    value_type = next(member for member in members if member is not NoneType)
+    is_list = get_origin(value_type) is tuple
+    return SettingType(get_args(value_type)[0] if is_list else value_type, is_list, NoneType in members)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a file, those of the published tables too. Raises UsageError naming file and key."""
+    """Read the settings in a file, those of the published tables too.
+
+    Raises UsageError naming file and key.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error})") from error
-    given: dict[str, Any] = {}
+    settings_read: dict[str, Any] = {}
     for name, value in content.items():
-        nested = value if name in _TABLES and isinstance(value, dict) else {name: value}
+        nested = value if name in _PUBLISHED_TABLES and isinstance(value, dict) else {name: value}
         for key, inner in nested.items():
-            if key in given:
-                raise UsageError(f"{path}: {key}: given twice")
-            given[key] = inner
-    return given
+            if key in settings_read:
+                raise UsageError(f"{path}: {key}: given twice: leave one out")
+            settings_read[key] = inner
+    return settings_read
 
 
 def make_config(
-    given: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any] | None = None,
     *,
     file: str = "",
     flags: Mapping[str, Any] | None = None,
     base: TrainConfig | None = None,
 ) -> TrainConfig:
-    """`base` (the defaults) with what is `given` in `file`, and over that the flags that are not None.
+    """Make a config from `base` (the defaults), the `values` of `file`, and the flags that are not None.
 
     Raises UsageError naming the file and the key, or the flag.
     """
-    values: dict[str, Any] = {}
-    for name, value in (given or {}).items():
+    values = values or {}
+    for name in values:
         if name not in settings():
             raise UsageError(f"{file or 'settings'}: {name}: no such setting{_nearest(name)}")
-        values[name] = checked(name, value, f"{file}: {name}" if file else name)
-    for name, value in (flags or {}).items():
-        if value is not None:
-            values[name] = checked(name, value, flag_of(name) or name)
-    if "vision_layers" in values and "image_encoder" not in values:
-        values["image_encoder"] = next(k for k, v in VISION_LAYERS.items() if v == values["vision_layers"])
     try:
-        return dataclasses.replace(base or TrainConfig(), **values)
+        checked = {name: check_setting(name, value) for name, value in values.items()}
     except UsageError as error:
-        name = str(error).partition(":")[0]
-        from_file = file and name in (given or {}) and (flags or {}).get(name) is None
-        raise UsageError(f"{file}: {error}" if from_file else str(error)) from error
+        raise respelled(error, file, values, None) from error
+    try:
+        typed = {name: value for name, value in (flags or {}).items() if value is not None}
+        checked |= {name: check_setting(name, value) for name, value in typed.items()}
+        if "vision_layers" in checked and "image_encoder" not in checked:
+            released = {layers: name for name, layers in VISION_LAYERS.items()}
+            checked["image_encoder"] = released[checked["vision_layers"]]
+        return dataclasses.replace(base or TrainConfig(), **checked)
+    except UsageError as error:
+        raise respelled(error, file, values, flags) from error
 
 
-def checked(name: str, value: Any, where: str) -> Any:
-    """`value` in the type of the setting. Raises UsageError that begins with `where`."""
-    kind, rules = kind_of(name), settings()[name].metadata
-    if value is None and kind.open:
+def spelling(name: str, file: str, values: Mapping[str, Any], flags: Mapping[str, Any] | None) -> str:
+    """Name of a setting as it was given: its key in `file`, else its flag, or its own name without flags."""
+    if file and name in values and (flags or {}).get(name) is None:
+        return f"{file}: {name}"
+    return name if flags is None else flag_of(name) or name
+
+
+def respelled(
+    error: SatclipError, file: str, values: Mapping[str, Any], flags: Mapping[str, Any] | None
+) -> SatclipError:
+    """An error about a setting with the setting's name as it was given; other errors as they are."""
+    name = error.argument
+    if name is None or name not in settings():
+        return error
+    message = str(error).removeprefix(f"{name}: ")
+    if f"{name}=" in message:  # advice to give another value; a flag overrides a file
+        return type(error)(message.replace(f"{name}=", f"{flag_of(name)} "))
+    return type(error)(f"{spelling(name, file, values, flags)}: {message}")
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """Convert a value to the type of the setting. Raises UsageError that begins with its name."""
+    value_type, rules = setting_type(name), settings()[name].metadata
+    if value is None and value_type.optional:
         return None
-    if kind.many:
+    if value_type.is_list:
         if not isinstance(value, list | tuple) or len(value) != (rules["size"] or max(1, len(value))):
-            raise UsageError(f"{where}: expected a list of {rules['size'] or 'one or more'}, got {value!r}")
-        return tuple(_typed(item, kind.of, where) for item in value)
-    value = _typed(value, kind.of, where)
+            raise _unusable(name, f"a list of {rules['size'] or 'one or more'}", repr(value))
+        return tuple(_typed(name, item, value_type.scalar) for item in value)
+    value = _typed(name, value, value_type.scalar)
     if rules["choices"] and value not in rules["choices"]:
-        raise UsageError(f"{where}: expected one of {', '.join(rules['choices'])}, got {value!r}")
-    if kind.of in (int, float):
-        _check_limits(value, rules["limits"], where)
+        raise _unusable(name, f"one of {', '.join(rules['choices'])}", repr(value))
+    if value_type.scalar in (int, float):
+        _check_limits(name, value, rules["limits"])
     return value
 
 
-def _typed(value: Any, kind: type, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+def _typed(name: str, value: Any, scalar: type) -> Any:
+    if scalar is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind:
-        raise UsageError(f"{where}: expected {_words(kind)}, got {value!r}")
+    if type(value) is not scalar:
+        raise _unusable(name, _type_name(scalar), repr(value))
     return value
 
 
-def changed(before: TrainConfig, now: TrainConfig) -> list[str]:
+def _check_limits(name: str, value: float, limits: Mapping[str, float | None]) -> None:
+    tests = {
+        "least": (lambda limit: value >= limit, "at least"),
+        "above": (lambda limit: value > limit, "above"),
+        "most": (lambda limit: value <= limit, "at most"),
+        "below": (lambda limit: value < limit, "below"),
+    }
+    if not math.isfinite(value):
+        raise _unusable(name, "a finite number", str(value))
+    active = {rule: limit for rule, limit in limits.items() if limit is not None}
+    if not all(tests[rule][0](limit) for rule, limit in active.items()):
+        expected = " and ".join(f"{tests[rule][1]} {limit:.10g}" for rule, limit in active.items())
+        raise _unusable(name, f"a number {expected}", str(value))
+
+
+def _unusable(name: str, expected: str, value: str) -> UsageError:
+    return UsageError(f"{name}: expected {expected}, got {value}", argument=name)
+
+
+def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
     """Settings that differ and that a resumed run may not change."""
     return [
         name
@@ -342,19 +396,16 @@ def changed(before: TrainConfig, now: TrainConfig) -> list[str]:
     ]
 
 
-def _check_limits(value: float, limits: Mapping[str, float | None], where: str) -> None:
-    tests = {
-        "least": (lambda limit: value >= limit, "at least"),
-        "above": (lambda limit: value > limit, "above"),
-        "most": (lambda limit: value <= limit, "at most"),
-        "below": (lambda limit: value < limit, "below"),
-    }
-    if not math.isfinite(value):
-        raise UsageError(f"{where}: expected a finite number, got {value}")
-    stated = {rule: limit for rule, limit in limits.items() if limit is not None}
-    if not all(tests[rule][0](limit) for rule, limit in stated.items()):
-        wanted = " and ".join(f"{tests[rule][1]} {limit:.10g}" for rule, limit in stated.items())
-        raise UsageError(f"{where}: expected a number {wanted}, got {value}")
+def other_settings(folder: Path, before: TrainConfig, now: TrainConfig, spelled: Mapping[str, str]) -> str:
+    """Message that a run in `folder` has other settings; spelled: the changed settings as they were given."""
+    differences = ", ".join(
+        f"{label} ({getattr(before, name)} there, {getattr(now, name)} now)"
+        for name, label in spelled.items()
+    )
+    return (
+        f"{folder} holds a run with other settings: {differences}; give the same, or start over with "
+        "--overwrite"
+    )
 
 
 def _nearest(name: str) -> str:
@@ -364,8 +415,8 @@ def _nearest(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _words(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+def _type_name(scalar: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(scalar, "text")
 
 
 def _toml(value: Any) -> str:

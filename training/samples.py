@@ -1,10 +1,10 @@
-"""What the trainer eats: places, and features of the images taken there."""
+"""Training samples: locations, and features of the images taken there."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from satclip_engine.errors import UsageError
 
-STATISTICS = 8192  # samples that the features' mean and size are taken from
+STATISTICS_SAMPLES: Final = 8192  # over which the features' mean and size are measured
 
 
 class Features(Protocol):
@@ -31,7 +31,7 @@ class Features(Protocol):
 
 
 class MemoryFeatures:
-    """Features that lie in memory."""
+    """Features in memory."""
 
     def __init__(self, lonlat: Any, features: Any) -> None:  # (N, 2), (N, F) or (N, K, F)
         self.lonlat = np.asarray(lonlat, np.float64)
@@ -45,33 +45,40 @@ class MemoryFeatures:
         _, self.views, self.dim = self._values.shape
 
     def batch(self, indices: Any, views: Any) -> Tensor:
-        """(n, F)."""
+        """Features (n, F) of samples and their views."""
         return self._values[torch.as_tensor(indices), torch.as_tensor(views)]
 
 
-def fingerprint(data: Features) -> str:
-    """Tells one set of samples from another, by its places and by what it says of itself."""
+def samples_fingerprint(data: Features) -> str:
+    """Compute the sha256 over the locations and the data's own fingerprint, if they have one."""
     digest = hashlib.sha256(np.ascontiguousarray(data.lonlat).tobytes())
     digest.update(repr([data.views, data.dim, getattr(data, "fingerprint", None)]).encode())
     return digest.hexdigest()
 
 
-def statistics(
-    data: Features, samples: Sequence[int] | np.ndarray, *, most: int = STATISTICS
+def feature_statistics(
+    data: Features, samples: Sequence[int] | np.ndarray, *, limit: int = STATISTICS_SAMPLES
 ) -> tuple[Tensor, Tensor]:
-    """Mean (F,) of the features of some samples, and the root mean square () of what departs from it.
+    """Mean (F,) of the features of samples, and the root mean square () of their deviations from it.
 
-    most: of the samples, evenly spread, that are looked at.
+    limit: number of the samples, evenly spread, that are measured.
     """
-    chosen = np.asarray(samples)
-    if len(chosen) > most:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
-    features = data.batch(chosen, np.zeros(len(chosen), np.int64)).double()
+    measured = evenly_spread(np.asarray(samples), limit)
+    features = data.batch(measured, np.zeros(len(measured), np.int64)).double()
     if not torch.isfinite(features).all():
-        row = int(chosen[int((~torch.isfinite(features)).any(1).nonzero()[0])])
+        row = int(measured[int((~torch.isfinite(features)).any(1).nonzero()[0])])
         raise UsageError(
-            f"the features of sample {row} are not finite: take its image out, and make a feature cache anew"
+            f"the features of sample {row} are not finite: take its image out of the data, and replace the "
+            "feature cache with rebuild=True",
+            argument="rebuild_features",
         )
     mean = features.mean(0)
     size = (features - mean).square().mean().sqrt()
     return mean.float(), torch.where(size > 0, size, 1.0).float()
+
+
+def evenly_spread(samples: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the samples, evenly spread."""
+    if len(samples) <= limit:
+        return samples
+    return samples[np.linspace(0, len(samples) - 1, limit).astype(np.int64)]

@@ -1,7 +1,7 @@
-"""A run in its folder, from settling its settings to the files that it leaves.
+"""A training run in its folder: settings, training, and the files that it writes.
 
 DIR/config.toml                       the settings
-DIR/state.pt, state.previous.pt       what --resume needs
+DIR/state.pt, state.previous.pt       for --resume
 DIR/log.csv, DIR/tensorboard/         logs
 DIR/last.ckpt, best.ckpt, best.safetensors, training.png       results
 """
@@ -18,35 +18,48 @@ from typing import Any, Final
 import torch
 
 from satclip_engine.encoder import load
-from satclip_engine.errors import OutputError, SatclipError
-from satclip_engine.training import state
-from satclip_engine.training.config import TrainConfig, make_config, read_toml
-from satclip_engine.training.export import Visual, location_weights, write_outcome
-from satclip_engine.training.interrupts import Stopped
-from satclip_engine.training.log import CsvLog, TensorBoardLog
-from satclip_engine.training.picture import write_picture
-from satclip_engine.training.ranks import Ranks
+from satclip_engine.errors import OutputError, SatclipError, UsageError
+from satclip_engine.files import write_atomically
+from satclip_engine.training.config import (
+    TrainConfig,
+    changed_settings,
+    make_config,
+    other_settings,
+    read_toml,
+    spelling,
+)
+from satclip_engine.training.loop import state
+from satclip_engine.training.loop.distributed import ProcessContext
+from satclip_engine.training.loop.interrupts import RunStopped
+from satclip_engine.training.loop.trainer import (
+    Diverged,
+    RunOutcome,
+    Trainer,
+    TrainingCallback,
+    last_good_state,
+)
+from satclip_engine.training.results.export import ImageEncoderState, location_weights, write_checkpoints
+from satclip_engine.training.results.log import CsvLog, TensorBoardLog
+from satclip_engine.training.results.picture import write_picture
 from satclip_engine.training.samples import Features
-from satclip_engine.training.trainer import Diverged, Observer, Outcome, Trainer, recovered
-from satclip_engine.weights.files import write_whole
 
 CONFIG: Final = "config.toml"
 LOG: Final = "log.csv"
 PICTURE: Final = "training.png"
 _RESULTS: Final = ("last.ckpt", "best.ckpt", "best.safetensors", PICTURE)
-_FILES: Final = (CONFIG, state.NEWEST, state.PREVIOUS, LOG, *_RESULTS)
+_RUN_FILES: Final = (CONFIG, state.NEWEST, state.PREVIOUS, LOG, *_RESULTS)
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished run: how it went, what it wrote, and whether there was anything left to do."""
+class RunResult:
+    """A finished run: its outcome and files. was_complete: nothing was left to train."""
 
-    outcome: Outcome
+    outcome: RunOutcome
     files: tuple[Path, ...]
     was_complete: bool
 
 
-def settle(
+def resolve_settings(
     folder: Path,
     *,
     resume: bool,
@@ -54,24 +67,29 @@ def settle(
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """The settings of a run in `folder`: defaults (or those of the run to resume), then `file`, then `flags`.
+    """Resolve the settings of a run: defaults, or those of the run to resume, then `file`, then `flags`.
 
     Raises OutputError where another run lies and neither `resume` nor `overwrite` is set, UsageError for
-    settings that cannot be used.
+    settings that cannot be used or that the run to resume does not have.
     """
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file: --out wants a folder")
-    taken = [name for name in _FILES if (folder / name).exists()]
-    if taken and not (resume or overwrite):
+        raise OutputError(f"{folder} is a file: give a folder as --out")
+    former = next((name for name in _RUN_FILES if (folder / name).exists()), None)
+    if former and not (resume or overwrite):
         raise OutputError(
-            f"{folder} holds a run already ({taken[0]}): give another folder, --resume to go on with it, or "
-            "--overwrite to begin anew"
+            f"{folder} holds a run already ({former}): give another folder, --resume to resume it, or "
+            "--overwrite to start over"
         )
     base = None
     if resume and state.has_state(folder) and (folder / CONFIG).exists():
         base = make_config(read_toml(folder / CONFIG), file=str(folder / CONFIG))
-    given = {} if file is None else read_toml(file)
-    return make_config(given, file="" if file is None else str(file), flags=flags, base=base)
+    values = {} if file is None else read_toml(file)
+    source = "" if file is None else str(file)
+    config = make_config(values, file=source, flags=flags, base=base)
+    if base is not None and (names := changed_settings(base, config)):
+        spelled = {name: spelling(name, source, values, flags) for name in names}
+        raise UsageError(other_settings(folder, base, config, spelled))
+    return config
 
 
 def train(
@@ -79,88 +97,96 @@ def train(
     data: Features,
     folder: Path,
     *,
-    visual: Visual | None = None,
+    image_encoder: ImageEncoderState | None = None,
     resume: bool = False,
-    ranks: Ranks | None = None,
-    display: Observer | None = None,
+    processes: ProcessContext | None = None,
+    display: TrainingCallback | None = None,
     notes: Mapping[str, Any] | None = None,
-) -> Done:
-    """Train, and write the results; what a run before left in the folder is replaced unless `resume`.
+) -> RunResult:
+    """Train, and write the results; a former run in the folder is replaced unless `resume`.
 
-    visual: the image encoder, for checkpoints. notes: what else they are to say, in plain values.
+    image_encoder: for checkpoints. notes: for checkpoints too, in plain values.
 
-    Raises Stopped after Ctrl-C or SIGTERM and Diverged where the loss is no number, both after the results so
-    far are written; UsageError, OutputError, WeightsError.
+    Raises RunStopped after Ctrl-C or SIGTERM and Diverged where the loss is no number, both after the results
+    so far are written; UsageError, OutputError, WeightsError.
     """
-    ranks = ranks or Ranks(torch.device("cpu"))
-    resume = ranks.shared(resume and state.has_state(folder))
-    if ranks.first:
-        _prepare(folder, config, resume)
-    ranks.shared(None)  # nobody looks for the folder before it is there
+    processes = processes or ProcessContext(torch.device("cpu"))
+    resume = processes.broadcast(resume and state.has_state(folder))
+    if processes.is_main:
+        _make_folder(folder, resume)
+    processes.barrier()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trainer = Trainer(config, data, folder, ranks=ranks)
+    trainer = Trainer(config, data, folder, processes=processes)
     if resume:
         trainer.resume()
-    if ranks.first:
-        write_whole(folder / CONFIG, config.as_toml().encode())
-        trainer.observers = _observers(config, folder, display)
-    complete = trainer.step >= trainer.total or trainer.finished_early
+    if processes.is_main:
+        write_atomically(folder / CONFIG, config.as_toml().encode())
+        trainer.callbacks = _callbacks(config, folder, display)
+    was_complete = trainer.step >= trainer.total or trainer.finished_early
     try:
-        outcome = _run(trainer, config, visual, notes or {})
+        outcome = _run(trainer, config, image_encoder, notes or {})
     finally:
-        for observer in trainer.observers:
-            observer.finish()
-    files = _write(outcome, config, visual, folder, notes or {}) if ranks.first else []
-    return Done(outcome, tuple(files), complete)
+        for callback in trainer.callbacks:
+            callback.finish()
+    files = _write_results(outcome, config, image_encoder, folder, notes or {}) if processes.is_main else []
+    return RunResult(outcome, tuple(files), was_complete)
 
 
-def _run(trainer: Trainer, config: TrainConfig, visual: Visual | None, notes: Mapping[str, Any]) -> Outcome:
-    """Train; when the run ends before its time, write what there is and raise."""
-    folder, first = trainer.folder, trainer.ranks.first
+def _run(
+    trainer: Trainer, config: TrainConfig, image_encoder: ImageEncoderState | None, notes: Mapping[str, Any]
+) -> RunOutcome:
+    """Train; when the run ends before its time, write the checkpoints so far and raise."""
+    folder, is_main = trainer.folder, trainer.processes.is_main
     try:
         return trainer.run()
-    except Stopped:
-        if first:
-            write_outcome(trainer.outcome(), config, visual, folder, notes)
+    except RunStopped:
+        if is_main:
+            write_checkpoints(trainer.outcome(), config, image_encoder, folder, notes)
         raise
     except Diverged as error:
-        if not first:
+        if not is_main:
             raise
-        good = recovered(folder)
+        good = last_good_state(folder)
         if good is None:
             raise Diverged(f"{error}; nothing was trained before it: lower --learning-rate") from error
-        write_outcome(good, config, visual, folder, notes)
+        write_checkpoints(good, config, image_encoder, folder, notes)
         raise Diverged(
             f"{error}; {folder / 'last.ckpt'} holds step {good.last.step}, the last good checkpoint: lower "
-            "--learning-rate or --max-logit-scale and begin anew"
+            "--learning-rate or --max-logit-scale and start over with --overwrite"
         ) from error
 
 
-def _prepare(folder: Path, config: TrainConfig, resume: bool) -> None:
-    """Make the folder; remove a former run unless it is taken up."""
+def _make_folder(folder: Path, resume: bool) -> None:
+    """Make the folder; remove a former run unless it is resumed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for name in _FILES:
+            for name in _RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def _observers(config: TrainConfig, folder: Path, display: Observer | None) -> Sequence[Observer]:
-    found: list[Observer] = [CsvLog(folder / LOG)]
+def _callbacks(
+    config: TrainConfig, folder: Path, display: TrainingCallback | None
+) -> Sequence[TrainingCallback]:
+    callbacks: list[TrainingCallback] = [CsvLog(folder / LOG)]
     if config.tensorboard:
-        found.append(TensorBoardLog(folder / "tensorboard"))
-    return [*found, display] if display is not None else found
+        callbacks.append(TensorBoardLog(folder / "tensorboard"))
+    return [*callbacks, display] if display is not None else callbacks
 
 
-def _write(
-    outcome: Outcome, config: TrainConfig, visual: Visual | None, folder: Path, notes: Mapping[str, Any]
+def _write_results(
+    outcome: RunOutcome,
+    config: TrainConfig,
+    image_encoder: ImageEncoderState | None,
+    folder: Path,
+    notes: Mapping[str, Any],
 ) -> list[Path]:
-    """Checkpoints and the picture. A picture that cannot be drawn is no reason to fail."""
-    files = write_outcome(outcome, config, visual, folder, notes)
+    """Write checkpoints and the picture. A picture that cannot be drawn is no reason to fail."""
+    files = write_checkpoints(outcome, config, image_encoder, folder, notes)
     encoder = load(location_weights(outcome.best, config, notes), threads=config.threads)
     title = f"SatCLIP L = {config.legendre_polys}, step {outcome.best.step}"
     try:

@@ -1,4 +1,4 @@
-"""`satclip-train`: a location encoder from places and images, in checkpoints of the published layout."""
+"""`satclip-train`: trains a location encoder on images and their locations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,14 @@ import click
 from satclip_engine import __version__
 from satclip_engine._optional import need
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.progress import bytes_text, duration_text, progress_for
-from satclip_engine.training.config import TrainConfig, flag_of, kind_of, settings
+from satclip_engine.errors import SatclipError
+from satclip_engine.progress import duration_text, progress_for, size_text
+from satclip_engine.training.config import TrainConfig, flag_of, read_toml, respelled, setting_type, settings
 
 if TYPE_CHECKING:
-    from satclip_engine.training.session import Done
+    from satclip_engine.training.session import RunResult
 
-HELP = """Train a location encoder on images and the places where they were taken.
+HELP = """Train a location encoder on images and the locations where they were taken.
 
 DATA is a folder in the S2-100K layout (index.csv, images/), a CSV or GeoParquet that lists images, a folder
 of georeferenced images, or a folder of features that an earlier run made. --from-raster cuts patches from one
@@ -42,13 +45,13 @@ Settings come from --config, a TOML file with the names of the published configu
 """
 
 EPILOG = f"""A run that is stopped (Ctrl-C, SIGTERM) saves its state in DIR first; one that is killed loses at
-most what came after its last checkpoint. The same command with --resume goes on from there.
+most what came after its last checkpoint. The same command with --resume resumes it from there.
 
 {EXIT_CODES}"""
 
 
 class NumbersType(click.ParamType):
-    """1,2,3 as a tuple of whole numbers."""
+    """A list such as 1,2,3 as a tuple of whole numbers."""
 
     name = "numbers"
 
@@ -56,13 +59,13 @@ class NumbersType(click.ParamType):
         if not isinstance(value, str):
             return value
         try:
-            return tuple(int(part) for part in value.split(","))
+            return tuple(int(number) for number in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 1,2,3", param, ctx)
 
 
 def setting_options(command: Any) -> Any:
-    """An option for every setting that has one, in the order of TrainConfig."""
+    """Add an option for every setting that has one, in the order of TrainConfig."""
     for name in reversed(list(settings())):
         if flag_of(name) is not None:
             command = _option(name)(command)
@@ -70,21 +73,23 @@ def setting_options(command: Any) -> Any:
 
 
 def _option(name: str) -> Any:
-    """The option of a setting; without a value it leaves the file's or the default."""
-    entry, kind, flag = settings()[name], kind_of(name), str(flag_of(name))
-    about: dict[str, Any] = {"default": None, "help": _help(name)}
-    if kind.of is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, **about)
+    """Option of a setting; without a value it leaves the file's or the default."""
+    entry, value_type, flag = settings()[name], setting_type(name), str(flag_of(name))
+    common: dict[str, Any] = {"default": None, "help": _help(name)}
+    if value_type.scalar is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, **common)
     if entry.metadata["choices"]:
-        return click.option(flag, name, type=click.Choice(entry.metadata["choices"]), **about)
-    if kind.many and entry.metadata["size"]:
+        return click.option(flag, name, type=click.Choice(entry.metadata["choices"]), **common)
+    if value_type.is_list and entry.metadata["size"]:
         metavar = "W S E N" if name == "bounds" else None
-        return click.option(flag, name, type=kind.of, nargs=entry.metadata["size"], metavar=metavar, **about)
-    if kind.many:
-        return click.option(flag, name, type=NumbersType(), metavar="LIST", **about)
-    metavar = {int: "N", float: "X", str: "TEXT"}[kind.of]
+        return click.option(
+            flag, name, type=value_type.scalar, nargs=entry.metadata["size"], metavar=metavar, **common
+        )
+    if value_type.is_list:
+        return click.option(flag, name, type=NumbersType(), metavar="LIST", **common)
+    metavar = {int: "N", float: "X", str: "TEXT"}[value_type.scalar]
     return click.option(
-        flag, name, type=kind.of, metavar="FILE" if name == "image_weights" else metavar, **about
+        flag, name, type=value_type.scalar, metavar="FILE" if name == "image_weights" else metavar, **common
     )
 
 
@@ -125,9 +130,14 @@ def _help(name: str) -> str:
     type=click.Path(path_type=Path),
     help="Folder of the feature cache.  [default: features in --out]",
 )
+@click.option(
+    "--rebuild-features",
+    is_flag=True,
+    help="Replace the feature cache, when it is of something else or damaged.",
+)
 @setting_options
-@click.option("--resume", is_flag=True, help="Go on with the run in DIR, or begin it.")
-@click.option("--overwrite", is_flag=True, help="Replace the run in DIR; features are kept.")
+@click.option("--resume", is_flag=True, help="Resume the run in DIR, or start it.")
+@click.option("--overwrite", is_flag=True, help="Start over: replace the run in DIR; features are kept.")
 @click.option("--json", "as_json", is_flag=True, help="Report on stdout as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a failure.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -138,6 +148,7 @@ def main(
     config: Path | None,
     from_raster: Path | None,
     features: Path | None,
+    rebuild_features: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -147,109 +158,132 @@ def main(
 ) -> None:
     # The help text is HELP.
     if overwrite and resume:
-        raise click.UsageError("--overwrite begins anew and --resume goes on: give one of them")
+        raise click.UsageError("--overwrite and --resume are mutually exclusive")
     if verbose and quiet:
-        raise click.UsageError("-v and -q exclude each other: give one of them")
+        raise click.UsageError("-v and -q are mutually exclusive")
     if (data is None) == (from_raster is None):
-        raise click.UsageError("give DATA or --from-raster, one of them")
+        raise click.UsageError("give either DATA or --from-raster")
     need("torch", extra="train", why="satclip-train")
-    from satclip_engine.training.interrupts import Stopped
-    from satclip_engine.training.session import settle
+    from satclip_engine.training.loop.interrupts import RunStopped
+    from satclip_engine.training.session import resolve_settings
 
-    settled = settle(out, resume=resume, overwrite=overwrite, file=config, flags=flags)
-    if settled.unfreeze and features is not None:
-        raise click.UsageError("--unfreeze makes no features: leave out --features")
+    run_settings = resolve_settings(out, resume=resume, overwrite=overwrite, file=config, flags=flags)
+    if run_settings.unfreeze and (features is not None or rebuild_features):
+        option = "--rebuild-features" if features is None else "--features"
+        raise click.UsageError(f"--unfreeze makes no features: leave out {option}")
+    request = _RunRequest(data, from_raster, out, features or out / "features", rebuild_features, resume)
     try:
-        done = _run(
-            settled, data or from_raster, from_raster is not None, out, features, resume, quiet, verbose
-        )
-    except Stopped as stopped:
-        raise (Terminated if stopped.signal == signal.SIGTERM else KeyboardInterrupt)(
-            str(stopped)
-        ) from stopped
-    if done is not None:
-        click.echo(_as_json(done) if as_json else _as_text(done, out))
+        result = _run(run_settings, request, quiet=quiet, verbose=verbose)
+    except RunStopped as stopped:
+        terminated = stopped.signal == signal.SIGTERM
+        raise (Terminated if terminated else KeyboardInterrupt)(str(stopped)) from stopped
+    except SatclipError as error:
+        typed = _as_typed(error, config, flags)
+        if typed is error:
+            raise
+        raise typed from error
+    if result is not None:
+        click.echo(_as_json(result) if as_json else _as_text(result, out))
 
 
-def _run(
-    config: TrainConfig,
-    data: Path | None,
-    is_raster: bool,
-    out: Path,
-    features: Path | None,
-    resume: bool,
-    quiet: bool,
-    verbose: bool,
-) -> Done | None:
-    """Features, then training; the result in the first process, None in the others."""
-    from satclip_engine.training.display import display_for
-    from satclip_engine.training.model import check_backend
-    from satclip_engine.training.prepare import prepared
-    from satclip_engine.training.ranks import joined
+@dataclass(frozen=True)
+class _RunRequest:
+    """Paths of a run and flags for its files."""
+
+    data: Path | None
+    raster: Path | None
+    out: Path
+    features: Path
+    rebuild_features: bool
+    resume: bool
+
+
+def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: bool) -> RunResult | None:
+    """Make features, then train; the result in the main process, None in the others."""
+    from satclip_engine.training.inputs import training_inputs
+    from satclip_engine.training.loop.distributed import join_processes
+    from satclip_engine.training.loop.model import check_backend
+    from satclip_engine.training.results.display import display_for
     from satclip_engine.training.session import train
 
+    data = request.data or request.raster
     assert data is not None
-    with joined(config.device) as ranks:
-        check_backend(config, ranks.device)
-        if not ranks.first:
+    with join_processes(config.device) as processes:
+        check_backend(config, processes.device)
+        if not processes.is_main:
             warnings.simplefilter("ignore")
-        quiet = quiet or not ranks.first
-        progress = progress_for(quiet=quiet, command="satclip-train", unit="images")
-        cache = features or out / "features"
-        material = prepared(data, is_raster, config, cache, ranks, progress=progress)
-        if verbose and ranks.first:
-            click.echo(f"satclip-train: {material.about}", err=True)
-        done = train(
+        quiet = quiet or not processes.is_main
+        inputs = training_inputs(
+            data,
+            request.raster is not None,
             config,
-            material.features,
-            out,
-            visual=material.visual,
-            resume=resume,
-            ranks=ranks,
-            display=display_for(sys.stderr, quiet=quiet),
-            notes={"data": data.absolute().name, "version": __version__, **material.notes},
+            request.features,
+            processes,
+            rebuild_features=request.rebuild_features,
+            progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
         )
-    return done if ranks.first else None
+        if verbose and processes.is_main:
+            click.echo(f"satclip-train: {inputs.description}", err=True)
+        result = train(
+            config,
+            inputs.features,
+            request.out,
+            image_encoder=inputs.image_encoder,
+            resume=request.resume,
+            processes=processes,
+            display=display_for(sys.stderr, quiet=quiet),
+            notes={"data": data.absolute().name, "version": __version__, **inputs.notes},
+        )
+    return result if processes.is_main else None
 
 
-def _as_text(done: Done, out: Path) -> str:
+def _as_typed(error: SatclipError, file: Path | None, flags: Mapping[str, Any]) -> SatclipError:
+    """An error with arguments of Python spelled as options, or as keys of the file that they came from."""
+    if error.argument in ("rebuild_features", "folder"):  # of build_cache
+        message = str(error).replace("rebuild=True", "--rebuild-features")
+        return type(error)(message.replace("another folder", "another folder with --features"))
+    values = {} if file is None else read_toml(file)
+    return respelled(error, str(file or ""), values, flags)
+
+
+def _as_text(result: RunResult, out: Path) -> str:
     """The summary for people."""
-    outcome, best = done.outcome, done.outcome.best
-    head = f"{out} is complete already" if done.was_complete else str(out)
-    ended = ", stopped early" if outcome.early else ""
+    outcome, best = result.outcome, result.outcome.best
+    head = f"{out} is complete already" if result.was_complete else str(out)
+    early = ", stopped early" if outcome.stopped_early else ""
     lines = [
         (
             "trained",
-            f"{outcome.last.step} steps of {outcome.batch} samples, {outcome.last.epoch} epochs, "
-            f"{duration_text(outcome.seconds)}{ended}",
+            f"{outcome.last.step} steps of {outcome.batch_size} samples, {outcome.last.epoch} epochs, "
+            f"{duration_text(outcome.seconds)}{early}",
         )
     ]
     if best.scores is not None:
         scores = best.scores
-        where = "held-out" if outcome.held_out else "training"
+        kind = "held-out" if outcome.held_out else "training"
         lines += [
-            ("best", f"epoch {best.epoch}, loss {scores.loss:.4f} on {scores.samples} {where} samples"),
-            ("place→image", f"R@1 {100 * scores.place_r1:.1f} %, R@10 {100 * scores.place_r10:.1f} %"),
-            ("image→place", f"R@1 {100 * scores.image_r1:.1f} %, R@10 {100 * scores.image_r10:.1f} %"),
+            ("best", f"epoch {best.epoch}, loss {scores.loss:.4f} on {scores.samples} {kind} samples"),
+            ("location→image", f"R@1 {100 * scores.place_r1:.1f} %, R@10 {100 * scores.place_r10:.1f} %"),
+            ("image→location", f"R@1 {100 * scores.image_r1:.1f} %, R@10 {100 * scores.image_r10:.1f} %"),
         ]
-    sizes = (f"{path.name} ({bytes_text(os.path.getsize(path))})" for path in done.files)
+    sizes = (f"{path.name} ({size_text(os.path.getsize(path))})" for path in result.files)
     lines.append(("wrote", ", ".join(sizes)))
-    return "\n".join([head, *(f"  {name:<12} {text}" for name, text in lines)])
+    return "\n".join([head, *(f"  {name:<14} {text}" for name, text in lines)])
 
 
-def _as_json(done: Done) -> str:
-    outcome = done.outcome
+def _as_json(result: RunResult) -> str:
+    outcome = result.outcome
     scores = None if outcome.best.scores is None else dict(vars(outcome.best.scores))
     content = {
         "steps": outcome.last.step,
         "epochs": outcome.last.epoch,
-        "batch": outcome.batch,
+        "batch": outcome.batch_size,
         "seconds": outcome.seconds,
-        "stopped_early": outcome.early,
+        "stopped_early": outcome.stopped_early,
         "held_out": outcome.held_out,
         "best": {"epoch": outcome.best.epoch, "step": outcome.best.step, "scores": scores},
-        "files": [str(path) for path in done.files],
-        "was_complete": done.was_complete,
+        "files": [str(path) for path in result.files],
+        "was_complete": result.was_complete,
         "version": __version__,
     }
     return json.dumps(content, indent=2)

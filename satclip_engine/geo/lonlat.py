@@ -130,18 +130,21 @@ def _from_array(places: Any) -> np.ndarray:
     return np.asarray(array, dtype=np.float64)
 
 
+def beyond_pole(lat: np.ndarray) -> np.ndarray:
+    """Mask of the finite latitudes outside [-90, 90]."""
+    with np.errstate(invalid="ignore"):
+        return (np.abs(lat) > 90.0) & np.isfinite(lat)
+
+
 def check_latitudes(lat: np.ndarray) -> None:
     """Raise UsageError naming the first of (H,) latitudes beyond a pole."""
-    with np.errstate(invalid="ignore"):
-        bad = np.flatnonzero((np.abs(lat) > 90.0) & np.isfinite(lat))
+    bad = np.flatnonzero(beyond_pole(lat))
     if bad.size:
         raise UsageError(f"row {bad[0]}: latitude {lat[bad[0]]} is outside [-90, 90]")
 
 
 def _check_latitude(array: np.ndarray) -> None:
-    lat = array[..., 1]
-    with np.errstate(invalid="ignore"):
-        bad = (np.abs(lat) > 90.0) & np.isfinite(lat)
+    bad = beyond_pole(array[..., 1])
     if not bad.any():
         return
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))

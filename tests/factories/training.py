@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.training.source import Skipped, fingerprint
+from satclip_engine.training.sources.source import SkippedImage, fingerprint
 
 S2 = Path(__file__).parents[1] / "data" / "s2"
 
@@ -16,7 +16,7 @@ class MadeSource:
     """`count` images of noise, each from its own number; some of them cannot be read."""
 
     name, channels, size = "made", 3, (12, 12)
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __init__(
@@ -31,7 +31,7 @@ class MadeSource:
 
     def read(self, indices):
         return [
-            Skipped(f"made-{i}", "broken")
+            SkippedImage(f"made-{i}", "broken")
             if i in self.broken
             else np.random.default_rng([self.seed, i]).random((3, 12, 12), np.float32)
             for i in indices
@@ -73,14 +73,14 @@ def made_trunk(seed: int = 0) -> Any:
 
 
 def made_images(
-    count: int = 20, *, chunk: int = 5, seed: int = 0, source: Any = None, start: str = "a"
+    count: int = 20, *, chunk: int = 5, seed: int = 0, source: Any = None, trunk_fingerprint: str = "a"
 ) -> Any:
     """Images of noise through a small trunk to train."""
-    from satclip_engine.training.augment import Augmentation
-    from satclip_engine.training.image_views import ImageViews, usable_rows
-    from satclip_engine.training.trunk_passes import TrunkFeatures
+    from satclip_engine.training.features.trunk_features import TrunkFeatures
+    from satclip_engine.training.images.augment import Augmentation
+    from satclip_engine.training.images.image_views import ImageViews, usable_rows
 
     source = source or MadeSource(count, seed=seed)
     rows, _ = usable_rows(source, workers=2)
     images = ImageViews(source, rows, Augmentation(8), seed=0, workers=2)
-    return TrunkFeatures(images, made_trunk(), dim=12, chunk=chunk, start=start)
+    return TrunkFeatures(images, made_trunk(), dim=12, chunk=chunk, trunk_fingerprint=trunk_fingerprint)

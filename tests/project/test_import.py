@@ -62,6 +62,6 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_training_loads_the_heavy_libraries_only_when_they_are_used():
-    modules = ("patches", "raster_patches", "images", "augment", "features")
+    modules = ("patches", "raster_patches", "images", "images.augment", "features")
     code = "\n".join(f"import satclip_engine.training.{name}" for name in modules)
     assert loaded_after(code) == set()

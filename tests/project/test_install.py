@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # one line do not import each other.
 ORDER = (
     ("_version", "errors"),
-    ("_optional", "data", "device", "progress"),
+    ("_optional", "data", "device", "files", "progress"),
     ("geo",),
     ("weights",),
     ("reference",),
@@ -37,21 +39,27 @@ ORDER = (
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
-# The same for satclip_engine.training: from patches to features, from settings to a run.
+# The same for folders and modules of satclip_engine.training: from images to features, from these to a run.
 TRAINING_ORDER = (
-    ("source", "shards", "tables", "config", "samples", "split", "batches", "interrupts", "ranks", "state"),
-    ("augment", "image_files", "image_weights", "rcf", "feature_cache", "schedule", "optimizer", "model"),
-    ("raster", "timm_encoder", "validate", "image_views"),
-    ("raster_patches", "images", "trunk_passes"),
-    ("patches", "features", "trainer"),
-    ("log", "display", "picture", "export"),
-    ("prepare", "session"),
+    ("config", "samples", "prefetch"),
+    ("sources",),
+    ("images", "patches", "raster_patches"),
+    ("features",),
+    ("loop",),
+    ("results",),
+    ("inputs", "session"),
 )
 TRAINING_RANK = {name: rank for rank, names in enumerate(TRAINING_ORDER) for name in names}
 
 
 def imports_of(path: Path, package: str = "satclip_engine") -> set[str]:
-    """The modules of `package` that a file imports at run time, at its top or inside functions."""
+    """Modules and subpackages of `package` that a file imports at run time, also inside functions."""
+    own = f"{package}."
+    return {name.removeprefix(own).split(".")[0] for name in imported(path) if name.startswith(own)}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all that a file imports at run time."""
 
     class Visitor(ast.NodeVisitor):
         def __init__(self) -> None:
@@ -73,8 +81,7 @@ def imports_of(path: Path, package: str = "satclip_engine") -> set[str]:
 
     visitor = Visitor()
     visitor.visit(ast.parse(path.read_text()))
-    own = f"{package}."
-    return {name.removeprefix(own).split(".")[0] for name in visitor.found if name.startswith(own)}
+    return visitor.found
 
 
 def unit(path: Path) -> str:
@@ -99,20 +106,47 @@ def test_imports_point_one_way(path):
             assert entry or name in {"__version__"}, f"{own} imports {name} from the package itself"
 
 
-TRAINING_FILES = sorted(path for path in (ROOT / "training").glob("*.py") if path.stem != "__init__")
+TRAINING = ROOT / "training"
+TRAINING_FILES = sorted(path for path in TRAINING.rglob("*.py") if path.parent.name != "recipes")
+TRAINING_FILES.remove(TRAINING / "__init__.py")
 
 
-@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING_FILES, ids=lambda path: str(path.relative_to(TRAINING)))
 def test_imports_within_training_point_one_way(path):
-    assert path.stem in TRAINING_RANK, f"{path.stem} has no place in the order of modules"
-    for name in imports_of(path, "satclip_engine.training"):
-        assert TRAINING_RANK[name] < TRAINING_RANK[path.stem], f"{path.stem} imports {name}"
+    own = path.relative_to(TRAINING).with_suffix("").parts[0]
+    assert own in TRAINING_RANK, f"{own} has no place in the order of modules"
+    for name in imports_of(path, "satclip_engine.training") - {own}:
+        assert TRAINING_RANK[name] < TRAINING_RANK[own], f"{own} imports {name}"
+
+
+def test_no_modules_of_training_import_each_other_in_a_circle():
+    modules = {module_name(path): path for path in TRAINING_FILES}
+    graph = {name: imported(path) & modules.keys() for name, path in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def module_name(path: Path) -> str:
+    """Name by which a file of training is imported."""
+    parts = path.relative_to(TRAINING).with_suffix("").parts
+    return ".".join(("satclip_engine", "training", *parts)).removesuffix(".__init__")
 
 
 def test_the_package_never_imports_training():
     for path in FILES:
         if unit(path) != "cli":
             assert "training" not in imports_of(path)
+
+
+def test_every_package_is_installed():
+    roots = {"satclip_engine": PACKAGE, "satclip_engine.kernels": ROOT / "kernels"}
+    roots["satclip_engine.training"] = TRAINING
+    packages = {
+        ".".join((name, *path.parent.relative_to(root).parts))
+        for name, root in roots.items()
+        for path in root.rglob("__init__.py")
+    }
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(settings["tool"]["setuptools"]["packages"]) == packages
 
 
 @pytest.mark.parametrize("name", ["kernels", "training"])

@@ -78,6 +78,7 @@ def test_the_wheel_is_small_and_owns_one_top_level_name(wheel):
     for needed in (
         "satclip_engine/kernels/__init__.py",
         "satclip_engine/training/__init__.py",
+        "satclip_engine/training/loop/trainer.py",
         "satclip_engine/data/bluemarble-l10.safetensors",
         "satclip_engine/data/bluemarble-l40.safetensors",
         "satclip_engine/data/published_fold.npz",

@@ -1,4 +1,4 @@
-"""The two mechanical rules of the glossary in docs/development.md: docstrings' first words, and one class a name."""
+"""Mechanical rules of the glossary in docs/development.md: first words of docstrings, one class a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path for folder in ("satclip_engine", "kernels", "training") for path in (ROOT / folder).rglob("*.py")
 )
-QUESTIONS = re.compile(r"(?:what|how|where|whether|which|who|whose|whom|why|when|whatever|whoever|wherever)\b", re.I)
+QUESTIONS = re.compile(
+    r"(?:what|how|where|whether|which|who|whose|whom|why|when|(what|who|wher)ever)\b", re.I
+)
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -32,7 +34,7 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_docstrings_begin_with_a_verb_or_the_noun_they_define(path):
-    """A question word opens a riddle: nobody finds a module by it, and no sentence that begins so is an answer."""
+    """Nobody searches for a module by a question word."""
     openings = [
         f"{name_of(path)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
         for node in documented(ast.parse(path.read_text()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from satclip_engine.errors import UsageError
-from satclip_engine.training.augment import Augmentation, _blur, coordinate_jitter, uniforms
+from satclip_engine.training.images.augment import Augmentation, _blur, coordinate_jitter, uniforms
 
 
 def images(count=3, size=20):

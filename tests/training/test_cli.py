@@ -14,7 +14,7 @@ from factories.runs import Signalling, random_features
 
 from satclip_engine.cli.train import main
 from satclip_engine.training.config import flag_of, settings
-from satclip_engine.training.prepare import Material
+from satclip_engine.training.inputs import TrainingInputs
 
 SMALL = [
     "--legendre-polys",
@@ -40,7 +40,8 @@ def material(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     made = [random_features()]
     monkeypatch.setattr(
-        "satclip_engine.training.prepare.prepared", lambda *args, **more: Material(made[0], None, "made", {})
+        "satclip_engine.training.inputs.training_inputs",
+        lambda *args, **more: TrainingInputs(made[0], None, "made", {}),
     )
     return made
 
@@ -61,9 +62,9 @@ def assert_one_line(result, code, *fragments):
 def test_a_run_reports_what_it_did_and_wrote(material):
     result = run("data", "--out", "run", *SMALL)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("run\n  trained      3 steps of 16 samples, 3 epochs, ")
+    assert result.stdout.startswith("run\n  trained        3 steps of 16 samples, 3 epochs, ")
     assert "on 2 held-out samples" in result.stdout
-    assert "wrote        last.ckpt (" in result.stdout
+    assert "wrote          last.ckpt (" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("satclip-train: epoch 3, step 3 of 3: loss ")
 
 
@@ -93,7 +94,7 @@ def test_a_folder_with_a_run_is_refused_resumed_or_replaced(material):
     longer = run("data", "--out", "run", "--resume", "--epochs", 5, "-q", "--json")
     assert json.loads(longer.stdout)["steps"] == 5
     other = run("data", "--out", "run", "--resume", "--seed", 4, "-q")
-    assert_one_line(other, 2, "other settings: seed (0 there, 4 now)")
+    assert_one_line(other, 2, "other settings: --seed (0 there, 4 now)")
     assert run("data", "--out", "run", *SMALL, "--seed", 4, "--overwrite", "-q").exit_code == 0
 
 
@@ -101,7 +102,7 @@ def test_a_folder_with_a_run_is_refused_resumed_or_replaced(material):
 def test_a_run_that_is_stopped_says_so_in_one_line(material, number, status):
     material[0] = Signalling(random_features(), number, 4)
     result = run("data", "--out", "run", *SMALL, "--epochs", 90, "-q")
-    assert_one_line(result, status, "of 90; --resume goes on from there")
+    assert_one_line(result, status, "of 90: resume with --resume")
 
 
 def test_a_loss_that_is_no_number_is_one_line_and_status_1(material):
@@ -112,16 +113,16 @@ def test_a_loss_that_is_no_number_is_one_line_and_status_1(material):
 @pytest.mark.parametrize(
     ("args", "fragment"),
     [
-        ([], "give DATA or --from-raster, one of them"),
-        (["data", "--from-raster", "a.tif"], "give DATA or --from-raster, one of them"),
-        (["data", "--resume", "--overwrite"], "--overwrite begins anew and --resume goes on"),
-        (["data", "-v", "-q"], "-v and -q exclude each other"),
+        ([], "give either DATA or --from-raster"),
+        (["data", "--from-raster", "a.tif"], "give either DATA or --from-raster"),
+        (["data", "--resume", "--overwrite"], "--overwrite and --resume are mutually exclusive"),
+        (["data", "-v", "-q"], "-v and -q are mutually exclusive"),
         (["data", "--epochs", "0"], "--epochs: expected a number at least 1, got 0"),
         (["data", "--dropout", "1"], "--dropout: expected a number at least 0 and below 1"),
         (["data", "--image-encoder", "clip"], "'clip' is not one of"),
         (["data", "--config", "absent.toml"], "absent.toml: cannot be read"),
         (["data", "--bands", "1,x"], "not a list of whole numbers"),
-        (["data", "--device", "tpu"], "device: expected auto, cpu, cuda or cuda:N"),
+        (["data", "--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(material, args, fragment):
@@ -130,7 +131,7 @@ def test_a_wrong_option_is_one_line_and_status_2(material, args, fragment):
 
 def test_an_output_that_is_a_file_is_refused(material, tmp_path):
     (tmp_path / "run").write_text("")
-    assert_one_line(run("data", "--out", "run"), 1, "run is a file: --out wants a folder")
+    assert_one_line(run("data", "--out", "run"), 1, "run is a file: give a folder as --out")
 
 
 def test_help_lists_every_setting_and_needs_no_torch():

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from satclip_engine.errors import UsageError
-from satclip_engine.training.config import TrainConfig, changed, flag_of, make_config, read_toml, settings
+from satclip_engine.training.config import (
+    TrainConfig,
+    changed_settings,
+    flag_of,
+    make_config,
+    read_toml,
+    settings,
+)
 
 # The published configs/default.yaml, its model and what decides a run of its data and trainer.
 PUBLISHED = {
@@ -106,8 +113,8 @@ def test_what_is_written_as_toml_is_read_back_to_the_same_settings():
 
 def test_a_resumed_run_may_be_longer_but_not_another():
     config = TrainConfig()
-    assert changed(config, TrainConfig(max_epochs=3, threads=1, patience=2)) == []
-    assert changed(config, TrainConfig(seed=1, max_epochs=3, capacity=8)) == ["capacity", "seed"]
+    assert changed_settings(config, TrainConfig(max_epochs=3, threads=1, patience=2)) == []
+    assert changed_settings(config, TrainConfig(seed=1, max_epochs=3, capacity=8)) == ["capacity", "seed"]
 
 
 def test_no_two_settings_have_the_same_option():

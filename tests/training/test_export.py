@@ -10,11 +10,11 @@ from factories.runs import random_features, small_config, torch
 
 from satclip_engine.encoder import load
 from satclip_engine.reference import harmonics
-from satclip_engine.training.export import Visual, published_checkpoint, write_outcome
 from satclip_engine.training.images import load_encoder
-from satclip_engine.training.model import Model
-from satclip_engine.training.samples import statistics
-from satclip_engine.training.trainer import Outcome, Snapshot
+from satclip_engine.training.loop.model import Model
+from satclip_engine.training.loop.trainer import ModelSnapshot, RunOutcome
+from satclip_engine.training.results.export import ImageEncoderState, published_checkpoint, write_checkpoints
+from satclip_engine.training.samples import feature_statistics
 from satclip_engine.weights import read_weights
 from satclip_engine.weights.conventions import column_factors
 
@@ -26,17 +26,17 @@ def made(**changes):
     """A model with weights of its own, and a snapshot of it."""
     config = small_config(**changes)
     data = random_features(dim=512)
-    model = Model(config, *statistics(data, np.arange(20)))
-    return config, model, Snapshot(model.state_dict(), 30, 3, None), data
+    model = Model(config, *feature_statistics(data, np.arange(20)))
+    return config, model, ModelSnapshot(model.state_dict(), 30, 3, None), data
 
 
 def outcome(snapshot):
-    return Outcome(snapshot, snapshot, (), 16, 1.0, False, 2)
+    return RunOutcome(snapshot, snapshot, (), 16, 1.0, False, 2)
 
 
 def write(tmp_path, visual=None, **changes):
     config, model, snapshot, data = made(**changes)
-    write_outcome(outcome(snapshot), config, visual, tmp_path, {"data": "made"})
+    write_checkpoints(outcome(snapshot), config, visual, tmp_path, {"data": "made"})
     return config, model, data
 
 
@@ -142,15 +142,15 @@ def test_the_published_module_takes_the_checkpoint_and_computes_the_same(
     trunk = timm.create_model(architecture, in_chans=13, num_classes=16).eval()
     data = random_features(dim=trunk.num_features)
     state = {key: value for key, value in trunk.state_dict().items() if not key.startswith(f"{head}.")}
-    model = Model(config, *statistics(data, np.arange(20)))
+    model = Model(config, *feature_statistics(data, np.arange(20)))
     if unfreeze:  # the trunk that the checkpoint is to hold is then the model's, not the one at the start
         encoder = load_encoder(name, channels=13, embed_dim=16)
         encoder.visual.load_state_dict(trunk.state_dict())
         model = Model(config, model.feature_mean, model.feature_size, encoder.network())
         state = {}
     model.eval()
-    snapshot = Snapshot(model.state_dict(), 30, 3, None)
-    content = published_checkpoint(snapshot, config, Visual(name, 13, head, state), {})
+    snapshot = ModelSnapshot(model.state_dict(), 30, 3, None)
+    content = published_checkpoint(snapshot, config, ImageEncoderState(name, 13, head, state), {})
     parameters = content["hyper_parameters"]
     assert parameters["vision_layers"] == f"moco_{name}"
     assert parameters["in_channels"] == 13
@@ -168,7 +168,7 @@ def test_the_published_module_takes_the_checkpoint_and_computes_the_same(
 def test_random_features_lie_beside_an_image_encoder_of_no_layers():
     config, model, snapshot, data = made()
     filters = {"filters": torch.ones(3, 2, 3, 3)}
-    content = published_checkpoint(snapshot, config, Visual("rcf", 2, "projection", filters), {})
+    content = published_checkpoint(snapshot, config, ImageEncoderState("rcf", 2, "projection", filters), {})
     assert content["hyper_parameters"]["vision_layers"] == 0
     stored = content["image_encoder"]
     assert stored["name"] == "rcf"

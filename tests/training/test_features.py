@@ -18,8 +18,8 @@ import pytest
 from factories.training import MadeEncoder, MadeSource
 
 from satclip_engine.errors import DataError, OutputError, UsageError
-from satclip_engine.training.augment import Augmentation
 from satclip_engine.training.features import FeatureCache, build_cache
+from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.patches import read_index
 
 torch = pytest.importorskip("torch")
@@ -136,10 +136,12 @@ def test_a_cache_of_something_else_is_refused_and_can_be_replaced(tmp_path, chan
     before = content(tmp_path / "cache")
     with pytest.raises(DataError, match=words) as caught:
         build(tmp_path / "cache", **change)
-    assert "resume=False" in str(caught.value)
+    assert "replace the cache" in str(caught.value)
+    assert str(caught.value).endswith("with rebuild=True")
+    assert caught.value.argument == "rebuild_features"
     assert content(tmp_path / "cache") == before
     fresh = build(tmp_path / "fresh", **change)
-    assert build(tmp_path / "cache", **change, resume=False).fingerprint == fresh.fingerprint
+    assert build(tmp_path / "cache", **change, rebuild=True).fingerprint == fresh.fingerprint
     assert content(tmp_path / "cache") == content(tmp_path / "fresh")
 
 
@@ -210,9 +212,11 @@ def test_damaged_and_missing_shards_are_named_and_computed_again(tmp_path):
         FeatureCache.open(folder)
     (folder / "manifest.json").write_text("{")
     for call in (FeatureCache.open, build):
-        with pytest.raises(DataError, match=r"manifest\.json cannot be read.*start afresh with resume=False"):
+        with pytest.raises(
+            DataError, match=r"manifest\.json cannot be read.*replace the cache in .* with rebuild=True"
+        ):
             call(folder)
-    build(folder, resume=False)
+    build(folder, rebuild=True)
     assert content(folder) == whole
 
 
@@ -248,7 +252,7 @@ def test_too_little_room_is_said_before_anything_is_computed(tmp_path, monkeypat
 def test_folders_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match=r"holds other files \(thesis\.txt\)"):
-        build(tmp_path, resume=False)
+        build(tmp_path, rebuild=True)
     assert os.listdir(tmp_path) == ["thesis.txt"]
     with pytest.raises(OutputError, match="it is a file"):
         build(tmp_path / "thesis.txt")
@@ -258,7 +262,7 @@ def test_folders_of_something_else_are_left_alone(tmp_path):
 
 def test_options_that_cannot_be_are_refused(tmp_path):
     for bad in ({"views": 0}, {"shard": 0}, {"batch": 0}):
-        with pytest.raises(UsageError, match="at least 1"):
+        with pytest.raises(UsageError, match="expected at least 1, got 0"):
             build(tmp_path / "cache", **bad)
     encoder = MadeEncoder()
     encoder.channels = 13

@@ -81,8 +81,8 @@ def test_an_image_has_the_same_features_alone_and_in_any_batch(rcf, monkeypatch)
     batch = noise(9, 3, 12, 12)
     together = rcf.trunk(batch)
     np.testing.assert_allclose(torch.cat([rcf.trunk(one[None]) for one in batch]), together, atol=2e-5)
-    monkeypatch.setattr("satclip_engine.training.rcf._CHUNK", 1000)
-    monkeypatch.setattr("satclip_engine.training.rcf._FEWEST", 3)
+    monkeypatch.setattr("satclip_engine.training.images.rcf._CHUNK_RESPONSES", 1000)
+    monkeypatch.setattr("satclip_engine.training.images.rcf._MIN_FILTERS", 3)
     np.testing.assert_allclose(rcf.trunk(batch), together, atol=2e-5)
 
 
@@ -118,8 +118,8 @@ def test_images_that_cannot_be_read_are_left_out_of_the_fit():
     ("options", "words"),
     [
         ({"filters": 0}, "at least 1"),
-        ({"filter_size": 13}, "between 1 and the images' 12"),
-        ({"bias": -1}, "must not be negative"),
+        ({"filter_size": 13}, "between 1 and the images' 12 pixels, got 13"),
+        ({"bias": -1}, "bias: expected at least 0, got -1"),
         ({"filters": 2, "components": 20}, "2 filters give 10 features"),
         ({"weights": "a.pth"}, "rcf has no weights"),
     ],
@@ -159,7 +159,7 @@ def test_a_torchvision_of_another_torch_is_a_missing_extra(monkeypatch):
     def broken(name, *args):
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr("satclip_engine.training.timm_encoder.need", lambda *a, **k: broken("timm"))
+    monkeypatch.setattr("satclip_engine.training.images.timm_encoder.need", lambda *a, **k: broken("timm"))
     with pytest.raises(
         MissingExtra, match=r"torchvision made for torch .*satclip-engine\[train\].*or use rcf.*nms"
     ):

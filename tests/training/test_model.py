@@ -9,16 +9,16 @@ import pytest
 from factories.runs import random_features, small_config, torch
 
 from satclip_engine.nn import LocationEncoder
-from satclip_engine.training.model import Model, gains, limit_gains, shape_first_layer
-from satclip_engine.training.optimizer import Average, parameter_groups
-from satclip_engine.training.samples import statistics
-from satclip_engine.training.schedule import learning_rate_factor, total_steps
-from satclip_engine.training.validate import ranks, validate
+from satclip_engine.training.loop.model import Model, gains, limit_gains, shape_first_layer
+from satclip_engine.training.loop.optimizer import WeightAverage, parameter_groups
+from satclip_engine.training.loop.schedule import learning_rate_factor, total_steps
+from satclip_engine.training.loop.validation import retrieval_ranks, validate
+from satclip_engine.training.samples import feature_statistics
 
 
 def make(**changes):
     data = random_features()
-    return Model(small_config(**changes), *statistics(data, np.arange(20))), data
+    return Model(small_config(**changes), *feature_statistics(data, np.arange(20))), data
 
 
 def test_the_scale_starts_where_the_published_one_does():
@@ -129,7 +129,7 @@ def test_a_run_ends_with_its_epochs_or_its_steps():
 
 def test_an_average_follows_the_weights_by_its_decay():
     layer = torch.nn.Linear(2, 2)
-    average = Average(layer, 0.9)
+    average = WeightAverage(layer, 0.9)
     start = layer.weight.detach().clone()
     with torch.no_grad():
         layer.weight += 1
@@ -143,20 +143,20 @@ def test_ranks_count_the_candidates_that_are_at_least_as_similar():
     b[10] = b[11]  # a tie is counted against both
     similar = (a @ b.T).numpy()
     expected = [(np.delete(row, i) >= row[i]).sum() for i, row in enumerate(similar)]
-    assert ranks(a, b).tolist() == expected
+    assert retrieval_ranks(a, b).tolist() == expected
 
 
 def test_ranks_do_not_depend_on_blocks(monkeypatch):
     rng = np.random.default_rng(1)
     a, b = (torch.from_numpy(rng.normal(size=(50, 4))) for _ in range(2))
-    whole = ranks(a, b)
-    monkeypatch.setattr("satclip_engine.training.validate._BLOCK", 7)
-    assert torch.equal(ranks(a, b), whole)
+    whole = retrieval_ranks(a, b)
+    monkeypatch.setattr("satclip_engine.training.loop.validation._BLOCK_ROWS", 7)
+    assert torch.equal(retrieval_ranks(a, b), whole)
 
 
 def test_embeddings_that_are_no_numbers_find_nothing():
     a = torch.full((5, 2), float("nan"))
-    assert ranks(a, a).tolist() == [4] * 5
+    assert retrieval_ranks(a, a).tolist() == [4] * 5
 
 
 def test_scores_are_those_of_the_eager_formula():
@@ -164,7 +164,7 @@ def test_scores_are_those_of_the_eager_formula():
     scores = validate(model, data, np.arange(20), torch.device("cpu"))
     model.eval()
     with torch.no_grad():
-        a = model.embed_places(torch.from_numpy(data.lonlat))
+        a = model.embed_locations(torch.from_numpy(data.lonlat))
         b = model.embed_images(data.batch(np.arange(20), np.zeros(20, int)))
         logits = model.scale() * a @ b.T
     entropy, own = torch.nn.functional.cross_entropy, torch.arange(20)

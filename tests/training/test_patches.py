@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 
 from satclip_engine.errors import DataError, UsageError
 from satclip_engine.training.patches import open_source, read_folder, read_index, read_table
-from satclip_engine.training.source import Skipped
+from satclip_engine.training.sources.source import SkippedImage
 
 NAMES = ("patch_74721.tif", "patch_752389.tif", "patch_25630.tif", "patch_70541.tif")
 
@@ -76,7 +76,7 @@ def test_missing_and_small_files_are_skipped_at_once_and_damaged_ones_when_they_
         (NAMES[1], "only 504 bytes"),
     ]
     damaged, good = source.read([0, 1])
-    assert isinstance(damaged, Skipped)
+    assert isinstance(damaged, SkippedImage)
     assert damaged.reason == "corrupt or truncated"
     assert damaged.path.endswith(NAMES[2])
     assert good.shape == (13, 256, 256)
@@ -89,7 +89,7 @@ def test_a_damaged_middle_and_no_image_at_all_are_skipped(s2):
     path.write_bytes(content[: len(content) // 2] + b"\0" * 4000 + content[len(content) // 2 + 4000 :])
     (s2 / "images" / NAMES[1]).write_bytes(b"<html>" * 5000)
     for found in read_index(s2).read([0, 1]):
-        assert isinstance(found, Skipped)
+        assert isinstance(found, SkippedImage)
         assert found.reason == "corrupt or truncated"
 
 
@@ -105,7 +105,7 @@ def test_images_of_another_shape_or_type_are_skipped(s2, values, reason):
     noise = np.random.default_rng(0).integers(1, 200, values.shape).astype(values.dtype)
     write_image(s2 / "images" / NAMES[0], noise)
     found = read_index(s2).read([0])[0]
-    assert isinstance(found, Skipped)
+    assert isinstance(found, SkippedImage)
     assert found.reason == reason
 
 
@@ -114,7 +114,7 @@ def test_more_skipped_files_than_allowed_are_an_error_that_names_the_first(s2):
     (s2 / "images" / NAMES[1]).unlink()
     assert len(read_index(s2)) == 2  # ten are allowed at least
     with pytest.raises(
-        DataError, match=rf"2 of 4 images.*more than the 1 allowed.*{NAMES[0]} \(missing\).*max_skipped"
+        DataError, match=rf"2 of 4 images.*more than the 1 allowed.*{NAMES[0]} \(missing\).*max_skipped=2"
     ):
         read_index(s2, max_skipped=1)
     for name in NAMES[2:]:
@@ -167,7 +167,7 @@ def test_repeated_files_are_left_out_and_shared_places_are_noted(s2):
     assert source.notes == ("2 rows name an earlier row's file again and are left out: line 6, line 7",)
     place = ",".join((s2 / "index.csv").read_text().splitlines()[1].split(",")[:2])
     rewrite_index(s2, lambda lines: [lines[0], *(f"{place},,{name}" for name in NAMES[:2])])
-    assert read_index(s2).notes == ("1 images share their exact place with another one",)
+    assert read_index(s2).notes == ("1 images share their exact location with another one",)
 
 
 def test_the_fingerprint_follows_rows_files_and_options(s2):
@@ -237,9 +237,11 @@ def test_values_are_divided_by_what_their_type_suggests(tmp_path, dtype, divisor
 
 def test_a_type_that_suggests_nothing_needs_a_divisor(tmp_path):
     write_image(tmp_path / "a.tif", np.full((1, 8, 8), 100, np.uint32))
-    with pytest.raises(UsageError, match="holds uint32: say what its values are to be divided by"):
+    with pytest.raises(
+        UsageError, match="holds uint32, whose scale is not known: give what its values are to be divided by"
+    ):
         read_folder(tmp_path)
-    with pytest.raises(UsageError, match="divisor must be positive"):
+    with pytest.raises(UsageError, match="divisor: expected a positive number, got 0"):
         read_folder(tmp_path, divisor=0)
 
 

@@ -13,8 +13,9 @@ from factories.training import S2
 
 from satclip_engine.cli.train import main
 from satclip_engine.encoder import load
+from satclip_engine.training.features import FeatureCache
+from satclip_engine.training.images.rcf import RandomFeatures
 from satclip_engine.training.patches import open_source
-from satclip_engine.training.rcf import RandomFeatures
 
 SMALL = {"legendre-polys": 5, "capacity": 32, "embed-dim": 16, "dropout": 0, "learning-rate": 0.01}
 FOUR = {"epochs": 30, "rcf-filters": 16, "views": 2, "val-random-split-fraction": 0, "threads": 1}
@@ -95,7 +96,7 @@ def test_a_folder_of_features_is_data_that_needs_no_images(learnt, tmp_path):
     assert first["image_encoder"]["state_dict"].keys() == second["image_encoder"]["state_dict"].keys()
     other = run(features, "--out", tmp_path / "c", *RUN, "--image-encoder", "resnet18", "-q")
     assert other.exit_code == 2
-    assert "image_encoder: resnet18 is wanted" in other.stderr
+    assert "--image-encoder: resnet18 is asked for" in other.stderr
 
 
 def test_a_trunk_that_is_trained_lies_in_the_checkpoint_and_a_run_goes_on_with_it(timm, tmp_path):
@@ -142,8 +143,12 @@ def test_patches_cut_from_one_raster_are_data_too(tmp_path):
     ("args", "status", "fragment"),
     [
         (["absent"], 1, "absent: no such file or folder"),
-        (["s2", "--in-channels", "3"], 2, "in_channels: 3 are wanted, the images have 13"),
-        (["s2", "--image-weights", "w.pth"], 2, "rcf has no weights"),
+        (["s2", "--in-channels", "3"], 2, "--in-channels: expected images of 3 channels, they have 13"),
+        (["s2", "--image-weights", "w.pth"], 2, "--image-weights: rcf has no weights"),
+        (["s2", "--features", "s2"], 1, "s2 holds other files"),
+        (["s2", "--features", "s2/index.csv"], 1, "it is a file; choose another folder with --features"),
+        (["s2", "--bands", "1,2"], 2, "--bands: s2 is in the S2-100K layout, which fixes it: leave it out"),
+        (["s2/images/patch_74721.tif", "--max-skipped", 1], 2, "--max-skipped: s2/images/patch_74721.tif is"),
         (["s2", "--val-random-split-fraction", "0.1"], 2, "of 4 samples leaves none for validation"),
     ],
 )
@@ -152,3 +157,63 @@ def test_unusable_data_is_one_line(s2, tmp_path, monkeypatch, args, status, frag
     result = run("--out", "run", *RUN, *args, "-q")
     assert result.exit_code == status, result.output
     assert fragment in result.stderr.splitlines()[-1]
+
+
+def test_features_of_something_else_or_damaged_are_replaced_when_that_is_asked_for(tmp_path):
+    def failure(*args):
+        result = run(*args, "-q")
+        assert result.exit_code == 1, result.output
+        return result.stderr
+
+    features = tmp_path / "features"
+    raster = ["--from-raster", colours(tmp_path / "world.tif"), "--patch", 8, "--count", 60]
+    small = [*options(SMALL), "--rcf-filters", 8, "--views", 2, "--epochs", 1, "--threads", 1]
+    args = [*raster, *small, "--out", tmp_path / "run", "--features", features, "--overwrite"]
+    report(*args)
+    other = [*args, "--views", 1]
+    advice = (
+        f"choose another folder with --features, or replace the cache in {features} with --rebuild-features\n"
+    )
+    refused = failure(*other)
+    assert "views (2, now 1)" in refused
+    assert refused.endswith(advice)
+    assert "=" not in refused, "nothing of Python"
+    report(*other, "--rebuild-features")
+    assert FeatureCache.open(features).views == 1
+
+    (features / "manifest.json").write_text("{")
+    assert failure(*other).endswith(advice)
+    assert report(*other, "--rebuild-features")["steps"] == 1
+
+
+def test_features_cannot_be_rebuilt_without_images(learnt, tmp_path):
+    features = learnt[0] / "features"
+    result = run(features, "--out", tmp_path / "b", *RUN, "--rebuild-features", "-q")
+    assert result.exit_code == 2
+    assert (
+        "holds features, not images: leave out --rebuild-features, or give the images as DATA"
+        in result.stderr
+    )
+    args = ["--image-encoder", "resnet18", "--unfreeze", "--rebuild-features"]
+    result = run(S2, "--out", tmp_path / "b", *RUN, *args, "-q")
+    assert result.exit_code == 2
+    assert "--unfreeze makes no features: leave out --rebuild-features" in result.stderr
+
+
+def test_a_setting_is_named_as_it_was_given(s2, tmp_path):
+    (tmp_path / "a.toml").write_text("in_channels = 3\n")
+    args = [s2, "--out", tmp_path / "run", *RUN, "-q"]
+    typed = run(*args, "--in-channels", 3).stderr
+    assert typed.startswith("satclip-train: --in-channels: expected images of 3 channels, they have 13")
+    read = run(*args, "--config", tmp_path / "a.toml").stderr
+    assert read.startswith(
+        f"satclip-train: {tmp_path / 'a.toml'}: in_channels: expected images of 3 channels"
+    )
+    overridden = run(*args, "--config", tmp_path / "a.toml", "--in-channels", 4).stderr
+    assert overridden.startswith("satclip-train: --in-channels: expected images of 4 channels, they have 13")
+    unsplit = run(s2, "--out", tmp_path / "run", "-q").stderr
+    assert "--val-random-split-fraction: 0.1 of 4 samples leaves none for validation" in unsplit
+    for image in list((s2 / "images").iterdir())[:2]:
+        image.unlink()
+    skipped = run(*args, "--max-skipped", 1).stderr
+    assert "or allow more with --max-skipped 2\n" in skipped

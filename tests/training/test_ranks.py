@@ -11,10 +11,10 @@ import pytest
 from factories.runs import random_features, small_config, torch
 
 from satclip_engine.errors import UsageError
-from satclip_engine.training.ranks import Ranks, joined
+from satclip_engine.training.loop.distributed import ProcessContext, join_processes
+from satclip_engine.training.loop.state import load_state
+from satclip_engine.training.loop.trainer import Trainer
 from satclip_engine.training.session import train
-from satclip_engine.training.state import load_state
-from satclip_engine.training.trainer import Trainer
 
 # An odd batch, so that the processes hold unequal parts of it.
 SETTINGS = {"max_epochs": 4, "batch_size": 15, "feature_noise": 0.2, "ema": 0.8}
@@ -23,11 +23,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from factories.runs import random_features, small_config
-from satclip_engine.training.ranks import joined
+from satclip_engine.training.loop.distributed import join_processes
 from satclip_engine.training.session import train
-with joined("cpu") as ranks:
-    done = train(small_config(**{settings!r}), random_features(50), Path({folder!r}), ranks=ranks)
-    print(ranks.rank, len(done.files), done.outcome.best.epoch, done.outcome.history[-1]["val_loss"])
+with join_processes("cpu") as processes:
+    done = train(small_config(**{settings!r}), random_features(50), Path({folder!r}), processes=processes)
+    print(processes.rank, len(done.files), done.outcome.best.epoch, done.outcome.history[-1]["val_loss"])
 """
 
 
@@ -63,18 +63,21 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
 
 
 def test_more_processes_than_samples_in_a_batch_are_an_error(tmp_path):
-    ranks = Ranks(torch.device("cpu"), rank=0, count=20)
-    with pytest.raises(UsageError, match="batch_size: 16 samples a step are fewer than the 20 processes"):
-        Trainer(small_config(), random_features(), tmp_path, ranks=ranks)
+    processes = ProcessContext(torch.device("cpu"), rank=0, world_size=20)
+    with pytest.raises(UsageError, match="batch_size: 16 samples a step are fewer than 20 processes"):
+        Trainer(small_config(), random_features(), tmp_path, processes=processes)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "mps"])
 def test_an_unknown_device_is_an_error_that_lists_the_known_ones(name):
-    with pytest.raises(UsageError, match="device: expected auto, cpu, cuda or cuda:N"), joined(name):
+    with pytest.raises(UsageError, match="device: expected auto, cpu, cuda or cuda:N"), join_processes(name):
         pass
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_an_error():
-    with pytest.raises(UsageError, match="device 'cuda': this machine has no CUDA device"), joined("cuda"):
+    with (
+        pytest.raises(UsageError, match="device 'cuda': this machine has no CUDA device"),
+        join_processes("cuda"),
+    ):
         pass

@@ -37,7 +37,7 @@ def shown(source):
     return np.degrees(np.arctan2(centre[:, 1], centre[:, 0])), centre[:, 2]
 
 
-def check_places(source, tolerance):
+def check_locations(source, tolerance):
     lon, lat = shown(source)
     off = np.abs((lon - source.lonlat[:, 0] + 180) % 360 - 180) * np.cos(np.radians(lat))
     assert off.max() < tolerance
@@ -48,7 +48,7 @@ def check_places(source, tolerance):
 def test_a_global_raster_shows_the_places_and_wraps_at_the_antimeridian(tmp_path, memory):
     path = write_places(tmp_path / "a.tif", "EPSG:4326", from_bounds(*GLOBE, 360, 180), (180, 360))
     source = RasterPatches(path, patch=8, count=1500, memory=memory)
-    check_places(source, 1e-4)
+    check_locations(source, 1e-4)
     assert np.abs(source.lonlat[:, 0]).max() > 177  # patches across the antimeridian
     assert np.abs(source.lonlat).max(axis=0)[1] <= 86  # none across a pole
     assert len(np.unique(source.lonlat, axis=0)) == 1500
@@ -81,12 +81,12 @@ def test_regional_and_projected_rasters_show_the_places(tmp_path, crs, transform
     path = write_places(tmp_path / "a.tif", crs, transform, (120, 120))
     source = RasterPatches(path, patch=6, count=400)
     assert len(source) == 400
-    check_places(source, 2e-2 if crs == "EPSG:3413" else 1e-3)
+    check_locations(source, 2e-2 if crs == "EPSG:3413" else 1e-3)
 
 
 def test_a_south_up_raster_shows_the_places(tmp_path):
     path = write_places(tmp_path / "a.tif", "EPSG:4326", rasterio.Affine(0.5, 0, 10, 0, 0.5, -30), (100, 100))
-    check_places(RasterPatches(path, patch=4, count=200), 1e-4)
+    check_locations(RasterPatches(path, patch=4, count=200), 1e-4)
 
 
 def test_a_plain_image_needs_bounds(tmp_path):
@@ -97,7 +97,7 @@ def test_a_plain_image_needs_bounds(tmp_path):
         file.write(np.stack([np.cos(lon), np.sin(lon), lat]).astype(np.float32))
     with pytest.raises(UsageError, match=r"no georeference: give bounds .* -180 -90 180 90"):
         RasterPatches(path)
-    check_places(RasterPatches(path, patch=4, count=500, bounds=GLOBE), 1e-3)
+    check_locations(RasterPatches(path, patch=4, count=500, bounds=GLOBE), 1e-3)
     with pytest.raises(UsageError, match="west < east"):
         RasterPatches(path, bounds=(180, -90, -180, 90))
 

@@ -7,9 +7,9 @@ import pytest
 from factories.runs import random_features
 
 from satclip_engine.errors import UsageError
-from satclip_engine.training.batches import Batches, jittered, noise
-from satclip_engine.training.samples import fingerprint, statistics
-from satclip_engine.training.split import split_samples
+from satclip_engine.training.loop.batches import BatchSchedule, feature_noise, jitter_locations
+from satclip_engine.training.loop.split import split_samples
+from satclip_engine.training.samples import feature_statistics, samples_fingerprint
 
 
 def test_a_split_holds_out_the_share_and_loses_nothing():
@@ -43,36 +43,36 @@ def test_an_empty_side_of_the_split_is_an_error_that_says_what_to_do(fraction, b
 
 
 def test_an_epoch_takes_every_sample_once_in_an_order_of_its_own():
-    batches = Batches(np.arange(100, 140), 10, views=3, seed=1)
+    batches = BatchSchedule(np.arange(100, 140), 10, views=3, seed=1)
     assert batches.steps_per_epoch == 4
-    first = np.concatenate([batches.at(step).samples for step in range(4)])
-    second = np.concatenate([batches.at(step).samples for step in range(4, 8)])
+    first = np.concatenate([batches.batch(step).samples for step in range(4)])
+    second = np.concatenate([batches.batch(step).samples for step in range(4, 8)])
     assert sorted(first) == sorted(second) == list(range(100, 140))
     assert not np.array_equal(first, second)
-    assert {view for step in range(8) for view in batches.at(step).views} == {0, 1, 2}
+    assert {view for step in range(8) for view in batches.batch(step).views} == {0, 1, 2}
 
 
 def test_a_last_batch_that_is_not_full_is_dropped_unless_it_is_the_only_one():
-    assert Batches(np.arange(29), 10, 1, 0).steps_per_epoch == 2
-    only = Batches(np.arange(7), 10, 1, 0)
-    assert (only.steps_per_epoch, only.size, sorted(only.at(5).samples)) == (1, 7, list(range(7)))
+    assert BatchSchedule(np.arange(29), 10, 1, 0).steps_per_epoch == 2
+    only = BatchSchedule(np.arange(7), 10, 1, 0)
+    assert (only.steps_per_epoch, only.size, sorted(only.batch(5).samples)) == (1, 7, list(range(7)))
 
 
 def test_processes_share_a_batch_without_gap_or_overlap():
-    batches = Batches(np.arange(50), 17, views=2, seed=0)
-    whole, lonlat = batches.at(1), random_features(50).lonlat
-    parts = [batches.at(1, rank=rank, ranks=3) for rank in range(3)]
+    batches = BatchSchedule(np.arange(50), 17, views=2, seed=0)
+    whole, lonlat = batches.batch(1), random_features(50).lonlat
+    parts = [batches.batch(1, rank=rank, world_size=3) for rank in range(3)]
     assert np.array_equal(np.concatenate([part.samples for part in parts]), whole.samples)
     assert np.array_equal(np.concatenate([part.views for part in parts]), whole.views)
-    moved = [jittered(lonlat[part.samples], part, 0.01, 0) for part in parts]
-    assert np.array_equal(np.concatenate(moved), jittered(lonlat[whole.samples], whole, 0.01, 0))
-    drawn = np.concatenate([noise(4, part, 0) for part in parts])
-    assert np.array_equal(drawn, noise(4, whole, 0))
+    moved = [jitter_locations(lonlat[part.samples], part, 0.01, 0) for part in parts]
+    assert np.array_equal(np.concatenate(moved), jitter_locations(lonlat[whole.samples], whole, 0.01, 0))
+    drawn = np.concatenate([feature_noise(4, part, 0) for part in parts])
+    assert np.array_equal(drawn, feature_noise(4, whole, 0))
 
 
 def test_places_move_by_less_than_the_jitter_and_not_beyond_the_pole():
     lonlat = np.array([[10.0, 90.0]] * 40 + [[20.0, -90.0]] * 40)
-    moved = jittered(lonlat, Batches(np.arange(80), 80, 1, 0).at(0), 0.01, seed=0) - lonlat
+    moved = jitter_locations(lonlat, BatchSchedule(np.arange(80), 80, 1, 0).batch(0), 0.01, seed=0) - lonlat
     assert moved[:, 0].min() >= 0
     assert 0.008 < moved[:, 0].max() < 0.01
     assert np.all(moved[:40, 1] == 0)
@@ -82,7 +82,7 @@ def test_places_move_by_less_than_the_jitter_and_not_beyond_the_pole():
 def test_statistics_are_the_mean_and_the_size_of_what_departs_from_it():
     data = random_features(30)
     values = data._values[:, 0].numpy()
-    mean, size = statistics(data, np.arange(30))
+    mean, size = feature_statistics(data, np.arange(30))
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-5)
     np.testing.assert_allclose(size, np.sqrt(((values - values.mean(0)) ** 2).mean()), rtol=1e-5)
 
@@ -91,9 +91,9 @@ def test_features_that_are_no_numbers_name_their_sample():
     data = random_features(30)
     data._values[7, 0, 3] = float("inf")
     with pytest.raises(UsageError, match="the features of sample 7 are not finite"):
-        statistics(data, np.arange(30))
+        feature_statistics(data, np.arange(30))
 
 
 def test_a_fingerprint_tells_other_places_apart():
-    assert fingerprint(random_features(9)) == fingerprint(random_features(9))
-    assert fingerprint(random_features(9)) != fingerprint(random_features(9, seed=1))
+    assert samples_fingerprint(random_features(9)) == samples_fingerprint(random_features(9))
+    assert samples_fingerprint(random_features(9)) != samples_fingerprint(random_features(9, seed=1))

@@ -9,7 +9,7 @@ import pytest
 from factories.runs import torch
 
 from satclip_engine.errors import OutputError, WeightsError
-from satclip_engine.training.state import NEWEST, PREVIOUS, has_state, load_state, save_state
+from satclip_engine.training.loop.state import NEWEST, PREVIOUS, has_state, load_state, save_state
 
 
 def content(step):
@@ -35,7 +35,7 @@ def test_a_state_cut_off_falls_back_to_the_one_before_and_says_so(tmp_path, shar
     state, note = load_state(tmp_path)
     assert state["step"] == 1
     assert "state.pt is damaged or cut off" in note
-    assert note.endswith("going on from the one before, step 1")
+    assert note.endswith("resuming from the one before, step 1")
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 def test_when_none_is_whole_the_error_says_what_is_left_to_do(tmp_path):
     (tmp_path / NEWEST).write_bytes(b"")
     (tmp_path / PREVIOUS).write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match="none is whole, --overwrite begins anew"):
+    with pytest.raises(WeightsError, match="none is whole: start over with --overwrite"):
         load_state(tmp_path)
 
 
@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_former_state_whole_and_is_said_in_words(tmp_path
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("satclip_engine.weights.files.os.fsync", full)
+    monkeypatch.setattr("satclip_engine.files.os.fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before is whole"):
         save_state(tmp_path, content(3))
     monkeypatch.undo()

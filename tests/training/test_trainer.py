@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from factories.runs import Signalling, random_features, small_config, torch
 
-from satclip_engine.backends import cpu
+from satclip_engine import backends
 from satclip_engine.errors import MissingExtra, OutputError, UsageError
-from satclip_engine.training.interrupts import Stopped
-from satclip_engine.training.model import gains
-from satclip_engine.training.session import settle, train
-from satclip_engine.training.state import NEWEST, load_state
-from satclip_engine.training.trainer import Diverged, Trainer
+from satclip_engine.training.loop.interrupts import RunStopped
+from satclip_engine.training.loop.model import gains
+from satclip_engine.training.loop.state import NEWEST, load_state
+from satclip_engine.training.loop.trainer import Diverged, Trainer
+from satclip_engine.training.session import resolve_settings, train
 from satclip_engine.weights import read_weights
 
 # Everything random is in use, so that nothing of it can be forgotten in a state.
@@ -62,8 +62,8 @@ def test_a_backend_trains_as_another(tmp_path):
 
 
 def test_a_backend_that_cannot_compute_there_is_named_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "_C", None)
-    monkeypatch.setattr(cpu, "MISSING", "no kernels", raising=False)
+    monkeypatch.setattr(backends, "_C", None)
+    monkeypatch.setattr(backends, "_C_MISSING", "no kernels", raising=False)
     with pytest.raises(MissingExtra, match="backend: backend 'cpu' cannot run here: no kernels"):
         Trainer(small_config(backend="cpu"), None, tmp_path)
     with pytest.raises(UsageError, match="backend: expected one of auto, triton, cpu, reference, got"):
@@ -130,11 +130,11 @@ train(small_config(**{config!r}), data, Path({str(tmp_path / "killed")!r}))
 def test_a_run_resumed_from_a_state_cut_in_half_goes_on_from_the_one_before(tmp_path):
     config = small_config(max_epochs=4, checkpoint_minutes=0.0, **RESTLESS)
     run(tmp_path / "whole", config)
-    with pytest.raises(Stopped):
+    with pytest.raises(RunStopped):
         run(tmp_path / "cut", config, Signalling(random_features(), signal.SIGINT, 6))
     newest = tmp_path / "cut" / NEWEST
     os.truncate(newest, newest.stat().st_size // 2)
-    with pytest.warns(UserWarning, match=r"damaged or cut off.*going on from the one before, step"):
+    with pytest.warns(UserWarning, match=r"damaged or cut off.*resuming from the one before, step"):
         train(config, random_features(), tmp_path / "cut", resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
@@ -143,9 +143,7 @@ def test_a_run_resumed_from_a_state_cut_in_half_goes_on_from_the_one_before(tmp_
 def test_a_run_that_is_asked_to_stop_saves_and_writes_what_it_has(tmp_path, number):
     before = signal.getsignal(number)
     data = Signalling(random_features(), number, 8)
-    with pytest.raises(
-        Stopped, match=r"stopped after step \d+ of 50; --resume goes on from there"
-    ) as stopped:
+    with pytest.raises(RunStopped, match=r"stopped after step \d+ of 50: resume with --resume") as stopped:
         run(tmp_path, small_config(max_epochs=50), data)
     assert stopped.value.signal == number
     assert signal.getsignal(number) == before
@@ -177,9 +175,9 @@ def test_a_run_of_other_settings_or_data_is_not_resumed(tmp_path):
 def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_resumed_or_replaced(tmp_path):
     run(tmp_path, small_config(max_epochs=1))
     with pytest.raises(OutputError, match=r"holds a run already \(config\.toml\).*--resume.*--overwrite"):
-        settle(tmp_path, resume=False, overwrite=False)
-    assert settle(tmp_path, resume=True, overwrite=False) == small_config(max_epochs=1)
-    assert settle(tmp_path, resume=False, overwrite=True).capacity == 512
+        resolve_settings(tmp_path, resume=False, overwrite=False)
+    assert resolve_settings(tmp_path, resume=True, overwrite=False) == small_config(max_epochs=1)
+    assert resolve_settings(tmp_path, resume=False, overwrite=True).capacity == 512
 
 
 def test_a_loss_that_is_no_number_stops_the_run_at_the_last_good_checkpoint(tmp_path):
@@ -221,11 +219,11 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_former_checkpoint_whole(tmp_
 
     def full(handle):
         calls.append(handle)
-        if len(calls) > 8:
+        if len(calls) > 11:  # after config.toml, log.csv and the states of steps 0 and 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         synced(handle)
 
-    monkeypatch.setattr("satclip_engine.weights.files.os.fsync", full)
+    monkeypatch.setattr("satclip_engine.files.os.fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before is whole"):
         run(tmp_path, small_config(max_epochs=50, checkpoint_minutes=0.0))
     monkeypatch.undo()
@@ -235,7 +233,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_former_checkpoint_whole(tmp_
 def test_a_batch_beyond_the_data_takes_all_of_them_and_says_so(tmp_path):
     with pytest.warns(UserWarning, match="a batch of 8192 is more than the 18 training samples"):
         done = train(small_config(batch_size=8192, max_epochs=2), random_features(), tmp_path)
-    assert (done.outcome.batch, done.outcome.last.step) == (18, 2)
+    assert (done.outcome.batch_size, done.outcome.last.step) == (18, 2)
 
 
 def test_a_single_sample_is_an_error(tmp_path):
@@ -265,7 +263,7 @@ def test_no_unit_exceeds_the_largest_gain(tmp_path):
 
 def test_a_run_stops_when_validation_no_longer_improves(tmp_path):
     done = run(tmp_path, small_config(max_epochs=200, patience=3, learning_rate=0.03), random_features(40))
-    assert done.outcome.early
+    assert done.outcome.stopped_early
     rows = log(tmp_path)
     losses = [float(row["val_loss"]) for row in rows]
     assert len(rows) < 200

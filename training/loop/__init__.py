@@ -1,0 +1,1 @@
+"""The training loop: batches, model, optimizer, validation, state, processes."""

@@ -1,0 +1,1 @@
+"""Results of a run: checkpoints, log, picture, display."""

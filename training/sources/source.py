@@ -1,0 +1,128 @@
+"""The interface of a source of training images, and checks that all sources share.
+
+A source is a sequence of images with the location of each: `len(source)`, `source.lonlat` (N, 2) float64
+degrees with the longitude first, and `source.read(indices)`, which gives (C, H, W) float32 arrays. An image
+that cannot be used comes back as `SkippedImage`, because only reading a file shows whether it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from satclip_engine.errors import DataError
+from satclip_engine.geo.lonlat import beyond_pole
+
+_LISTED: Final = 5  # rows or files that a message names
+_SKIPPED_SHARE: Final = 0.01  # of the images, that may be skipped by default
+_MIN_SKIPPED: Final = 10  # that may be skipped by default, however few images there are
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that is left out, and the reason."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.reason})"
+
+
+class PatchSource(Protocol):
+    """Images with their locations; reading is safe from several threads at once."""
+
+    @property
+    def name(self) -> str: ...  # for people: a folder or a file
+
+    @property
+    def lonlat(self) -> np.ndarray: ...  # (N, 2) float64 degrees
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...  # height and width of every image
+
+    @property
+    def fingerprint(self) -> str: ...  # sha256 over what determines the images and locations
+
+    @property
+    def skipped(self) -> tuple[SkippedImage, ...]: ...  # left out before anything was read
+
+    @property
+    def max_skipped(self) -> int: ...  # images that may be left out in all
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # what a person should know of the data
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Iterable[int]) -> list[np.ndarray | SkippedImage]: ...
+
+
+def skip_limit(total: int, max_skipped: int | None) -> int:
+    """Number of images out of `total` that may be left out: `max_skipped`, or 1 % but at least 10."""
+    return max(_MIN_SKIPPED, int(total * _SKIPPED_SHARE)) if max_skipped is None else max_skipped
+
+
+def check_skipped(skipped: Sequence[SkippedImage], total: int, limit: int, source: str) -> None:
+    """Raise DataError when more images are left out than allowed, or all of them."""
+    if len(skipped) > limit:
+        raise DataError(
+            f"{source}: {len(skipped)} of {total} images cannot be used, more than the {limit} allowed: "
+            f"{join_first([str(image) for image in skipped], '; ')}; repair them or take them out of the "
+            f"index, or allow more with max_skipped={len(skipped)}",
+            argument="max_skipped",
+        )
+    if len(skipped) >= total:
+        reasons = join_first([str(image) for image in skipped], "; ") or "there are none"
+        raise DataError(f"{source}: no image can be used: {reasons}")
+
+
+def check_locations(lon: np.ndarray, lat: np.ndarray, row: Callable[[int], str], source: str) -> np.ndarray:
+    """Check longitudes and latitudes of a table and return (N, 2) float64, longitudes in [−180, 180].
+
+    Longitudes up to 360 are taken for the same locations further west. Raises DataError naming rows that are
+    not finite or out of range; `row(i)` says how a person finds row i.
+    """
+    lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
+    missing = np.flatnonzero(~(np.isfinite(lon) & np.isfinite(lat)))
+    if missing.size:
+        raise DataError(
+            f"{source}: longitude or latitude is missing in {join_first(row(int(i)) for i in missing)}"
+        )
+    invalid = np.flatnonzero(beyond_pole(lat))
+    if invalid.size:
+        hint = " (are lon and lat swapped?)" if np.all(np.abs(lon[invalid]) <= 90.0) else ""
+        rows = join_first(f"{row(int(i))} (lat {lat[i]:g})" for i in invalid)
+        raise DataError(f"{source}: latitude outside [-90, 90] in {rows}{hint}")
+    invalid = np.flatnonzero((lon < -180.0) | (lon > 360.0))
+    if invalid.size:
+        rows = join_first(f"{row(int(i))} (lon {lon[i]:g})" for i in invalid)
+        raise DataError(f"{source}: longitude outside [-180, 180] in {rows}")
+    return np.stack([np.where(lon > 180.0, lon - 360.0, lon), lat], axis=1)
+
+
+def join_first(items: Iterable[str], separator: str = ", ") -> str:
+    """Join the first few items, and say how many more there are."""
+    listed = list(items)
+    rest = f"{separator}and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return separator.join(listed[:_LISTED]) + rest
+
+
+def fingerprint(kind: str, options: dict[str, Any], *arrays: np.ndarray | bytes) -> str:
+    """Compute the sha256 over options (as sorted JSON) and arrays (type, shape and content)."""
+    digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True, ensure_ascii=False).encode())
+    for array in arrays:
+        if not isinstance(array, bytes):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            array = np.ascontiguousarray(array).tobytes()
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(array)
+    return digest.hexdigest()
