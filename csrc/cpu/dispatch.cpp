@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "satclip.h"
+#include "kernels.h"
 
 namespace satclip {
 

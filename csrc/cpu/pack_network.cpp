@@ -6,6 +6,7 @@
 #include "harmonics.h"
 #include "memory.h"
 #include "parallel.h"
+#include "rounding.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -46,8 +47,6 @@ HarmonicBasis HarmonicBasisData::view() const {
             chunk_order_.data(),
             chunk_input_.data()};
 }
-
-static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 NetworkData::NetworkData(const Kernels& kernels, int degrees, const std::vector<DenseLayer>& layers,
                          int threads)

@@ -6,6 +6,7 @@
 #include "harmonics.h"
 #include "memory.h"
 #include "parallel.h"
+#include "rounding.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -71,7 +72,7 @@ Columns::Columns(const Kernels& kernels, int degrees, const double* lon, size_t 
         while (end < longitudes.size() && end - begin < 3 * lanes &&
                longitudes[end].members == longitudes[begin].members)
             ++end;
-        const size_t vectors = (end - begin + lanes - 1) / lanes, width = vectors * lanes;
+        const size_t vectors = ceil_div(end - begin, lanes), width = vectors * lanes;
         std::vector<int32_t> column(4 * width, -1);
         std::vector<double> cosine_sine(2 * width, 0.0);
         for (size_t i = begin; i < end; ++i) {
@@ -145,7 +146,7 @@ bool encode_grid(const NetworkData& network, const double* lat, size_t rows, con
     const size_t threads = static_cast<size_t>(std::max(1, control.threads));
     const size_t target_items = 4 * threads;
     const size_t in_group = std::clamp<size_t>(latitudes.size() / target_items, 1, kernels.lanes);
-    const size_t groups = (latitudes.size() + in_group - 1) / in_group;
+    const size_t groups = ceil_div(latitudes.size(), in_group);
     const size_t blocks = columns.block_begin.size() - 1;
     // Each run contracts its rows anew, which costs a fifth of a block.
     size_t runs =

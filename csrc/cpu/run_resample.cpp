@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "parallel.h"
+#include "rounding.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -111,8 +112,7 @@ bool resample_points(const Kernels& kernels, const Lattice& lattice, int order, 
                 static_cast<char*>(to.out) + index[i] * to.row_stride * bytes_of(to.type));
         }
     };
-    const bool finished =
-        run_parallel((positions.count + kBlockPoints - 1) / kBlockPoints, scratch, control, block);
+    const bool finished = run_parallel(ceil_div(positions.count, kBlockPoints), scratch, control, block);
     first_outside = first;
     return finished;
 }

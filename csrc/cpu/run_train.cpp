@@ -9,6 +9,7 @@
 
 #include "memory.h"
 #include "parallel.h"
+#include "rounding.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -28,11 +29,8 @@ constexpr int kFirstUnits = 128;
 // leave 8 pieces a layer.
 constexpr int kLaterUnits = 64;
 
-int round_up(int n, int to) { return (n + to - 1) / to * to; }
-
 size_t tiles_of(const Kernels& kernels, size_t count) {
-    const size_t tile = kernels.train->tile_points;
-    return (count + tile - 1) / tile;
+    return ceil_div(count, static_cast<size_t>(kernels.train->tile_points));
 }
 
 // Offsets of the hidden layers' rows when tiles [0, tiles) of all layers lie one layer after the other.
@@ -111,7 +109,7 @@ bool train_forward(const NetworkData& network, const double* lonlat, size_t coun
     const auto begin = layer_offsets(kernels, padded, tiles_of(kernels, count));
     const size_t block = static_cast<size_t>(train.block_tiles) * train.tile_points;
     return run_parallel(
-        (count + block - 1) / block, train.forward_scratch(net), control,
+        ceil_div(count, block), train.forward_scratch(net), control,
         [&](size_t item, float* scratch, KeepRunning&) {
             const size_t first = item * block;
             std::vector<float*> z;
@@ -139,8 +137,7 @@ bool train_backward(const Kernels& kernels, int degrees, const std::vector<Dense
     }
 
     const size_t block = static_cast<size_t>(train.block_tiles) * train.tile_points;
-    const size_t chunk =
-        std::min((kChunkPoints + block - 1) / block * block, (count + block - 1) / block * block);
+    const size_t chunk = std::min(round_up(kChunkPoints, block), round_up(count, block));
     const auto chunk_offsets = layer_offsets(kernels, padded, chunk / train.tile_points);
     const auto memory = aligned_floats(2 * chunk_offsets.back() + chunk * outputs);
     float* const dz = memory.get();
@@ -151,7 +148,7 @@ bool train_backward(const Kernels& kernels, int degrees, const std::vector<Dense
     for (size_t begin = 0; begin < count; begin += chunk) {
         const int points = static_cast<int>(std::min(chunk, count - begin));
         const bool finished =
-            run_parallel((points + block - 1) / block, 0, control, [&](size_t item, float*, KeepRunning&) {
+            run_parallel(ceil_div<size_t>(points, block), 0, control, [&](size_t item, float*, KeepRunning&) {
                 const size_t offset = item * block;
                 const int block_points = static_cast<int>(std::min(block, points - offset));
                 std::vector<const float*> z;

@@ -1,4 +1,4 @@
-// A build without CUDA.
+// Stand-in for the CUDA kernels in a build without them.
 #include <stdexcept>
 
 #include "cuda.h"

@@ -173,9 +173,9 @@ class ResampleRun {
 //     await(stage)                         until it is copied
 // make(first row, rows, memory on the machine); take(first row, rows, memory on the host), unless `direct` is
 // page-locked memory for all rows; keep_running() → bool.
-template <class Machine, class Make, class Take, class KeepRunning>
+template <class Machine, class Make, class Take, class Continue>
 bool copy_back(Machine& machine, std::size_t rows, std::size_t row_bytes, std::size_t piece_bytes,
-               void* direct, Make&& make, Take&& take, KeepRunning&& keep_running) {
+               void* direct, Make&& make, Take&& take, Continue&& keep_running) {
     const std::size_t piece =
         std::clamp<std::size_t>(piece_bytes / std::max<std::size_t>(1, row_bytes), 1, rows);
     const std::size_t pieces = (rows + piece - 1) / piece;

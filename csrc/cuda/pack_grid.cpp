@@ -6,11 +6,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "rounding.h"
+
 namespace satclip::cuda {
 
 namespace {
-
-int ceil_div(int n, int divisor) { return (n + divisor - 1) / divisor; }
 
 // Whole panels of as few groups a warp as hold the outputs.
 DenseView shape_of(int inputs, int step, int outputs) {

@@ -128,7 +128,7 @@ def test_no_kernel_spills_a_register():
     if tool is None:
         pytest.skip("needs cuobjdump")
     rows = cuda_resources.resources(Path(_C.__file__), tool)
-    assert {"ColumnWaves", "RowPanels", "EncodePixels<Exact, false>", "Resample<8, 4>"} <= {
+    assert {"FourierBasis", "RowCoefficients", "EncodePixels<Exact, false>", "Resample<8, 4>"} <= {
         row.kernel for row in rows
     }
     for row in rows:

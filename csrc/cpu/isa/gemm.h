@@ -12,7 +12,7 @@
 // the work was cut.
 #pragma once
 
-#include "satclip.h"
+#include "cpu/kernels.h"
 #include "simd.h"
 #include "vector_sine.h"
 

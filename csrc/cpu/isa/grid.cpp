@@ -12,8 +12,7 @@
 
 namespace satclip::SATCLIP_ISA {
 
-// Terms in the sequence of a row's coefficients: cos even, cos odd, sin odd, sin even m. Terms of each
-// quarter:
+// Number of terms in each quarter of a row's coefficients: cos even, cos odd, sin odd, sin even m.
 struct Quarters {
     int cos_even, cos_odd, sin_even;  // sin odd has as many as cos odd
     SATCLIP_INLINE Quarters of(int degrees) {

@@ -1,6 +1,6 @@
 // Table of the kernels of one instruction set.
+#include "cpu/kernels.h"
 #include "gemm.h"
-#include "satclip.h"
 
 #define STRINGIFY(x) #x
 #define NAME_OF(x) STRINGIFY(x)

@@ -1,4 +1,4 @@
-// The contrastive loss on one pair of blocks: rows of a lie along the lanes, rows of b are broadcast.
+// Contrastive loss on one pair of blocks: rows of a lie along the lanes, rows of b are broadcast.
 //
 // S exists as micro-tiles of kUnits columns × kTile rows. Going forward, each is added to running sums of
 // exponentials a row and a column and dropped; going back, it is computed again and becomes the
@@ -126,13 +126,13 @@ static void add_to_columns(const float* s, float* running_max, float* sum) {
     }
 }
 
-// Sums over one block are made on their own before they are added: shorter chains, smaller rounding.
-static void merge(const float* running_max, const float* sum, int count, float* all_max, float* all_sum) {
+// Sums over one block are computed on their own before they are added: shorter chains, smaller rounding.
+static void merge(const float* block_max, const float* block_sum, int count, float* all_max, float* all_sum) {
     for (int i = 0; i < count; i += kLanes) {
-        const Floats before = load(all_max + i), block_max = load(running_max + i),
-                     largest = maximum(block_max, before);
+        const Floats before = load(all_max + i), current = load(block_max + i),
+                     largest = maximum(current, before);
         store(all_sum + i,
-              rescaled(load(all_sum + i), before, largest) + rescaled(load(sum + i), block_max, largest));
+              rescaled(load(all_sum + i), before, largest) + rescaled(load(block_sum + i), current, largest));
         store(all_max + i, largest);
     }
 }
@@ -140,12 +140,12 @@ static void merge(const float* running_max, const float* sum, int count, float* 
 static void loss_forward(const LossOperands& o, const LossBlock& block, const LossSums& sums) {
     const size_t tile_size = static_cast<size_t>(o.embed) * kTile;
     const size_t panel_size = static_cast<size_t>(o.embed) * kUnits;
-    alignas(64) float row_max[kMaxBlockTiles * kTile], row_sum[kMaxBlockTiles * kTile] = {},
-                                                                                s[kUnits * kTile];
-    for (float& running_max : row_max) running_max = kMinusInfinity;
+    alignas(64) float row_max[kMaxBlockTiles * kTile], row_sum[kMaxBlockTiles * kTile] = {};
+    alignas(64) float s[kUnits * kTile];
+    for (float& value : row_max) value = kMinusInfinity;
     for (int panel = block.panel; panel < block.panel + block.panels; ++panel) {
         alignas(64) float column_max[kPanelSlots], column_sum[kPanelSlots] = {};
-        for (float& running_max : column_max) running_max = kMinusInfinity;
+        for (float& value : column_max) value = kMinusInfinity;
         for (int t = 0; t < block.tiles; ++t) {
             const MicroTile micro = micro_tile_of(o, block.tile + t, panel);
             similarities(o.a_tiles + (block.tile + t) * tile_size, o.b_panels + panel * panel_size, o.embed,

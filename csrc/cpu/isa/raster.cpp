@@ -4,9 +4,9 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/kernels.h"
 #include "cpu/raster_tiles.h"
 #include "quantise.h"
-#include "satclip.h"
 
 namespace satclip::SATCLIP_ISA {
 

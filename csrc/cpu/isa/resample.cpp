@@ -1,8 +1,8 @@
 // Lattice → raster and lattice → single points, a few vectors of bands at a time; see csrc/lattice.h.
 #include <algorithm>
 
+#include "cpu/kernels.h"
 #include "lattice.h"
-#include "satclip.h"
 #include "simd.h"
 
 namespace satclip::SATCLIP_ISA {

@@ -11,7 +11,7 @@ namespace {
 // Mark of a dropped pre-activation: −0, which no other one is.
 constexpr uint32_t kDropped = 0x80000000u;
 // Tiles summed at once in registers. More are fewer additions to the gradient in memory; dz of 128 units at
-// 768 places is 393 KB, within L2 beside the harmonics. Backward at L = 40 on a Zen 4 with 1 MB of L2: 268
+// 768 points is 393 KB, within L2 beside the harmonics. Backward at L = 40 on a Zen 4 with 1 MB of L2: 268
 // ms, as with 384, 277 with 1536.
 constexpr int kGroupTiles = 768 / kTile;
 constexpr int kMaxChunkInputs = 2 * kMaxDegrees;  // a chunk that is not a single order has at most 256

@@ -1,9 +1,8 @@
-// Product grids, three kernels.
+// CUDA kernels of product grids:
 //
 //     FourierBasis     cos(m·lon), sin(m·lon) of every column, once a call
 //     RowCoefficients  Σ_l P(l,m)(x) · W[unit, (l, ±m)] of a chunk of rows
-//     EncodePixels     64 pixels of a row: Fourier basis · row coefficients, sine, hidden layers, last layer,
-//     store
+//     EncodePixels     64 pixels of a row: basis · coefficients, sine, hidden layers, last layer, store
 //
 // Why 64 pixels × 8 warps × up to 512 units, one block to a multiprocessor: 64 × 512 sums are 128 registers
 // in each of 256 threads, half of all there are, so a layer is one panel and its results may overwrite its
@@ -39,7 +38,7 @@ constexpr int kRowsTogether = 8;  // that share a contraction
 // A layer in groups of 16 outputs: group (panel · groups + j) · kWarps + warp is warp's j-th of a panel. A
 // warp reads its weights straight on.
 struct DenseView {
-    const Words* weight;  // [panel][warp][step][j][lane]; the first layer's are made row by row
+    const Words* weight;  // [panel][warp][step][j][lane]; the first layer's are RowCoefficients
     const float* bias;    // [padded outputs]
     int steps;            // of inputs
     int groups;           // of a warp in a panel: kGroupsOfWarp or kFewGroups
@@ -55,7 +54,7 @@ struct GridNetwork {
     int hidden;               // sine layers
     const DenseView* layers;  // [hidden + 1]
     DenseView first_layer;    // layers[0], at hand on the host
-    int widest;               // padded outputs of a sine layer, the most
+    int widest;               // padded outputs of the widest sine layer
     int bands;
 };
 

@@ -59,7 +59,7 @@ class DeviceMachine {
             check(cudaFuncSetAttribute(launched<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        max_shared_bytes(device_)),
                   "cudaFuncSetAttribute", device_);
-        // Not <<<>>>: its errors could only be told by the last error, which may be somebody else's.
+        // Not <<<>>>: its errors would only show in the last error, which may be another call's.
         Body argument = body;
         void* arguments[] = {&argument};
         check(cudaLaunchKernel(launched<Body>, dim3(static_cast<unsigned>(blocks.count)),
@@ -81,7 +81,7 @@ class DeviceMachine {
             : memory_(device, stream, bytes),
               host_(host ? pinned(bytes, device) : nullptr),
               copying_(device),
-              made_(device) {}
+              filled_(device) {}
         ~Stage() {
             ignore_error(cudaStreamSynchronize(copying_.get()));
         }  // after an exception a copy may be under way
@@ -93,14 +93,14 @@ class DeviceMachine {
         StreamMemory memory_;
         std::shared_ptr<void> host_;
         OwnStream copying_;
-        OwnEvent made_;
+        OwnEvent filled_;
     };
 
     Stage stage(std::size_t bytes, bool host) const { return {device_, stream_, bytes, host}; }
 
     void fetch(Stage& stage, std::size_t bytes, void* to) const {
-        check(cudaEventRecord(stage.made_.get(), stream_), "cudaEventRecord", device_);
-        check(cudaStreamWaitEvent(stage.copying_.get(), stage.made_.get(), 0), "cudaStreamWaitEvent",
+        check(cudaEventRecord(stage.filled_.get(), stream_), "cudaEventRecord", device_);
+        check(cudaStreamWaitEvent(stage.copying_.get(), stage.filled_.get(), 0), "cudaStreamWaitEvent",
               device_);
         check(cudaMemcpyAsync(to, stage.on_machine(), bytes, cudaMemcpyDeviceToHost, stage.copying_.get()),
               "cudaMemcpyAsync", device_);

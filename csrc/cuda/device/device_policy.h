@@ -85,7 +85,7 @@ class DevicePolicy {
     }
 
   private:
-    // Asked anew in each phase: addresses made of it would otherwise be kept in registers from phase to
+    // Read again in each phase: addresses made of it would otherwise be kept in registers from phase to
     // phase.
     __device__ __forceinline__ static int thread() {
         int index;

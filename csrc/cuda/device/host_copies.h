@@ -28,7 +28,7 @@ class Scales {
     DeviceMachine::Buffer<float> inverse_scale_, offset_;
 };
 
-// make(first row, rows, store) queues kernels that fill rows of a raster; they end in `to`.
+// Fills a raster: make(first row, rows, store) queues kernels that fill rows of it, which end in `to`.
 template <class Make>
 bool make_raster(DeviceMachine& machine, const Destination& to, std::size_t rows, std::size_t columns,
                  std::size_t bands, const Control& control, Make&& make) {

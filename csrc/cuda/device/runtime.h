@@ -72,7 +72,7 @@ class OwnEvent {
 };
 
 // Page-locked host memory from a pool: locking pages takes longer than a copy.
-// device: whose context it is made in; without one in that of the thread's current device.
+// device: whose context it is allocated in; without one in that of the thread's current device.
 std::shared_ptr<void> pinned(std::size_t bytes, int device = kAnyDevice);
 bool is_pinned(const void* memory);
 

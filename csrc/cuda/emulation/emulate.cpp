@@ -35,12 +35,12 @@ class HostMachine {
 
     class Stage {
       public:
-        explicit Stage(std::size_t bytes) : made_(bytes), copied_(bytes) {}
-        void* on_machine() { return made_.data(); }
+        explicit Stage(std::size_t bytes) : filled_(bytes), copied_(bytes) {}
+        void* on_machine() { return filled_.data(); }
         void* on_host() { return copied_.data(); }
 
       private:
-        std::vector<char> made_, copied_;
+        std::vector<char> filled_, copied_;
     };
     Stage stage(std::size_t bytes, bool) { return Stage(bytes); }
     void fetch(Stage& stage, std::size_t bytes, void* to) { std::memcpy(to, stage.on_machine(), bytes); }
