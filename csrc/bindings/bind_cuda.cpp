@@ -86,8 +86,8 @@ class CudaArray {
 
     // Filled when this returns: so there is no stream to wait for.
     py::dict interface() const {
-        if (const std::optional<cuda::StreamEvent> filled =
-                filled_) {  // ours: it may be filled again meanwhile
+        const std::optional<cuda::StreamEvent> filled = filled_;  // a copy: it may be filled again meanwhile
+        if (filled) {
             const py::gil_scoped_release release;
             filled->synchronize();
         }

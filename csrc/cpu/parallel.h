@@ -52,8 +52,8 @@ template <class Body>
 bool run_parallel(size_t items, size_t scratch, const Control& control, Body&& body) {
     const size_t workers = std::max<size_t>(1, std::min<size_t>(std::max(1, control.threads), items));
     const size_t worker_scratch = (scratch + 31) / 16 * 16;
-    const auto memory = aligned_floats(worker_scratch *
-                                       workers);  // before any thread starts, so that failure is the caller's
+    // Before any thread starts, so that failure is the caller's.
+    const auto memory = aligned_floats(worker_scratch * workers);
     std::atomic<size_t> next{0};
     std::atomic<bool> stop{false};
     std::mutex mutex;

@@ -1,5 +1,5 @@
 // GEMM micro-kernels of the dense layers. Points lie along the lanes of a vector: an activation tile is
-// [input][R·lanes] with R = 1..3 vectors, so harmonics, Fourier terms and sines are produced as vectors and
+// [input][R·lanes] with R = 1..3 vectors, so harmonics, Fourier basis and sines are produced as vectors and
 // each layer's result is the next one's operand as it lies. Weights are broadcast from panels
 // [input][kUnits]; 3 × 8 accumulators (of 32 registers) need 3 loads and 8 broadcasts for 24 fused
 // multiply-adds; 3 × 4 where there are 16 registers.

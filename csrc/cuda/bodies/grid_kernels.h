@@ -289,12 +289,12 @@ struct EncodePixels {
     template <class Operands, int Groups, class P>
     SATCLIP_BODY static void accumulate(P& p, State<P, Groups>& state, const Words* inputs,
                                         const Words* weights, int steps) {
-        typename P::template PerLane<Words> coming[Groups];
+        typename P::template PerLane<Words> next_weights[Groups];
         const auto load = [&](int step) {
             p.lanes([&](int lane) {
                 SATCLIP_UNROLL
                 for (int j = 0; j < Groups; ++j)
-                    coming[j][lane] = p.read(weights + (step * Groups + j) * kWarp + lane);
+                    next_weights[j][lane] = p.read(weights + (step * Groups + j) * kWarp + lane);
             });
         };
         p.lanes([&](int lane) {
@@ -307,7 +307,7 @@ struct EncodePixels {
         for (int step = 0; step < steps; ++step) {
             typename Operands::template Operand<P> weight[Groups];
             SATCLIP_UNROLL
-            for (int j = 0; j < Groups; ++j) Operands::prepare(p, coming[j], weight[j]);
+            for (int j = 0; j < Groups; ++j) Operands::prepare(p, next_weights[j], weight[j]);
             load(step + 1 < steps ? step + 1 : step);
             SATCLIP_UNROLL
             for (int f = 0; f < kTileFragments; ++f) {

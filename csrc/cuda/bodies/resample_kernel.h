@@ -11,7 +11,7 @@
 
 namespace satclip::cuda {
 
-constexpr int kRunPixels = 64;  // pixels
+constexpr int kRunPixels = 64;
 
 template <int N>
 struct Bands {
