@@ -1,4 +1,4 @@
-"""What each CUDA kernel takes of a multiprocessor: registers, spills, shared memory, per architecture.
+"""Registers, spills and shared memory of each CUDA kernel, per architecture.
 
     python benchmarks/cuda_resources.py             a Markdown table, from the extension as it is installed
     python benchmarks/cuda_resources.py --json
@@ -42,10 +42,7 @@ def cuobjdump() -> str | None:
     beside = [Path(nvcc).resolve().parent / "cuobjdump"] if (nvcc := shutil.which("nvcc")) else []
     if (spec := importlib.util.find_spec("triton")) and spec.origin:
         beside.append(Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump")
-    found = shutil.which("cuobjdump") or next(
-        (str(tool) for tool in beside if os.access(tool, os.X_OK)), None
-    )
-    return found
+    return shutil.which("cuobjdump") or next((str(tool) for tool in beside if os.access(tool, os.X_OK)), None)
 
 
 def extension() -> Path:
@@ -58,10 +55,10 @@ def resources(library: Path, tool: str) -> list[Resources]:
     """All kernels of a library or cubin, by name and architecture."""
     usage = dict(_usage(_run(tool, "-res-usage", library)))
     code = dict(_code(_run(tool, "-sass", library)))
-    found = []
+    rows = []
     for (architecture, symbol), line in usage.items():
         instructions = code[architecture, symbol]
-        found.append(
+        rows.append(
             Resources(
                 kernel=_plain(symbol),
                 architecture=architecture,
@@ -74,7 +71,7 @@ def resources(library: Path, tool: str) -> list[Resources]:
                 tensor=sum("HMMA" in text for text in instructions),
             )
         )
-    return sorted(found, key=lambda row: (row.kernel, row.architecture))
+    return sorted(rows, key=lambda row: (row.kernel, row.architecture))
 
 
 def table(rows: list[Resources]) -> str:
@@ -91,10 +88,10 @@ def table(rows: list[Resources]) -> str:
 
 
 def _run(*command: str | Path) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} failed: {process.stderr.strip() or process.stdout.strip()}")
+    return process.stdout
 
 
 def _usage(text: str) -> Iterator[tuple[tuple[str, str], str]]:
@@ -127,7 +124,7 @@ def _number(line: str, name: str) -> int:
 
 
 def _bytes(instructions: list[str], operation: str) -> int:
-    """Of local memory that a thread reads or writes, each instruction once."""
+    """Bytes of local memory that a thread reads or writes, each instruction once."""
     total = 0
     for text in instructions:
         if match := re.search(rf"\b{operation}(?:\.\w+)*", text):

@@ -1,4 +1,4 @@
-# Whether CUDA kernels can be compiled here: CMAKE_CUDA_COMPILER, and in cuda_reason what prevents it, or nothing.
+# Search for an nvcc that compiles here: CMAKE_CUDA_COMPILER, and in cuda_reason what prevents it, or nothing.
 # CMake's own check of the language only says that it failed.
 set(cuda_reason "")
 

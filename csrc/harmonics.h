@@ -12,7 +12,7 @@
 #include <cmath>
 #include <cstddef>
 
-#include "device.h"
+#include "host_device.h"
 
 namespace satclip {
 
@@ -45,9 +45,9 @@ constexpr double kLegendreTiny = 1e-200;
 // among them (L = 40 above 83° of latitude, L = 200 above 50°) go through microcode, very slowly, on some
 // processors.
 constexpr double kHarmonicTiny = 1e-30;
-constexpr int kMostDegrees = 1000;
+constexpr int kMaxDegrees = 1000;
 
-// Position of harmonic (l, ±m) among the inputs of the first layer: orders one after another, in each order
+// Index of harmonic (l, ±m) among the inputs of the first layer: orders one after another, in each order
 // the cosines (even l−m, then odd l−m), then the sines likewise. Whole orders make chunks, and each quarter
 // is one run, so the same packed weights serve scattered points and the latitude contraction of product
 // grids.
@@ -62,8 +62,8 @@ SATCLIP_HD static inline int input_within_order(int degrees, int m, int l, bool 
 
 // A sectoral function, zero where it is too small to count.
 template <class A>
-SATCLIP_HD_INLINE typename A::Value flushed(const typename A::Value& v) {
-    return v < A::all(kLegendreTiny) ? (v != v ? v : A::all(0.0)) : v;
+SATCLIP_HD_INLINE typename A::Value flush_tiny(const typename A::Value& v) {
+    return v < A::broadcast(kLegendreTiny) ? (v != v ? v : A::broadcast(0.0)) : v;
 }
 
 // Calls sink(l, P(l,m)) for l = m .. L−1, for one colatitude or a vector of them; a and c are the
@@ -73,13 +73,14 @@ template <class A, class Sink>
 SATCLIP_HD_INLINE void legendre_recurrence(const double* a, const double* c, int degrees, int m,
                                            const typename A::Value& x, const typename A::Value& first,
                                            Sink&& sink) {
-    typename A::Value before = A::all(0.0), now = first;
-    sink(m, now);
+    typename A::Value previous = A::broadcast(0.0), current = first;
+    sink(m, current);
     for (int l = m + 1; l < degrees; ++l) {
-        const typename A::Value next = A::fused(A::all(a[l - m]) * x, now, A::all(c[l - m]) * before);
-        before = now;
-        now = next;
-        sink(l, now);
+        const typename A::Value next =
+            A::multiply_add(A::broadcast(a[l - m]) * x, current, A::broadcast(c[l - m]) * previous);
+        previous = current;
+        current = next;
+        sink(l, current);
     }
 }
 

@@ -3,22 +3,22 @@
 //
 //     out[i, j] = Σ_b v_j[b] · t_i[first_j + b]      t_i[c] = Σ_a u_i[a] · lattice[first_i + a, c]
 //
-// t_i is made column by column and slid along the row: on a raster finer than its lattice a column serves
+// t_i is computed column by column and slid along the row: on a raster finer than its lattice a column serves
 // many pixels. Sums run in that order for any window of the raster, on the host and on GPUs.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 
-#include "device.h"
+#include "host_device.h"
 
 namespace satclip {
 
-constexpr int kLeastOrder = 4, kMostOrder = 12;
+constexpr int kMinOrder = 4, kMaxOrder = 12;
 
 // Nodes [first, first + order) and their weights; aligned, so that a GPU reads four weights at once.
 struct alignas(16) Stencil {
-    float weight[kMostOrder];
+    float weight[kMaxOrder];
     std::int32_t first;
 };
 
@@ -38,15 +38,15 @@ struct Denominators {
 };
 
 // Lagrange's polynomials at `position`, counted in nodes, which lies in the middle interval of its nodes. At
-// a node they are exactly 0 and 1. What is not finite gives weights of NaN on the first nodes.
+// a node they are exactly 0 and 1. Positions that are not finite give weights of NaN on the first nodes.
 template <int Order>
 SATCLIP_HD_INLINE Stencil stencil_of(double position) {
     constexpr Denominators<Order> denominators;
     Stencil stencil = {};
     const bool finite = position - position == 0.0;
-    const double before = std::floor(position);
-    stencil.first = finite ? static_cast<std::int32_t>(before) - Order / 2 + 1 : 0;
-    const double u = finite ? (position - before) + (Order / 2 - 1) : position - position;
+    const double floor_position = std::floor(position);
+    stencil.first = finite ? static_cast<std::int32_t>(floor_position) - Order / 2 + 1 : 0;
+    const double u = finite ? (position - floor_position) + (Order / 2 - 1) : position - position;
     // Π_{j<k} (u − j) from below, then times Π_{j>k} (u − j) from above.
     double below[Order], product = 1.0;
     SATCLIP_UNROLL
@@ -85,36 +85,37 @@ struct Lattice {
     int bands;
 };
 
-template <class A, int Order, class At>
-SATCLIP_HD_INLINE typename A::Value weighted(const float* weight, At&& at) {
-    typename A::Value sum = A::all(weight[0]) * at(0);
+template <class A, int Order, class Value>
+SATCLIP_HD_INLINE typename A::Value weighted_sum(const float* weight, Value&& value) {
+    typename A::Value sum = A::broadcast(weight[0]) * value(0);
     SATCLIP_UNROLL
-    for (int k = 1; k < Order; ++k) sum = A::fused(A::all(weight[k]), at(k), sum);
+    for (int k = 1; k < Order; ++k) sum = A::multiply_add(A::broadcast(weight[k]), value(k), sum);
     return sum;
 }
 
-// One row of the raster at a few neighbouring bands, those of an A::Value: store(j, value) for j < count.
+// One row of the raster at a few neighbouring bands, those of an A::Value: put(j, value) for j < count.
 // `nodes` points at the first of these bands at node (row.first, 0); load(p) reads them from p.
 template <class A, int Order, class Load, class Put>
 SATCLIP_HD_INLINE void resample_run(const Lattice& lattice, const float* nodes, const Stencil& row,
                                     const Stencil* columns, int count, Load&& load, Put&& put) {
     typename A::Value tap[Order];
     SATCLIP_UNROLL
-    for (int b = 0; b < Order; ++b) tap[b] = A::all(0.0f);
-    const auto made = [&](std::ptrdiff_t column) {
-        const float* from = nodes + column * lattice.column_stride;
-        return weighted<A, Order>(row.weight, [&](int a) { return load(from + a * lattice.row_stride); });
+    for (int b = 0; b < Order; ++b) tap[b] = A::broadcast(0.0f);
+    const auto column_sum = [&](std::ptrdiff_t column) {
+        const float* column_nodes = nodes + column * lattice.column_stride;
+        return weighted_sum<A, Order>(row.weight,
+                                      [&](int a) { return load(column_nodes + a * lattice.row_stride); });
     };
-    std::int32_t first = columns[0].first - Order;  // nothing of the first stencil is there
+    std::int32_t first = columns[0].first - Order;  // no node of the first stencil is in tap
     for (int j = 0; j < count; ++j) {
         const Stencil& column = columns[j];
         if (column.first < first || column.first - first > Order) first = column.first - Order;
         for (; first < column.first; ++first) {
             SATCLIP_UNROLL
             for (int b = 0; b + 1 < Order; ++b) tap[b] = tap[b + 1];
-            tap[Order - 1] = made(first + Order);
+            tap[Order - 1] = column_sum(first + Order);
         }
-        put(j, weighted<A, Order>(column.weight, [&](int b) { return tap[b]; }));
+        put(j, weighted_sum<A, Order>(column.weight, [&](int b) { return tap[b]; }));
     }
 }
 

@@ -1,6 +1,6 @@
 """sin and cos of float32 tiles inside kernels, absolute error ≤ 4e-7 up to |x| = 12 000.
 
-As on the CPU (csrc/cpu/sine.h): x less the nearest multiple of π, whose parity is the sign, then an odd
+As on the CPU (csrc/sine.h): x less the nearest multiple of π, whose parity is the sign, then an odd
 minimax polynomial of degree 9. π is taken in three pieces, the first two of 11 bits, so their products are
 exact with and without fused multiply-add; the library's sine would bring a slow path for large arguments into
 every kernel, and the registers it spills. Beyond the limit the reduction loses digits as float32 itself does;

@@ -1,4 +1,4 @@
-"""Quantised results: integer codes of values, as csrc/cpu/raster.cpp makes them.
+"""Quantised results: integer codes of values, by the rule of csrc/quantise.h.
 
 code = (value − offset)·inverse_scale, rounded to the nearest even, within ±127 or ±32767; NaN → nodata
 """

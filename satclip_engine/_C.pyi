@@ -72,7 +72,7 @@ def pack_tiles(
     inverse_scale: np.ndarray | None,
     offset: np.ndarray | None,
     clipped: np.ndarray,
-    excess: np.ndarray,
+    overshoot: np.ndarray,
     valid: np.ndarray,
     isa: str | None = None,
 ) -> None: ...
@@ -120,7 +120,7 @@ def resample(
     check: Callable[[], object] | None = None,
     isa: str | None = None,
 ) -> None: ...
-def resample_places(
+def resample_points(
     lattice: Array,
     rows: np.ndarray,
     columns: np.ndarray,

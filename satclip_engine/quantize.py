@@ -129,7 +129,7 @@ class Tally:
 
 
 def codes_of(values: np.ndarray, inverse_scale: np.ndarray, offset: np.ndarray, dtype: Any) -> np.ndarray:
-    """Integer codes of (..., E) float32 values, by the rule of csrc/store.h."""
+    """Integer codes of (..., E) float32 values, by the rule of csrc/quantise.h."""
     largest = int(np.iinfo(dtype).max)
     codes = np.clip(np.rint((values - offset) * inverse_scale), -largest, largest)
     return np.where(np.isnan(values), -largest - 1, codes).astype(dtype)

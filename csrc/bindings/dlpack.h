@@ -1,4 +1,4 @@
-// The part of DLPack's public ABI (version 0.x, "dltensor" capsules) that arrays are exchanged by.
+// DLPack structs: the part of its public ABI (version 0.x, "dltensor" capsules) that arrays are exchanged by.
 #pragma once
 
 #include <cstdint>

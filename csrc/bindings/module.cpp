@@ -1,4 +1,4 @@
-// satclip_engine._C: NumPy buffers in, kernels out. Arguments are checked here and nowhere below.
+// Python module satclip_engine._C. The bindings check arguments; nothing below them does.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,4 @@
-// Cutting a call into pieces of work and giving them to threads.
+// Parallel loop over the pieces of work of a call, on threads of its own.
 //
 // Threads are started for the call and joined before it returns: no pool, so nothing to survive a fork, to
 // share between callers or to shut down; starting one costs some 20 µs, a piece of work milliseconds. The
@@ -22,17 +22,18 @@ namespace satclip {
 using Clock = std::chrono::steady_clock;
 // A question to the caller takes Python's lock, which other threads may hold; an answer later than this is
 // felt at Ctrl-C.
-constexpr auto kPollEvery = std::chrono::milliseconds(50);
+constexpr auto kPollInterval = std::chrono::milliseconds(50);
 
-// Whether to go on: asked between pieces of work. Only the calling thread asks the caller, and not too often.
-class Pulse {
+// True while a call is to go on; asked between pieces of work. Only the calling thread asks the caller, and
+// not too often.
+class KeepRunning {
   public:
-    Pulse(std::atomic<bool>& stop, const Control* control)
+    KeepRunning(std::atomic<bool>& stop, const Control* control)
         : stop_(stop), control_(control), asked_(Clock::now()) {}
     bool operator()() {
         // Once stopped it must not ask again: what stopped it is an exception that waits to be raised.
         if (stop_.load(std::memory_order_relaxed)) return false;
-        if (control_ && control_->interrupted && Clock::now() - asked_ >= kPollEvery) {
+        if (control_ && control_->interrupted && Clock::now() - asked_ >= kPollInterval) {
             if (control_->interrupted(control_->context)) stop_ = true;
             asked_ = Clock::now();
         }
@@ -45,22 +46,22 @@ class Pulse {
     Clock::time_point asked_;
 };
 
-// body(item, scratch, pulse) for each item of 0..items−1; false when interrupted. What a body throws is
-// thrown here, once all threads have ended.
+// Calls body(item, scratch, keep_running) for each item of 0..items−1; false when interrupted. An exception
+// of a body is rethrown once all threads have ended.
 template <class Body>
-bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
+bool run_parallel(size_t items, size_t scratch, const Control& control, Body&& body) {
     const size_t workers = std::max<size_t>(1, std::min<size_t>(std::max(1, control.threads), items));
-    const size_t each = (scratch + 31) / 16 * 16;
-    const auto memory =
-        aligned_floats(each * workers);  // before any thread starts, so that failure is the caller's
+    const size_t worker_scratch = (scratch + 31) / 16 * 16;
+    // Before any thread starts, so that failure is the caller's.
+    const auto memory = aligned_floats(worker_scratch * workers);
     std::atomic<size_t> next{0};
     std::atomic<bool> stop{false};
     std::mutex mutex;
     std::exception_ptr failure;  // the first of any thread, the caller's to have when all threads are joined
-    auto work = [&](size_t worker, Pulse& pulse) {
+    auto work = [&](size_t worker, KeepRunning& keep_running) {
         try {
-            for (size_t item; pulse() && (item = next.fetch_add(1)) < items;)
-                body(item, memory.get() + each * worker, pulse);
+            for (size_t item; keep_running() && (item = next.fetch_add(1)) < items;)
+                body(item, memory.get() + worker_scratch * worker, keep_running);
         } catch (...) {
             const std::lock_guard<std::mutex> lock(mutex);
             if (!failure) failure = std::current_exception();
@@ -79,8 +80,8 @@ bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
                 ++running;
             }
             threads.emplace_back([&, worker = threads.size() + 1] {
-                Pulse pulse(stop, nullptr);
-                work(worker, pulse);
+                KeepRunning keep_running(stop, nullptr);
+                work(worker, keep_running);
                 const std::lock_guard<std::mutex> lock(mutex);
                 --running;
                 ended.notify_one();
@@ -91,14 +92,14 @@ bool run(size_t items, size_t scratch, const Control& control, Body&& body) {
         const std::lock_guard<std::mutex> lock(mutex);
         --running;
     }
-    Pulse pulse(stop, &control);
-    work(0, pulse);
+    KeepRunning keep_running(stop, &control);
+    work(0, keep_running);
     {
         std::unique_lock<std::mutex> lock(mutex);
         while (running) {
-            ended.wait_for(lock, kPollEvery);
+            ended.wait_for(lock, kPollInterval);
             lock.unlock();
-            pulse();
+            keep_running();
             lock.lock();
         }
     }

@@ -1,4 +1,4 @@
-// The contrastive loss: packing, and the order in which pairs of blocks are visited.
+// Contrastive loss: packing, and the order in which pairs of blocks are visited.
 //
 // Rows are cut in R blocks, columns in C. In step d = 0, 1, … row block I meets column block (I + d) mod
 // max(R, C), where there is one: within a step all pairs are disjoint, so each adds to the sums of its rows
@@ -13,6 +13,7 @@
 
 #include "memory.h"
 #include "parallel.h"
+#include "rounding.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -21,12 +22,10 @@ namespace {
 
 // At least so many blocks each way, where there are rows enough: as many threads can be busy. With 32, blocks
 // are so small that at N = 4096 one thread does 40 G multiply-adds a second of backward, not 47 (Zen 4).
-constexpr size_t kWantedBlocks = 16;
+constexpr size_t kTargetBlocks = 16;
 // Columns of a block, at least: sums over fewer cost more to store than to make, and more leave small batches
 // fewer blocks for threads. Backward at N = 256, one thread of a Zen 4: 1.15 ms, 1.27 with 16, 1.15 with 256.
-constexpr size_t kLeastColumns = 64;
-
-size_t blocks_of(size_t items, size_t in_block) { return (items + in_block - 1) / in_block; }
+constexpr size_t kMinBlockColumns = 64;
 
 struct Cut {
     size_t tile, panel;            // rows in them
@@ -37,13 +36,14 @@ struct Cut {
     Cut(const LossKernels& kernels, const Contrast& c)
         : tile(kernels.tile),
           panel(kernels.panel),
-          tiles(blocks_of(c.rows, tile)),
-          panels(blocks_of(c.columns, panel)) {
-        const size_t most = kernels.most_panels;
-        row_tiles = std::clamp<size_t>(tiles / kWantedBlocks, 1, kernels.most_tiles);
-        col_panels = std::clamp(panels / kWantedBlocks, std::min(most, kLeastColumns / panel), most);
-        row_blocks = blocks_of(tiles, row_tiles);
-        column_blocks = blocks_of(panels, col_panels);
+          tiles(ceil_div(c.rows, tile)),
+          panels(ceil_div(c.columns, panel)) {
+        const size_t max_panels = kernels.max_panels;
+        row_tiles = std::clamp<size_t>(tiles / kTargetBlocks, 1, kernels.max_tiles);
+        col_panels =
+            std::clamp(panels / kTargetBlocks, std::min(max_panels, kMinBlockColumns / panel), max_panels);
+        row_blocks = ceil_div(tiles, row_tiles);
+        column_blocks = ceil_div(panels, col_panels);
     }
 
     LossBlock block(size_t row, size_t column) const {
@@ -53,23 +53,25 @@ struct Cut {
     }
 };
 
-// body(row block, column block, scratch) for all pairs; false when interrupted.
+// Calls body(row block, column block, scratch) for all pairs; false when interrupted.
 template <class Body>
 bool run_pairs(const Cut& cut, size_t scratch, const Control& control, Body&& body) {
     const size_t steps = std::max(cut.row_blocks, cut.column_blocks);
     std::vector<std::atomic<size_t>> row_steps(steps), column_steps(steps);  // done of each
-    return run(steps * steps, scratch, control, [&](size_t item, float* memory, Pulse& pulse) {
-        // Items are taken in order, so what this one waits for has been taken by a thread that is at work.
-        const size_t step = item / steps, row = item % steps, column = (row + step) % steps;
-        while (row_steps[row].load(std::memory_order_acquire) != step ||
-               column_steps[column].load(std::memory_order_acquire) != step) {
-            if (!pulse()) return;
-            std::this_thread::yield();
-        }
-        if (row < cut.row_blocks && column < cut.column_blocks) body(row, column, memory);
-        row_steps[row].store(step + 1, std::memory_order_release);
-        column_steps[column].store(step + 1, std::memory_order_release);
-    });
+    return run_parallel(
+        steps * steps, scratch, control, [&](size_t item, float* memory, KeepRunning& keep_running) {
+            // Items are taken in order, so what this one waits for has been taken by a thread that is at
+            // work.
+            const size_t step = item / steps, row = item % steps, column = (row + step) % steps;
+            while (row_steps[row].load(std::memory_order_acquire) != step ||
+                   column_steps[column].load(std::memory_order_acquire) != step) {
+                if (!keep_running()) return;
+                std::this_thread::yield();
+            }
+            if (row < cut.row_blocks && column < cut.column_blocks) body(row, column, memory);
+            row_steps[row].store(step + 1, std::memory_order_release);
+            column_steps[column].store(step + 1, std::memory_order_release);
+        });
 }
 
 // rows[first..first+count) of `embed` elements → out[element][width], zero for missing rows.
@@ -81,13 +83,13 @@ void pack_group(const float* rows, size_t first, size_t count, size_t embed, siz
 }
 
 // The same rows → their part of chunks of `tile` elements, each [all rows][width in whole vectors].
-void pack_chunks(const float* rows, size_t first, size_t count, size_t all, const Contrast& c,
+void pack_chunks(const float* rows, size_t first, size_t count, size_t total, const Contrast& c,
                  const LossKernels& kernels, float* out) {
     const size_t tile = kernels.tile, lanes = kernels.lanes;
     for (size_t begin = 0; begin < c.embed; begin += tile) {
-        const size_t present = std::min(tile, c.embed - begin), width = blocks_of(present, lanes) * lanes;
+        const size_t present = std::min(tile, c.embed - begin), width = round_up(present, lanes);
         for (size_t i = first; i < first + count; ++i) {
-            float* to = out + begin * all + i * width;
+            float* to = out + begin * total + i * width;
             std::copy_n(rows + i * c.embed + begin, present, to);
             std::fill(to + present, to + width, 0.0f);
         }
@@ -101,12 +103,12 @@ struct Packed {
     float *tiles, *panels, *a_chunks = nullptr, *b_chunks = nullptr;
 
     Packed(const LossKernels& kernels, const Contrast& c, const Cut& cut, bool chunks) {
-        const size_t padded = blocks_of(c.embed, kernels.lanes) * kernels.lanes;
-        tiles = hold(cut.tiles * cut.tile * c.embed);
-        panels = hold(cut.panels * cut.panel * c.embed);
+        const size_t padded = round_up<size_t>(c.embed, kernels.lanes);
+        tiles = allocate(cut.tiles * cut.tile * c.embed);
+        panels = allocate(cut.panels * cut.panel * c.embed);
         if (chunks) {
-            a_chunks = hold(c.rows * padded);
-            b_chunks = hold(c.columns * padded);
+            a_chunks = allocate(c.rows * padded);
+            b_chunks = allocate(c.columns * padded);
         }
         view = {static_cast<int>(c.rows),
                 static_cast<int>(c.columns),
@@ -119,70 +121,74 @@ struct Packed {
                 b_chunks};
     }
 
-    float* hold(size_t floats) {
+    float* allocate(size_t floats) {
         memory.push_back(aligned_floats(floats));
         return memory.back().get();
     }
 
     bool fill(const LossKernels& kernels, const Contrast& c, const Cut& cut, const Control& control) {
-        return run(cut.row_blocks + cut.column_blocks, 0, control, [&](size_t item, float*, Pulse&) {
-            const bool of_a = item < cut.row_blocks;
-            const size_t block = of_a ? item : item - cut.row_blocks;
-            const size_t width = of_a ? cut.tile : cut.panel,
-                         in_block = of_a ? cut.row_tiles : cut.col_panels;
-            const float* rows = of_a ? c.a : c.b;
-            const size_t all = of_a ? c.rows : c.columns, begin = block * in_block * width;
-            const size_t end = std::min(all, begin + in_block * width);
-            for (size_t first = begin; first < end; first += width)
-                pack_group(rows, first, std::min(width, end - first), c.embed, width,
-                           (of_a ? tiles : panels) + first * c.embed);
-            if (a_chunks) pack_chunks(rows, begin, end - begin, all, c, kernels, of_a ? a_chunks : b_chunks);
-        });
+        return run_parallel(
+            cut.row_blocks + cut.column_blocks, 0, control, [&](size_t item, float*, KeepRunning&) {
+                const bool of_a = item < cut.row_blocks;
+                const size_t block = of_a ? item : item - cut.row_blocks;
+                const size_t width = of_a ? cut.tile : cut.panel,
+                             in_block = of_a ? cut.row_tiles : cut.col_panels;
+                const float* rows = of_a ? c.a : c.b;
+                const size_t total = of_a ? c.rows : c.columns, begin = block * in_block * width;
+                const size_t end = std::min(total, begin + in_block * width);
+                for (size_t first = begin; first < end; first += width)
+                    pack_group(rows, first, std::min(width, end - first), c.embed, width,
+                               (of_a ? tiles : panels) + first * c.embed);
+                if (a_chunks)
+                    pack_chunks(rows, begin, end - begin, total, c, kernels, of_a ? a_chunks : b_chunks);
+            });
     }
 };
 
 // log-sum-exp of `count` items, of which `in_group` at a time lie `slots` apart.
-void finish(const float* top, const float* sum, size_t count, size_t in_group, size_t slots, float* lse) {
+void write_log_sum_exp(const float* running_max, const float* sum, size_t count, size_t in_group,
+                       size_t slots, float* lse) {
     for (size_t i = 0; i < count; ++i) {
-        const size_t at = i / in_group * slots + i % in_group;
-        lse[i] = static_cast<float>(top[at] + std::log(static_cast<double>(sum[at])));
+        const size_t offset = i / in_group * slots + i % in_group;
+        lse[i] = static_cast<float>(running_max[offset] + std::log(static_cast<double>(sum[offset])));
     }
 }
 
 }  // namespace
 
-bool loss_forward(const Kernels& all, const Contrast& c, float* row_lse, float* column_lse, float* partner,
-                  const Control& control) {
-    const LossKernels& kernels = *all.loss;
+bool loss_forward(const Kernels& instruction_set, const Contrast& c, float* row_lse, float* column_lse,
+                  float* partner, const Control& control) {
+    const LossKernels& kernels = *instruction_set.loss;
     const Cut cut(kernels, c);
     Packed packed(kernels, c, cut, false);
     if (!packed.fill(kernels, c, cut, control)) return false;
     const size_t rows = cut.tiles * cut.tile, columns = cut.panels * kernels.slots;
-    const LossSums sums = {packed.hold(rows), packed.hold(rows), packed.hold(columns), packed.hold(columns),
-                           partner};
-    std::fill_n(sums.row_top, rows, -std::numeric_limits<float>::infinity());
+    const LossSums sums = {packed.allocate(rows), packed.allocate(rows), packed.allocate(columns),
+                           packed.allocate(columns), partner};
+    std::fill_n(sums.row_max, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(sums.row_sum, rows, 0.0f);
-    std::fill_n(sums.column_top, columns, -std::numeric_limits<float>::infinity());
+    std::fill_n(sums.column_max, columns, -std::numeric_limits<float>::infinity());
     std::fill_n(sums.column_sum, columns, 0.0f);
     const bool finished = run_pairs(cut, 0, control, [&](size_t row, size_t column, float*) {
         kernels.forward(packed.view, cut.block(row, column), sums);
     });
     if (!finished) return false;
-    finish(sums.row_top, sums.row_sum, c.rows, cut.tile, cut.tile, row_lse);
-    finish(sums.column_top, sums.column_sum, c.columns, cut.panel, kernels.slots, column_lse);
+    write_log_sum_exp(sums.row_max, sums.row_sum, c.rows, cut.tile, cut.tile, row_lse);
+    write_log_sum_exp(sums.column_max, sums.column_sum, c.columns, cut.panel, kernels.slots, column_lse);
     return true;
 }
 
-bool loss_backward(const Kernels& all, const Contrast& c, const float* row_lse, const float* column_lse,
-                   double factor, float* da, float* db, double* dscale, const Control& control) {
-    const LossKernels& kernels = *all.loss;
+bool loss_backward(const Kernels& instruction_set, const Contrast& c, const float* row_lse,
+                   const float* column_lse, double factor, float* da, float* db, double* dscale,
+                   const Control& control) {
+    const LossKernels& kernels = *instruction_set.loss;
     const Cut cut(kernels, c);
     Packed packed(kernels, c, cut, true);
     if (!packed.fill(kernels, c, cut, control)) return false;
     std::fill_n(da, c.rows * c.embed, 0.0f);
     std::fill_n(db, c.columns * c.embed, 0.0f);
     const size_t rows = cut.tiles * cut.tile, columns = cut.panels * cut.panel;
-    float *row_padded = packed.hold(rows), *column_padded = packed.hold(columns);
+    float *row_padded = packed.allocate(rows), *column_padded = packed.allocate(columns);
     std::fill(std::copy_n(row_lse, c.rows, row_padded), row_padded + rows, 0.0f);
     std::fill(std::copy_n(column_lse, c.columns, column_padded), column_padded + columns, 0.0f);
     const LossGradient gradient = {row_padded, column_padded, static_cast<float>(factor * c.scale), da, db};

@@ -1,10 +1,11 @@
-// Lattice → raster: stencils of the axes, and what a call is cut into.
+// Resampling of a lattice: stencils of the axes, and rows and runs of pixels for threads.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <numeric>
 
 #include "parallel.h"
+#include "rounding.h"
 #include "satclip.h"
 
 namespace satclip {
@@ -24,87 +25,95 @@ size_t stencils(const double* positions, size_t count, double origin, double spa
 
 // Pixels that go through all bands together, as bytes of output: they stay in L2.
 constexpr size_t kRunBytes = size_t(1) << 16;
-constexpr size_t kLeastRun = 64, kMostRun = 256;
-// Single places likewise, whose stencils take 128 bytes each.
-constexpr size_t kPlaces = 64;
+constexpr size_t kMinRunPixels = 64, kMaxRunPixels = 256;
+// Single points likewise, whose stencils take 128 bytes each.
+constexpr size_t kBlockPoints = 64;
 // A raster larger than this would only drive what is needed out of the caches, and be read into them before
 // it is written.
-constexpr size_t kPastCaches = size_t(64) << 20;
-constexpr int kLine = 16;  // floats in a line of the cache
+constexpr size_t kStreamingBytes = size_t(64) << 20;
+constexpr int kLineFloats = 16;  // floats in a line of the cache
 
-// Whether all vectors of a raster are whole and aligned floats. Others are collected, run by run, and copied.
-static bool streams(const Kernels& kernels, const Lattice& lattice, const Store& to) {
+// True where all vectors of a raster are whole and aligned floats. Others are collected, run by run, and
+// copied.
+static bool can_stream(const Kernels& kernels, const Lattice& lattice, const PixelStore& to) {
     const auto aligned = [&](std::ptrdiff_t floats) { return floats % kernels.lanes == 0; };
     const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(to.out);
     // Half a line at a time would be written to memory as halves.
-    return to.as == Stored::float32 && kernels.lanes == kLine && first % (sizeof(float) * kLine) == 0 &&
-           aligned(lattice.bands) && aligned(to.column_stride) && aligned(to.row_stride);
+    return to.type == StoredType::float32 && kernels.lanes == kLineFloats &&
+           first % (sizeof(float) * kLineFloats) == 0 && aligned(lattice.bands) &&
+           aligned(to.column_stride) && aligned(to.row_stride);
 }
 
 bool resample(const Kernels& kernels, const Lattice& lattice, int order, const std::vector<Stencil>& rows,
-              const std::vector<Stencil>& columns, const Store& to, const Control& control) {
-    const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.as);
-    const bool large = rows.size() * columns.size() * pixel >= kPastCaches;
-    const bool direct = large && streams(kernels, lattice, to);
-    const bool past = large && !direct && to.column_stride == lattice.bands;
-    const size_t most = direct ? kMostRun : std::clamp(kRunBytes / pixel, kLeastRun, kMostRun);
-    const size_t scratch = past ? most * pixel / sizeof(float) + 1 : 0;
-    return run(
-        columns.empty() ? 0 : rows.size(), scratch, control, [&](size_t row, float* held, Pulse& pulse) {
-            for (size_t column = 0; column < columns.size() && pulse(); column += most) {
-                const size_t count = std::min(most, columns.size() - column);
+              const std::vector<Stencil>& columns, const PixelStore& to, const Control& control) {
+    const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.type);
+    const bool large = rows.size() * columns.size() * pixel >= kStreamingBytes;
+    const bool direct = large && can_stream(kernels, lattice, to);
+    const bool staged = large && !direct && to.column_stride == lattice.bands;
+    const size_t run_pixels =
+        direct ? kMaxRunPixels : std::clamp(kRunBytes / pixel, kMinRunPixels, kMaxRunPixels);
+    const size_t scratch = staged ? run_pixels * pixel / sizeof(float) + 1 : 0;
+    return run_parallel(
+        columns.empty() ? 0 : rows.size(), scratch, control,
+        [&](size_t row, float* stage, KeepRunning& keep_running) {
+            for (size_t column = 0; column < columns.size() && keep_running(); column += run_pixels) {
+                const size_t count = std::min(run_pixels, columns.size() - column);
                 char* out =
                     static_cast<char*>(to.out) + (static_cast<std::ptrdiff_t>(row) * to.row_stride +
                                                   static_cast<std::ptrdiff_t>(column) * to.column_stride) *
-                                                     bytes_of(to.as);
-                Store at = to;
-                at.out = past ? static_cast<void*>(held) : out;
-                at.streamed = direct;
-                kernels.lattice->run(lattice, order, rows[row], columns.data() + column,
-                                     static_cast<int>(count), at);
-                if (past) kernels.lattice->copy(reinterpret_cast<const char*>(held), count * pixel, out);
+                                                     bytes_of(to.type);
+                PixelStore run = to;
+                run.out = staged ? static_cast<void*>(stage) : out;
+                run.streamed = direct;
+                kernels.resample->pixels(lattice, order, rows[row], columns.data() + column,
+                                         static_cast<int>(count), run);
+                if (staged)
+                    kernels.resample->copy_streaming(reinterpret_cast<const char*>(stage), count * pixel,
+                                                     out);
             }
         });
 }
 
-bool resample_places(const Kernels& kernels, const Lattice& lattice, int order, const Positions& at,
-                     const Store& to, size_t& misplaced, const Control& control) {
-    const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.as);
-    const bool past = at.outputs * pixel >= kPastCaches;
-    const size_t scratch = past ? kPlaces * pixel / sizeof(float) + 1 : 0;
-    std::int64_t in_order[kPlaces];
-    std::iota(in_order, in_order + kPlaces, std::int64_t{0});
-    std::atomic<size_t> first{at.count};
-    const auto block = [&](size_t number, float* held, Pulse&) {
-        const size_t begin = number * kPlaces, count = std::min(kPlaces, at.count - begin);
-        Stencil rows[kPlaces], columns[kPlaces];
-        const size_t fit = std::min(
-            stencils(at.rows + begin, count, at.row_origin, at.row_spacing, order, at.row_nodes, rows),
-            stencils(at.columns + begin, count, at.column_origin, at.column_spacing, order, at.column_nodes,
-                     columns));
+bool resample_points(const Kernels& kernels, const Lattice& lattice, int order, const Positions& positions,
+                     const PixelStore& to, size_t& first_outside, const Control& control) {
+    const size_t pixel = static_cast<size_t>(lattice.bands) * bytes_of(to.type);
+    const bool staged = positions.outputs * pixel >= kStreamingBytes;
+    const size_t scratch = staged ? kBlockPoints * pixel / sizeof(float) + 1 : 0;
+    std::int64_t in_order[kBlockPoints];
+    std::iota(in_order, in_order + kBlockPoints, std::int64_t{0});
+    std::atomic<size_t> first{positions.count};
+    const auto block = [&](size_t number, float* stage, KeepRunning&) {
+        const size_t begin = number * kBlockPoints, count = std::min(kBlockPoints, positions.count - begin);
+        Stencil rows[kBlockPoints], columns[kBlockPoints];
+        const size_t fit =
+            std::min(stencils(positions.rows + begin, count, positions.row_origin, positions.row_spacing,
+                              order, positions.row_nodes, rows),
+                     stencils(positions.columns + begin, count, positions.column_origin,
+                              positions.column_spacing, order, positions.column_nodes, columns));
         if (fit < count) {
-            size_t known = first;
-            while (begin + fit < known && !first.compare_exchange_weak(known, begin + fit)) {
+            size_t current = first;
+            while (begin + fit < current && !first.compare_exchange_weak(current, begin + fit)) {
             }
             return;
         }
-        const std::int64_t* index = at.index + begin;
-        const int places = static_cast<int>(count);
-        if (!past) return kernels.lattice->places(lattice, order, rows, columns, places, index, to);
-        Store aside = to;
-        aside.out = held;
-        aside.row_stride = lattice.bands;
-        kernels.lattice->places(lattice, order, rows, columns, places, in_order, aside);
+        const std::int64_t* index = positions.index + begin;
+        const int points = static_cast<int>(count);
+        if (!staged) return kernels.resample->points(lattice, order, rows, columns, points, index, to);
+        PixelStore staging = to;
+        staging.out = stage;
+        staging.row_stride = lattice.bands;
+        kernels.resample->points(lattice, order, rows, columns, points, in_order, staging);
         const bool dense = to.row_stride == lattice.bands;
         for (size_t i = 0, next; i < count; i = next) {
             next = i + 1;  // neighbours in the output go together
             while (dense && next < count && index[next] == index[next - 1] + 1) ++next;
-            kernels.lattice->copy(reinterpret_cast<const char*>(held) + i * pixel, (next - i) * pixel,
-                                  static_cast<char*>(to.out) + index[i] * to.row_stride * bytes_of(to.as));
+            kernels.resample->copy_streaming(
+                reinterpret_cast<const char*>(stage) + i * pixel, (next - i) * pixel,
+                static_cast<char*>(to.out) + index[i] * to.row_stride * bytes_of(to.type));
         }
     };
-    const bool finished = run((at.count + kPlaces - 1) / kPlaces, scratch, control, block);
-    misplaced = first;
+    const bool finished = run_parallel(ceil_div(positions.count, kBlockPoints), scratch, control, block);
+    first_outside = first;
     return finished;
 }
 

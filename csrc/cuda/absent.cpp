@@ -1,4 +1,4 @@
-// A build without CUDA.
+// Stand-in for the CUDA kernels in a build without them.
 #include <stdexcept>
 
 #include "cuda.h"
@@ -26,9 +26,9 @@ std::string no_devices() { return kMissing; }
 std::shared_ptr<void> allocate(int, std::size_t) { refuse(); }
 std::shared_ptr<void> allocate_pinned(std::size_t, int) { refuse(); }
 int device_of(const void*) { refuse(); }
-Queued::Queued(int, Stream) { refuse(); }
-void Queued::before(Stream) const { refuse(); }
-void Queued::finish() const { refuse(); }
+StreamEvent::StreamEvent(int, Stream) { refuse(); }
+void StreamEvent::make_wait(Stream) const { refuse(); }
+void StreamEvent::synchronize() const { refuse(); }
 
 struct DeviceNetwork::Memory {};
 DeviceNetwork::DeviceNetwork(const PackedGrid&, int) { refuse(); }

@@ -1,5 +1,5 @@
-// The CUDA side as the bindings see it: no CUDA types, so that a build without nvcc has the same interface.
-// There, absent.cpp stands for all of it and what cannot be done throws std::runtime_error.
+// Interface of the CUDA kernels for the bindings: no CUDA types, so that a build without nvcc has the same
+// interface. There, absent.cpp stands for all of it and what cannot be done throws std::runtime_error.
 //
 // stream: a cudaStream_t as a number; 0 is the legacy default stream. Calls whose results stay on the device
 // return when their work is queued; the others when it is done. Failures are std::runtime_error with the call
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "packed.h"
+#include "pack_grid.h"
 
 namespace satclip::cuda {
 
@@ -31,21 +31,21 @@ std::shared_ptr<void> allocate(int device, std::size_t bytes);
 std::shared_ptr<void> allocate_pinned(std::size_t bytes, int device);  // on the host; −1: any device
 int device_of(const void* memory);                                     // −1 when it is none of a device's
 
-// What a stream had queued at some time.
-class Queued {
+// Event recorded behind all work that a stream has queued by then.
+class StreamEvent {
   public:
-    Queued(int device, Stream);
-    void before(Stream) const;  // the stream's later work waits for it
-    void finish() const;
+    StreamEvent(int device, Stream);
+    void make_wait(Stream) const;  // the stream's later work waits for it
+    void synchronize() const;
 
   private:
     int device_;
     std::shared_ptr<void> event_;
 };
 
-// Where a raster goes: memory of the device or of the host. Scales and offsets lie on the host.
+// Destination of a raster: memory of the device or of the host. Scales and offsets lie on the host.
 struct Destination {
-    Store store;
+    PixelStore store;
     bool on_device;
 };
 

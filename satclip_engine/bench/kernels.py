@@ -192,7 +192,7 @@ def _pack_tiles(case: RasterKernelCase, pixels: np.ndarray, isa: str | None) -> 
                 inverse_scale=inverse_scale,
                 offset=offset,
                 clipped=np.zeros(case.bands, np.int64),
-                excess=np.zeros(case.bands, np.float32),
+                overshoot=np.zeros(case.bands, np.float32),
                 valid=np.zeros(len(tiles), np.int64),
                 isa=isa,
             )

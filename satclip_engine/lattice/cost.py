@@ -120,7 +120,7 @@ def _measure(network: Prepared) -> Rates:
         points=len(places) / _best(lambda: network.encode(places, threads=1)),
         grid=lat.size * lon.size / _best(lambda: network.encode_grid(lat, lon, threads=1)),
         resample=rows.size * columns.size / _best(lambda: _C.resample(window, rows, columns, pixels)),
-        gather=single.shape[1] / _best(lambda: _C.resample_places(window, single[0], single[1], found)),
+        gather=single.shape[1] / _best(lambda: _C.resample_points(window, single[0], single[1], found)),
     )
 
 

@@ -353,7 +353,7 @@ def _stencils(network: Prepared, zone: Zone, places: np.ndarray, threads: int) -
     out = np.empty((len(places), lattice.shape[2]), np.float32)
     # Each place has a lattice of its own, one below the other.
     at = np.arange(len(places)) * order + order // 2 - 1 + (row - np.floor(row))
-    _C.resample_places(
+    _C.resample_points(
         lattice, at, order // 2 - 1 + (column - np.floor(column)), out, order=order, threads=threads
     )
     return out

@@ -239,7 +239,7 @@ class PreparedLattice:
         index: np.ndarray,
         how: _How,
     ) -> None:
-        _C.resample_places(
+        _C.resample_points(
             self.nodes.window(zone, rows, columns, how.threads, how.check),
             row - rows.start,
             column - columns.start,

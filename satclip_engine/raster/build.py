@@ -268,7 +268,7 @@ class Worker:
             inverse_scale=self._inverse_scale,
             offset=self._offset,
             clipped=tally.clipped,
-            excess=tally.excess,
+            overshoot=tally.excess,
             valid=canvas.valid,
         )
         tally.valid += int(canvas.valid.sum()) - before

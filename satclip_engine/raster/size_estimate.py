@@ -73,7 +73,7 @@ def _bytes_per_pixel(
             inverse_scale=quantiser.inverse_scale if integer else None,
             offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
             clipped=tally.clipped,
-            excess=tally.excess,
+            overshoot=tally.excess,
             valid=np.zeros(1, np.int64),
         )
         spent += sum(len(compress(tile)) for tile in tiles[0])

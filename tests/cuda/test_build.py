@@ -58,15 +58,15 @@ def test_what_stands_for_the_kernels_throws_one_sentence(tmp_path):
     built = tmp_path / "absent"
     source = ROOT / "csrc/cuda/absent.cpp"
     subprocess.run([compiler, "-std=c++17", f"-I{ROOT / 'csrc'}", program, source, "-o", built], check=True)
-    said = subprocess.run([built], capture_output=True, text=True, check=True).stdout
-    assert said.count("\n") == 1
-    assert SENTENCE in said
-    assert "SATCLIP_CUDA=on" in said
+    output = subprocess.run([built], capture_output=True, text=True, check=True).stdout
+    assert output.count("\n") == 1
+    assert SENTENCE in output
+    assert "SATCLIP_CUDA=on" in output
 
 
 @pytest.fixture
 def configured(tmp_path):
-    """configured(*options) → what CMake said when it was asked for a build, and how it ended."""
+    """configured(*options) → CMake's output when it configures a build, and its exit code."""
     cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     pybind11 = pytest.importorskip("pybind11")
     if cmake is None or ninja is None:
@@ -74,11 +74,11 @@ def configured(tmp_path):
 
     def configure(*options: str) -> tuple[str, int]:
         folder = f"-B{tmp_path / 'build'}"
-        found = f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}"
-        shutil.rmtree(tmp_path / "build", ignore_errors=True)  # what one found is no longer so for the next
-        command = [cmake, f"-S{ROOT}", folder, "-GNinja", found, *options]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return " ".join((done.stdout + done.stderr).split()), done.returncode  # CMake breaks lines
+        pybind11_folder = f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}"
+        shutil.rmtree(tmp_path / "build", ignore_errors=True)  # a cached compiler would not be searched again
+        command = [cmake, f"-S{ROOT}", folder, "-GNinja", pybind11_folder, *options]
+        process = subprocess.run(command, capture_output=True, text=True)
+        return " ".join((process.stdout + process.stderr).split()), process.returncode  # CMake breaks lines
 
     return configure
 
@@ -102,23 +102,23 @@ def test_insisting_on_cuda_fails_with_the_reason_why_there_is_none(configured, t
         (nvcc_that(tmp_path, "11.8", 0), "is of CUDA 11.8, which is too old"),
         (nvcc_that(tmp_path, "12.4", 1), "cannot compile here, perhaps because of its host compiler"),
     ]:
-        said, code = configured("-DSATCLIP_CUDA=ON", option)
+        output, code = configured("-DSATCLIP_CUDA=ON", option)
         assert code != 0
-        assert reason in said
+        assert reason in output
 
 
 def test_where_nvcc_cannot_compile_cuda_is_left_out_with_the_reason(configured, tmp_path):
-    said, code = configured(nvcc_that(tmp_path, "12.4", 1))
+    output, code = configured(nvcc_that(tmp_path, "12.4", 1))
     assert code == 0
-    assert "CUDA kernels: left out, nvcc at" in said
-    assert "CUDAHOSTCXX names another one" in said
+    assert "CUDA kernels: left out, nvcc at" in output
+    assert "CUDAHOSTCXX names another one" in output
     assert "CUDAHOSTCXX" in (tmp_path / "build/build.ninja").read_text(), "and the module says so"
 
 
 def test_a_misspelt_wish_for_cuda_is_refused(configured):
-    said, code = configured("-DSATCLIP_CUDA=of", "-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    output, code = configured("-DSATCLIP_CUDA=of", "-DCMAKE_CUDA_COMPILER=NOTFOUND")
     assert code != 0
-    assert "SATCLIP_CUDA must be auto, on or off, not 'of'" in said
+    assert "SATCLIP_CUDA must be auto, on or off, not 'of'" in output
 
 
 def test_no_kernel_spills_a_register():
@@ -128,7 +128,7 @@ def test_no_kernel_spills_a_register():
     if tool is None:
         pytest.skip("needs cuobjdump")
     rows = cuda_resources.resources(Path(_C.__file__), tool)
-    assert {"ColumnWaves", "RowPanels", "EncodePixels<Exact, false>", "Resample<8, 4>"} <= {
+    assert {"FourierBasis", "RowCoefficients", "EncodePixels<Exact, false>", "Resample<8, 4>"} <= {
         row.kernel for row in rows
     }
     for row in rows:

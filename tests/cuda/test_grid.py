@@ -76,22 +76,22 @@ def test_no_result_depends_on_the_order_of_threads_or_on_how_rows_are_copied_bac
         expected = run(layers, precision, lat, lon)
         row = expected[0].nbytes
         for pieces in (1, row, 2 * row + 1):
-            found = run(layers, precision, lat, lon, backwards=True, piece_bytes=pieces)
-            assert np.array_equal(found, expected)
+            result = run(layers, precision, lat, lon, backwards=True, piece_bytes=pieces)
+            assert np.array_equal(result, expected)
 
 
 def test_not_finite_coordinates_give_nan_and_leave_the_others_alone():
     layers = network(9, (40, 24, 5))
     lat, lon = np.array([10.0, np.nan, -20.0, np.inf]), np.array([5.0, np.nan, 6.0, -np.inf, 7.0])
     for precision in TOLERANCE:
-        found = run(layers, precision, lat, lon)
-        assert np.isnan(found[[1, 3]]).all()
-        assert np.isnan(found[:, [1, 3]]).all()
-        rest = np.ix_([0, 2], [0, 2, 4])
-        assert np.array_equal(found[rest], run(layers, precision, lat[[0, 2]], lon[[0, 2, 4]]))
+        result = run(layers, precision, lat, lon)
+        assert np.isnan(result[[1, 3]]).all()
+        assert np.isnan(result[:, [1, 3]]).all()
+        finite = np.ix_([0, 2], [0, 2, 4])
+        assert np.array_equal(result[finite], run(layers, precision, lat[[0, 2]], lon[[0, 2, 4]]))
 
 
-def test_a_pole_is_one_place_and_the_date_line_one_meridian():
+def test_a_pole_is_one_point_and_the_date_line_one_meridian():
     layers = network(12, (40, 24, 5))
     poles = run(layers, "exact", [-90.0, 90.0], LONGITUDES)
     assert (poles == poles[:, :1]).all()
@@ -110,8 +110,8 @@ def test_codes_equal_quantising_the_floats(dtype, bands):
     offset = np.linspace(-0.1, 0.1, bands).astype(np.float32)
     codes = np.clip((floats - offset) * inverse_scale, -limit, limit)
     expected = np.where(np.isnan(floats), missing, np.rint(codes)).astype(dtype)
-    found = run(layers, "exact", lat, lon, np.empty(floats.shape, dtype), quantise=(inverse_scale, offset))
-    assert np.array_equal(found, expected)
+    result = run(layers, "exact", lat, lon, np.empty(floats.shape, dtype), quantise=(inverse_scale, offset))
+    assert np.array_equal(result, expected)
     assert (np.abs(expected[1:].astype(int)) == limit).any()
 
 

@@ -17,9 +17,9 @@ def resampled(out) -> None:
 
 
 def on_a_gpu(**changes):
-    """What shows a float32 array (1, 1, 2) by __cuda_array_interface__."""
-    shown = {"shape": (1, 1, 2), "typestr": "<f4", "data": (256, False), "version": 3, "stream": None}
-    return types.SimpleNamespace(__cuda_array_interface__=shown | changes)
+    """An object with the __cuda_array_interface__ of a float32 array (1, 1, 2)."""
+    interface = {"shape": (1, 1, 2), "typestr": "<f4", "data": (256, False), "version": 3, "stream": None}
+    return types.SimpleNamespace(__cuda_array_interface__=interface | changes)
 
 
 def test_items_without_bytes_are_refused_by_their_type():
@@ -35,6 +35,6 @@ def test_what_the_array_interface_forbids_is_refused():
 
 
 def test_a_pointer_that_no_driver_knows_is_no_array_on_a_gpu():
-    said = "cudaPointerGetAttributes|no CUDA kernels|is not memory of a CUDA device"
-    with pytest.raises((RuntimeError, ValueError), match=said):
+    message = "cudaPointerGetAttributes|no CUDA kernels|is not memory of a CUDA device"
+    with pytest.raises((RuntimeError, ValueError), match=message):
         resampled(on_a_gpu())

@@ -146,10 +146,10 @@ def test_reach_is_just_what_stencils_need(order, ticks):
     reach = Zone(-90, 90, 180, 360, order).reach(positions.min(), positions.max())
     lattice, out = np.zeros((len(reach), order, 1), np.float32), np.empty((positions.size, 1), np.float32)
     middle = np.full(positions.size, order // 2 - 1.0)
-    _C.resample_places(lattice, positions - reach.start, middle, out, order=order)
+    _C.resample_points(lattice, positions - reach.start, middle, out, order=order)
     for less, start in ((lattice[1:], reach.start + 1), (lattice[:-1], reach.start)):
         with pytest.raises(ValueError, match="needs"):
-            _C.resample_places(less, positions - start, middle, out, order=order)
+            _C.resample_points(less, positions - start, middle, out, order=order)
 
 
 @RELAXED

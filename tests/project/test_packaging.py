@@ -65,7 +65,13 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_source_distribution_holds_what_the_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for needed in ("CMakeLists.txt", "csrc/satclip.h", "csrc/cpu/gemm.h", "kernels/__init__.py", "LICENSE"):
+    for needed in (
+        "CMakeLists.txt",
+        "csrc/satclip.h",
+        "csrc/cpu/isa/gemm.h",
+        "kernels/__init__.py",
+        "LICENSE",
+    ):
         assert needed in names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 

@@ -65,7 +65,7 @@ def packed(
         inverse_scale=quantiser.inverse_scale if integer else None,
         offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
         clipped=tally.clipped,
-        excess=tally.excess,
+        overshoot=tally.excess,
         valid=valid,
         isa=isa,
     )
@@ -182,7 +182,7 @@ def test_the_binding_refuses_arrays_that_do_not_fit(change, message):
         "inverse_scale": ones,
         "offset": zeros,
         "clipped": np.zeros(3, np.int64),
-        "excess": zeros.copy(),
+        "overshoot": zeros.copy(),
         "valid": np.zeros(1, np.int64),
     }
     with pytest.raises(ValueError, match=message):
