@@ -8,11 +8,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from satclip_engine import contrast_reference  # noqa: E402
-from satclip_engine.kernels import loss, loss_gradients, loss_shapes, loss_sums  # noqa: E402
+from satclip_engine.kernels import loss  # noqa: E402
+from satclip_engine.kernels.contrastive import log_sum_exps, loss_gradients, partition  # noqa: E402
 from satclip_engine.kernels.launch import recording  # noqa: E402
 
 # The interpreter is numpy, which warns of what NaN and empty sums come from.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # a's rows, b's rows, E, column of the first row's partner. Interpreted blocks are 32 rows and 128 elements.
 SHAPES = {
@@ -218,12 +219,12 @@ def test_shares_of_the_rows_add_up_to_all():
 
 
 def test_more_blocks_of_rows_than_a_stripe_are_folded_twice(monkeypatch):
-    monkeypatch.setattr(loss_sums, "STRIPE", 2)
+    monkeypatch.setattr(log_sum_exps, "STRIPE_BLOCKS", 2)
     compare(*pairs(150, 160, 5), 14.3, 10)
 
 
-def test_gradients_add_up_over_stretches_of_the_other_rows(monkeypatch):
-    monkeypatch.setattr(loss_gradients, "STRETCH", 64)
+def test_gradients_add_up_over_chunks_of_the_other_rows(monkeypatch):
+    monkeypatch.setattr(loss_gradients, "CHUNK_ROWS", 64)
     compare(*pairs(70, 150, 5), 14.0, 20)
 
 
@@ -270,7 +271,7 @@ def test_nothing_in_memory_grows_with_the_pairs(capability):
 def test_parts_cover_everything_and_keep_the_processors_busy(blocks, others):
     x = torch.empty(0, device="meta")
     with recording("sm_90"):
-        parts, share = loss_shapes.splits(blocks, others, 32, x)
+        parts, share = partition.splits(blocks, others, 32, x)
     assert (parts - 1) * share < others <= parts * share
     assert share % 32 == 0
     if others == 8192:
