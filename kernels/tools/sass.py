@@ -1,4 +1,4 @@
-"""SASS instructions of a compiled kernel, as cuobjdump lists them.
+"""SASS instructions of compiled kernels, as nvdisasm and cuobjdump list them.
 
 What counts is the main loop: the innermost one with the most tensor-core instructions, or the longest one
 where there are none. A backward branch ends a loop that begins at its target.
@@ -7,9 +7,12 @@ where there are none. A backward branch ends a loop that begins at its target.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
 _BRANCHES = ("BRA", "BRX", "JMP")
@@ -115,10 +118,26 @@ def _innermost(loops: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def parse(text: str) -> Program:
-    """Parse the output of `cuobjdump -sass`, without the padding behind the last instruction."""
+    """Parse the listing of a kernel, without the padding behind the last instruction."""
+    return _program(_LINE.findall(text), 0)
+
+
+def parse_joined(text: str, sizes: Sequence[int]) -> list[Program]:
+    """Parse the listing of kernels one behind the other, of `sizes` bytes; addresses of each start at 0."""
+    lines = _LINE.findall(text)
+    addresses = [int(address, 16) for address, _, _ in lines]
+    starts = list(accumulate(sizes, initial=0))
+    bounds = [bisect_left(addresses, start) for start in starts]
+    return [
+        _program(lines[first:last], start)
+        for start, (first, last) in zip(starts, pairwise(bounds), strict=False)
+    ]
+
+
+def _program(lines: Sequence[tuple[str, str, str]], start: int) -> Program:
     instructions = [
-        Instruction(int(address, 16), name, operands.strip(), _target(name, operands))
-        for address, name, operands in _LINE.findall(text)
+        Instruction(int(address, 16) - start, name, operands.strip(), _target(name, operands, start))
+        for address, name, operands in lines
     ]
     while instructions and _is_padding(instructions[-1]):
         instructions.pop()
@@ -129,6 +148,6 @@ def _is_padding(instruction: Instruction) -> bool:
     return instruction.base == "NOP" or instruction.target == instruction.address
 
 
-def _target(name: str, operands: str) -> int | None:
+def _target(name: str, operands: str, start: int) -> int | None:
     addresses = re.findall(r"0x([0-9a-f]+)", operands)
-    return int(addresses[-1], 16) if addresses and name.split(".")[0] in _BRANCHES else None
+    return int(addresses[-1], 16) - start if addresses and name.split(".")[0] in _BRANCHES else None
