@@ -49,7 +49,7 @@ def _first_layer(
     a,  # [steps · LANES] and so on, see Schedule
     c,
     sequence,
-    weight,  # [2, outputs, steps · LANES] high and low halves, in the order of the schedule
+    weight,  # [2, outputs, steps · LANES] high and low parts, in the order of the schedule
     weight_largest,  # [outputs] of them
     bias,  # [outputs]
     out,  # [count, outputs], or None
@@ -118,7 +118,7 @@ def forward(
     but for dropout, which goes by its row.
     """
     if dropout and not keep:
-        raise ValueError("dropout goes by the row of a batch, which is cut where nothing is kept")
+        raise ValueError("dropout needs keep=True: it goes by the row of a batch, which is cut otherwise")
     count, widths = len(lonlat), [len(weight) for weight in weights[:-1]]
     network = _ScheduledNetwork(weights, biases, precision)
     out = weights[0].new_empty(count, len(weights[-1]))
@@ -171,7 +171,7 @@ class _ScheduledNetwork:
         """Allocate memory for the hidden layers' sines.
 
         In 16 bits they are half of what they come from, and every block of the next layer's units would take
-        them anew; in float32, where pre-activations are kept, that costs less than writing both.
+        them anew; in float32, where pre-activations are saved, that costs less than writing both.
         """
         half = self.precision == "fast"
         if keep and not half:

@@ -40,7 +40,7 @@ class Schedule:
 
 @functools.lru_cache(maxsize=32)  # sent once: a copy from the host's memory waits for all that was started
 def schedule(degrees: int, lanes: int, device: torch.device) -> Schedule:
-    """Schedule of the sequences of L degrees on so many lanes, in as few steps as the packing finds."""
+    """Lay the sequences of L degrees on so many lanes, in as few steps as the packing finds."""
     steps, table = _table(degrees, lanes)
     a, c, sequence, column = (torch.from_numpy(values).to(device) for values in table)
     return Schedule(steps, lanes, a, c, sequence, column)

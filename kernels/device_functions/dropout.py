@@ -1,6 +1,6 @@
 """Dropout inside kernels: Philox4x32-10 of (row, unit, layer) under the seed, as the reference draws it.
 
-A dropped pre-activation is kept as −0, which no other one is, so backward need not draw again.
+A dropped pre-activation is saved as −0, which no other one is, so backward need not draw again.
 """
 
 import triton

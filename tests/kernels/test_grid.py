@@ -129,11 +129,11 @@ def test_longitude_is_periodic_and_without_effect_at_the_poles(precision: str) -
 def test_what_is_not_finite_gives_nan_and_leaves_its_neighbours_alone(precision: str) -> None:
     prepared = prepare(network(4, (20, 12, 9)), precision)
     lat, lon = np.array([np.nan, 10.0, np.inf]), np.array([5.0, np.nan, -5.0, np.inf])
-    found = encoded(prepared, lat, lon)
+    values = encoded(prepared, lat, lon)
     finite = encoded(prepared, lat[1:2], lon[[0, 2]])
-    assert np.isnan(found[[0, 2]]).all()
-    assert np.isnan(found[1, [1, 3]]).all()
-    assert np.array_equal(found[1:2, [0, 2]], finite)
+    assert np.isnan(values[[0, 2]]).all()
+    assert np.isnan(values[1, [1, 3]]).all()
+    assert np.array_equal(values[1:2, [0, 2]], finite)
     assert (encoded(prepared, lat, lon, quantise=codes("int8", 9))[0] == -128).all()
 
 
@@ -156,11 +156,11 @@ def test_codes_are_those_of_the_values(precision: str, dtype: str) -> None:
     limit = torch.iinfo(how.torch_dtype).max
     values = encode_grid(prepared, torch.tensor(LATITUDES), torch.tensor(COLUMNS))
     expected = torch.round((values - how.offset) * how.inverse_scale).clamp(-limit, limit)
-    found = encoded(prepared, LATITUDES, COLUMNS, quantise=how)
-    assert found.dtype == np.dtype(dtype)
-    assert np.array_equal(found, expected.numpy())
-    assert (np.abs(found) == limit).any()
-    assert (np.abs(found) < limit).any()
+    stored = encoded(prepared, LATITUDES, COLUMNS, quantise=how)
+    assert stored.dtype == np.dtype(dtype)
+    assert np.array_equal(stored, expected.numpy())
+    assert (np.abs(stored) == limit).any()
+    assert (np.abs(stored) < limit).any()
 
 
 @pytest.mark.parametrize("quantise", [None, codes("int16", 9)])
