@@ -1,12 +1,12 @@
-"""Dense layers on sines: values, and the two products of their gradients.
+"""Dense layers on sines: values, input gradient (VJP) and weight gradient.
 
     dense(z, weight, bias, sine=True)      # weight · sin(z) + bias, (N, K) -> (N, M)
-    pull_back(dz, weight, z)               # cos(z) ⊙ (weightᵀ · dz), (N, M) -> (N, K)
-    outer(dz, z, sine=True)                # Σ_n dz_n ⊗ sin(z_n), (N, M), (N, K) -> (M, K)
+    input_gradient(dz, weight, z)          # cos(z) ⊙ (weightᵀ · dz), (N, M) -> (N, K)
+    weight_gradient(dz, z, sine=True)      # Σ_n dz_n ⊗ sin(z_n), (N, M), (N, K) -> (M, K)
 
 Sines and cosines are made while operands and results are in registers; memory holds pre-activations only.
-precision: "exact" multiplies float32 as pairs of halves (halves.py); "fast" rounds operands to 16 bits. Sums
-are float32.
+precision: "exact" multiplies float32 as pairs of float16 (device_functions/split_fp16.py); "fast" rounds
+operands to 16 bits. Sums are float32.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from satclip_engine.kernels import dropout as masks
-from satclip_engine.kernels.halves import PASSES, added, down, halves, largest, split, up
-from satclip_engine.kernels.launch import Work, cdiv, config, interpreted, launch
-from satclip_engine.kernels.sine import cosine, sine
+from satclip_engine.kernels.device_functions.dropout import UNSPECIALISED, apply_dropout, saved_factors
+from satclip_engine.kernels.device_functions.sine import cosine, sine
+from satclip_engine.kernels.device_functions.split_fp16 import (
+    PASSES,
+    scale_up,
+    split,
+    split_dot_accumulate,
+    unscale,
+)
+from satclip_engine.kernels.launch import Work, cdiv, interpreted, launch, select_config
+from satclip_engine.kernels.split_operands import largest, split_rows
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Dropout of one hidden layer; of nothing by default."""
+class LayerDropout:
+    """Dropout of one hidden layer; none by default."""
 
     probability: float = 0.0
     seed: int = 0
@@ -40,17 +47,17 @@ class Dropout:
 
     @property
     def arguments(self) -> dict[str, float | int]:
-        """What kernels take of it."""
+        """Arguments of kernels with dropout."""
         threshold = math.floor(self.probability * 2**32)
         return {"threshold": threshold, "scale": self.scale, "seed": self.seed, "layer": self.layer}
 
 
-NO_DROPOUT = Dropout()
+NO_DROPOUT = LayerDropout()
 INTERPRETED = tl.constexpr(interpreted())
 
 
 @triton.jit
-def _rounded(a, b, sums, HALF: tl.constexpr):
+def _half_dot(a, b, sums, HALF: tl.constexpr):
     """sums + a · b, both rounded to 16 bits."""
     if INTERPRETED:  # its dot does not know bfloat16; products of 16 bits are exact in float32
         sums = tl.dot(a.to(HALF).to(tl.float32), b.to(HALF).to(tl.float32), sums)
@@ -59,11 +66,11 @@ def _rounded(a, b, sums, HALF: tl.constexpr):
     return sums
 
 
-@triton.jit(do_not_specialize=masks.ARGUMENTS)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _dense(
     a,  # [count, inputs]
-    weight,  # [outputs, inputs] in 16 bits, by its strides; or high and low halves, `plane` apart
-    weight_largest,  # [outputs] of the halves, or None
+    weight,  # [outputs, inputs] in 16 bits, by its strides; or split in high and low, `plane` apart
+    weight_largest,  # [outputs] of the split weight, or None
     bias,  # [outputs] or None
     z,  # [count, outputs] pre-activations whose cosines multiply the result, or None
     out,  # [count, outputs], or None
@@ -97,12 +104,12 @@ def _dense(
     units = column * BLOCK_M + tl.arange(0, BLOCK_M)
     in_rows, in_units = rows < count, units < outputs
     size = tl.full((BLOCK_N,), 0.0, tl.float32)
-    if SCALED:  # places differ in the size of their gradients
+    if SCALED:  # points differ in the size of their gradients
         for start in range(0, inputs, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             mask = in_rows[:, None] & (k < inputs)[None, :]
-            of_a = tl.abs(tl.load(a + rows[:, None] * a_stride + k[None, :], mask, 0.0))
-            size = tl.maximum(size, tl.max(tl.where(of_a < float("inf"), of_a, 0.0), 1))
+            a_size = tl.abs(tl.load(a + rows[:, None] * a_stride + k[None, :], mask, 0.0))
+            size = tl.maximum(size, tl.max(tl.where(a_size < float("inf"), a_size, 0.0), 1))
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -110,41 +117,41 @@ def _dense(
         left = tl.load(a + rows[:, None] * a_stride + k[None, :], in_rows[:, None] & in_k[None, :], 0.0)
         if SINE:
             left = sine(left)
-        at = units[None, :] * weight_stride_out + k[:, None] * weight_stride_in
+        offsets = units[None, :] * weight_stride_out + k[:, None] * weight_stride_in
         mask = in_k[:, None] & in_units[None, :]
-        right = tl.load(weight + at, mask, 0.0)
+        right = tl.load(weight + offsets, mask, 0.0)
         if HALF is None:
             if SCALED:
-                left *= up(size)[:, None]
+                left *= scale_up(size)[:, None]
             high, low = split(left)
-            sums = added(high, low, right, tl.load(weight + plane + at, mask, 0.0), sums)
+            sums = split_dot_accumulate(high, low, right, tl.load(weight + plane + offsets, mask, 0.0), sums)
         else:
-            sums = _rounded(left, right, sums, HALF)
+            sums = _half_dot(left, right, sums, HALF)
     if HALF is None:
-        sums *= down(tl.load(weight_largest + units, in_units, 0.0))[None, :]
+        sums *= unscale(tl.load(weight_largest + units, in_units, 0.0))[None, :]
     if SCALED:
-        sums *= down(size)[:, None]
+        sums *= unscale(size)[:, None]
     mask = in_rows[:, None] & in_units[None, :]
     if bias is not None:
         sums += tl.load(bias + units, in_units, 0.0)[None, :]
     if DROPOUT and z is None:
-        sums = masks.dropped(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
+        sums = apply_dropout(sums, rows, units, layer, seed, threshold, scale, BLOCK_M)
     if z is not None:
         inner = tl.load(z + rows[:, None] * z_stride + units[None, :], mask, 0.0)
         sums *= cosine(inner)
         if DROPOUT:
-            sums *= masks.kept(inner, scale)
-    stored(sums, rows, units, mask, out, out_stride, activated, activated_stride)
+            sums *= saved_factors(inner, scale)
+    store_layer(sums, rows, units, mask, out, out_stride, activated, activated_stride)
 
 
 @triton.jit
-def stored(z, rows, units, mask, out, out_stride, activated, activated_stride):
-    """Store pre-activations, their sines, or both: where the pointers are not None."""
+def store_layer(z, rows, units, mask, out, out_stride, activated, activated_stride):
+    """Store pre-activations where `out` is not None, their sines where `activated` is not None."""
     if out is not None:
         tl.store(out + rows[:, None] * out_stride + units[None, :], z, mask)
     if activated is not None:
-        at = activated + rows[:, None] * activated_stride + units[None, :]
-        tl.store(at, sine(z).to(activated.dtype.element_ty), mask)
+        pointers = activated + rows[:, None] * activated_stride + units[None, :]
+        tl.store(pointers, sine(z).to(activated.dtype.element_ty), mask)
 
 
 def dense(
@@ -153,12 +160,12 @@ def dense(
     bias: Tensor | None = None,
     *,
     sine: bool = True,
-    dropout: Dropout = NO_DROPOUT,
+    dropout: LayerDropout = NO_DROPOUT,
     precision: str = "exact",
     out: Tensor | None = None,
     activated: Tensor | None = None,
 ) -> Tensor | None:
-    """weight · sin(a) + bias, or weight · a + bias, dropped out: (N, K), (M, K), (M,) -> (N, M) float32.
+    """Compute weight · sin(a) + bias, or · a, then dropout: (N, K), (M, K), (M,) -> (N, M) float32.
 
     a: float32, or float16 for "fast"; rows of a, out and activated are contiguous. activated: filled with
     the result's sines, in float32 or float16; then the result itself goes only to an `out` that is given.
@@ -166,52 +173,54 @@ def dense(
     """
     if out is None and activated is None:
         out = torch.empty(len(a), len(weight), dtype=torch.float32, device=a.device)
-    _layer("dense", a, weight, bias, None, sine, dropout, half_type(precision, torch.float16), out, activated)
+    _launch_dense(
+        "dense", a, weight, bias, None, sine, dropout, half_type(precision, torch.float16), out, activated
+    )
     return out
 
 
-def pull_back(
+def input_gradient(
     dz: Tensor,
     weight: Tensor,
     z: Tensor,
     *,
-    dropout: Dropout = NO_DROPOUT,
+    dropout: LayerDropout = NO_DROPOUT,
     precision: str = "exact",
 ) -> Tensor:
     """Gradient of the pre-activations z below a layer: (N, M), (M, K), (N, K) -> (N, K) float32.
 
-    z: as kept by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
+    z: as saved by forward, dropped ones −0. "fast" takes bfloat16, whose range gradients need.
     """
     half = half_type(precision, torch.bfloat16)
     out = torch.empty(z.shape, dtype=torch.float32, device=z.device)
-    _layer("pull_back", dz, weight.T, None, z, False, dropout, half, out, None)
+    _launch_dense("input_gradient", dz, weight.T, None, z, False, dropout, half, out, None)
     return out
 
 
-def _layer(
+def _launch_dense(
     name: str,
     a: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     z: Tensor | None,
     sine: bool,
-    dropout: Dropout,
+    dropout: LayerDropout,
     half: torch.dtype | None,
     out: Tensor | None,
     activated: Tensor | None,
 ) -> None:
     (count, inputs), outputs = a.shape, len(weight)
-    shape = config(name if half is None else f"{name}_fast", a.device, inputs, outputs)
-    pair = halves(weight) if half is None else None
-    right = weight.to(half) if pair is None else pair.values[0]
+    config = select_config(name if half is None else f"{name}_fast", a.device, inputs, outputs)
+    weight_split = split_rows(weight) if half is None else None
+    right = weight.to(half) if weight_split is None else weight_split.values[0]
     launch(
         _dense,
-        (cdiv(count, shape["BLOCK_N"]) * cdiv(outputs, shape["BLOCK_M"]),),
-        shape,
-        _work(count * inputs * outputs, half, moved(a, weight, z, out, activated)),
+        (cdiv(count, config["BLOCK_N"]) * cdiv(outputs, config["BLOCK_M"]),),
+        config,
+        _work(count * inputs * outputs, half, tensor_bytes(a, weight, z, out, activated)),
         a=a,
         weight=right,
-        weight_largest=None if pair is None else pair.largest,
+        weight_largest=None if weight_split is None else weight_split.largest,
         bias=bias,
         z=z,
         out=out,
@@ -229,7 +238,7 @@ def _layer(
         SINE=sine,
         SCALED=half is None and z is not None,
         DROPOUT=dropout.probability > 0,
-        HALF=half and HALVES[half],
+        HALF=half and TRITON_DTYPES[half],
         **dropout.arguments,
     )
 
@@ -239,13 +248,13 @@ def row_stride(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.stride(0)
 
 
-def moved(*tensors: Tensor | None) -> int:
-    """Bytes of tensors that are moved once."""
+def tensor_bytes(*tensors: Tensor | None) -> int:
+    """Sum the bytes of tensors; None has none."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 @triton.jit
-def _outer(
+def _weight_gradient(
     dz,  # [count, outputs]
     dz_largest,  # its largest element, or None in 16 bits
     z,  # [count, inputs], by its strides
@@ -266,10 +275,10 @@ def _outer(
 ):
     units = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    part = tl.program_id(2)
+    split_index = tl.program_id(2)
     in_units, in_k = units < outputs, k < inputs
     sums = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    first = part * share
+    first = split_index * share
     for start in range(first, tl.minimum(first + share, count), BLOCK_N):
         rows = start + tl.arange(0, BLOCK_N).to(tl.int64)
         in_rows = rows < count
@@ -284,26 +293,26 @@ def _outer(
         if SINE:
             right = sine(right)
         if HALF is None:
-            left_high, left_low = split(left * up(tl.load(dz_largest)))
+            left_high, left_low = split(left * scale_up(tl.load(dz_largest)))
             right_high, right_low = split(right)
-            sums = added(left_high, left_low, right_high, right_low, sums)
+            sums = split_dot_accumulate(left_high, left_low, right_high, right_low, sums)
         else:
-            sums = _rounded(left, right, sums, HALF)
+            sums = _half_dot(left, right, sums, HALF)
     if HALF is None:
-        sums *= down(tl.load(dz_largest))
+        sums *= unscale(tl.load(dz_largest))
     mask = in_units[:, None] & in_k[None, :]
-    at = units[:, None].to(tl.int64) * inputs + k[None, :]
+    offsets = units[:, None].to(tl.int64) * inputs + k[None, :]
     if ATOMIC:
-        tl.atomic_add(partial + at, sums, mask, sem="relaxed")
+        tl.atomic_add(partial + offsets, sums, mask, sem="relaxed")
     else:
-        at += part.to(tl.int64) * outputs * inputs
-        tl.store(partial + at, sums + tl.load(partial + at, mask, 0.0), mask)
+        offsets += split_index.to(tl.int64) * outputs * inputs
+        tl.store(partial + offsets, sums + tl.load(partial + offsets, mask, 0.0), mask)
 
 
-class Outer:
+class WeightGradient:
     """Σ_n dz_n ⊗ h_n over batches that are added one after the other: a weight's gradient, (M, K) float32.
 
-    The sum over places is split, so that small weights fill the GPU. deterministic: every split adds up in
+    The sum over points is split, so that small weights fill the GPU. deterministic: every split adds up in
     memory of its own and these are added in order, the same bits every time; otherwise by atomic additions,
     in a `splits`-th of the memory. strides: of what will be added, as far as known.
     """
@@ -319,23 +328,27 @@ class Outer:
         strides: Sequence[int] = (),
     ) -> None:
         self._half, self._atomic = half, not deterministic
-        self._shape = config(
-            "outer" if half is None else "outer_fast", like.device, outputs, inputs, *strides
+        self._config = select_config(
+            "weight_gradient" if half is None else "weight_gradient_fast",
+            like.device,
+            outputs,
+            inputs,
+            *strides,
         )
-        self._tiles = cdiv(outputs, self._shape["BLOCK_M"]), cdiv(inputs, self._shape["BLOCK_K"])
-        self._splits = max(1, PROGRAMS // (self._tiles[0] * self._tiles[1]))
+        self._tiles = cdiv(outputs, self._config["BLOCK_M"]), cdiv(inputs, self._config["BLOCK_K"])
+        self._splits = max(1, SPLIT_PROGRAMS // (self._tiles[0] * self._tiles[1]))
         self._partial = like.new_zeros(1 if self._atomic else self._splits, outputs, inputs)
 
     def add(self, dz: Tensor, h: Tensor, *, sine: bool) -> None:
-        """dz (n, M), contiguous; h (n, K) of any strides, as it is, of order one, or by its sines."""
+        """Add Σ_n dz_n ⊗ h_n: dz (n, M) contiguous, h (n, K) of any strides, of order one, or its sines."""
         count, (_, outputs, inputs) = len(dz), self._partial.shape
-        block = self._shape["BLOCK_N"]
+        block = self._config["BLOCK_N"]
         share = max(1, cdiv(cdiv(count, self._splits), block)) * block
         launch(
-            _outer,
+            _weight_gradient,
             (*self._tiles, cdiv(count, share)),
-            self._shape,
-            _work(count * outputs * inputs, self._half, moved(dz, h) + 4 * outputs * inputs),
+            self._config,
+            _work(count * outputs * inputs, self._half, tensor_bytes(dz, h) + 4 * outputs * inputs),
             dz=dz,
             dz_largest=largest(dz) if self._half is None else None,
             z=h,
@@ -349,31 +362,33 @@ class Outer:
             share=share,
             SINE=sine,
             ATOMIC=self._atomic,
-            HALF=self._half and HALVES[self._half],
+            HALF=self._half and TRITON_DTYPES[self._half],
         )
 
     def total(self) -> Tensor:
-        """(M, K)"""
+        """Sum of what was added, (M, K)."""
         return self._partial.sum(0)
 
 
-PROGRAMS = 264  # that a split sum makes: two for each of the 132 processors of an H100
-HALVES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+SPLIT_PROGRAMS = 264  # that a split sum makes: two for each of the 132 processors of an H100
+TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def outer(
+def weight_gradient(
     dz: Tensor, z: Tensor, *, sine: bool, precision: str = "exact", deterministic: bool = True
 ) -> Tensor:
-    """Σ_n dz_n ⊗ sin(z_n), or ⊗ z_n: (N, M), (N, K) -> (M, K) float32. "fast" takes bfloat16."""
+    """Sum dz_n ⊗ sin(z_n), or dz_n ⊗ z_n, over n: (N, M), (N, K) -> (M, K) float32. "fast" takes bfloat16."""
     half = half_type(precision, torch.bfloat16)
     strides = (dz.stride(0), *z.stride())
-    total = Outer(dz.shape[1], z.shape[1], dz, half=half, deterministic=deterministic, strides=strides)
-    total.add(dz, z, sine=sine)
-    return total.total()
+    gradient = WeightGradient(
+        dz.shape[1], z.shape[1], dz, half=half, deterministic=deterministic, strides=strides
+    )
+    gradient.add(dz, z, sine=sine)
+    return gradient.total()
 
 
 def half_type(precision: str, dtype: torch.dtype) -> torch.dtype | None:
-    """The 16-bit type of "fast", None for "exact"."""
+    """16-bit type of operands for "fast", None for "exact"."""
     return {"exact": None, "fast": dtype}[precision]
 
 

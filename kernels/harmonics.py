@@ -1,7 +1,7 @@
-"""Real spherical harmonics of places, one by one: the basis that encode.py never has in memory as a whole.
+"""Real spherical harmonics of points in memory: the basis that encode.py makes in registers.
 
 harmonics(lonlat, 40)                       # (N, 2) float64 -> (N, 1600) float64, column l² + l + m
-columns(lonlat, 40, dtype=torch.float32)    # the same as (1600, N)
+harmonic_columns(lonlat, 40, dtype=torch.float32)    # the same as (1600, N)
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from satclip_engine.kernels.basis import advanced, schedule, starts
-from satclip_engine.kernels.launch import Work, cdiv, config, launch
+from satclip_engine.kernels.launch import Work, cdiv, launch, select_config
+from satclip_engine.kernels.recurrence import recurrence_starts, recurrence_step, schedule
 
 
 @triton.jit
@@ -33,34 +33,38 @@ def _harmonics(
     lanes = tl.program_id(1) * LANES + tl.arange(0, LANES)
     width = tl.num_programs(1) * LANES
     in_rows = rows < count
-    at = tl.load(x + rows, in_rows, 0.0)
-    now, before = tl.zeros((LANES, BLOCK_N), tl.float64), tl.zeros((LANES, BLOCK_N), tl.float64)
+    cos_theta = tl.load(x + rows, in_rows, 0.0)
+    current, previous = tl.zeros((LANES, BLOCK_N), tl.float64), tl.zeros((LANES, BLOCK_N), tl.float64)
     for step in range(steps):
         k = step * width + lanes
-        begins, to = tl.load(sequence + k), tl.load(column + k)
+        begins, columns = tl.load(sequence + k), tl.load(column + k)
         mask = (begins >= 0)[:, None] & in_rows[None, :]
         start = tl.load(starts + begins.to(tl.int64)[:, None] * count + rows[None, :], mask, 0.0)
-        after = advanced(tl.load(a + k)[:, None], tl.load(c + k)[:, None], at[None, :], now, before, start)
-        before = now
-        now = after
-        mask = (to >= 0)[:, None] & in_rows[None, :]
-        tl.store(out + to[:, None] * count + rows[None, :], now.to(out.dtype.element_ty), mask)
+        following = recurrence_step(
+            tl.load(a + k)[:, None], tl.load(c + k)[:, None], cos_theta[None, :], current, previous, start
+        )
+        previous = current
+        current = following
+        mask = (columns >= 0)[:, None] & in_rows[None, :]
+        tl.store(out + columns[:, None] * count + rows[None, :], current.to(out.dtype.element_ty), mask)
 
 
-def columns(lonlat: Tensor, degrees: int, *, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """(N, 2) float64 degrees, longitude first -> (L², N) of `dtype`, computed in float64.
+def harmonic_columns(
+    lonlat: Tensor, degrees: int, *, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """Harmonics of (N, 2) float64 degrees, longitude first -> (L², N) of `dtype`, computed in float64.
 
-    NaN where a place is not finite.
+    NaN where a point is not finite.
     """
-    count, shape = len(lonlat), config("harmonics", lonlat.device)
+    count, config = len(lonlat), select_config("harmonics", lonlat.device)
     out = torch.empty(degrees**2, count, dtype=dtype, device=lonlat.device) if out is None else out
-    x, first = starts(lonlat, degrees)
-    groups = cdiv(min(LANES, 2 * degrees - 1), shape["LANES"])
-    plan = schedule(degrees, groups * shape["LANES"], lonlat.device)
+    x, first = recurrence_starts(lonlat, degrees)
+    groups = cdiv(min(MAX_LANES, 2 * degrees - 1), config["LANES"])
+    plan = schedule(degrees, groups * config["LANES"], lonlat.device)
     launch(
         _harmonics,
-        (cdiv(count, shape["BLOCK_N"]), groups),
-        shape,
+        (cdiv(count, config["BLOCK_N"]), groups),
+        config,
         Work(
             fp64=3 * count * degrees**2,
             bytes=8 * (x.numel() + first.numel()) + out.numel() * out.element_size(),
@@ -78,9 +82,9 @@ def columns(lonlat: Tensor, degrees: int, *, dtype: torch.dtype, out: Tensor | N
     return out
 
 
-LANES = 32  # sequences side by side; more would leave none behind them to fill the lanes at L = 40
+MAX_LANES = 32  # sequences side by side; more would leave none behind them to fill the lanes at L = 40
 
 
 def harmonics(lonlat: Tensor, degrees: int) -> Tensor:
-    """(N, 2) float64 degrees, longitude first -> (N, L²) float64 orthonormal real harmonics."""
-    return columns(lonlat, degrees, dtype=torch.float64).T.contiguous()
+    """Orthonormal real harmonics of (N, 2) float64 degrees, longitude first -> (N, L²) float64."""
+    return harmonic_columns(lonlat, degrees, dtype=torch.float64).T.contiguous()

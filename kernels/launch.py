@@ -16,12 +16,12 @@ import torch
 import triton
 from triton import knobs
 
-from satclip_engine.kernels.tuning import Config, config_for, has_row, tried
+from satclip_engine.kernels.tuning import Config, config_for, has_row, trial_config
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a launch has to do at least, in all: for rooflines. Multiply-adds and bytes; zero where unknown.
+    """Work that a launch cannot avoid, in all, for rooflines: multiply-adds and bytes; zero where unknown.
 
     tf32, half: on tensor cores, in TF32 and in 16 bits, each pass counted (3×TF32 counts three times).
     fp32, fp64: multiply-adds on the ordinary units. bytes: to and from memory, everything once.
@@ -60,15 +60,15 @@ class Launch:
 
 @dataclass
 class Recording:
-    """Launches that were asked for, and the compute capability they were shaped for."""
+    """Launches in the order they were asked for, configured for a compute capability."""
 
     capability: str
-    starts: bool = False
+    executes: bool = False
     launches: list[Launch] = field(default_factory=list)
 
     @property
     def rows(self) -> set[str]:
-        """The rows of the tables that shaped them."""
+        """Rows of tuning.json that configured them."""
         return {launch.config.row for launch in self.launches}
 
 
@@ -76,9 +76,9 @@ _recording: ContextVar[Recording | None] = ContextVar("satclip_recording", defau
 
 
 @contextlib.contextmanager
-def recording(capability: str, *, starts: bool = False) -> Iterator[Recording]:
-    """While it lasts kernels are recorded, shaped for `capability` ("sm_90"); started only if `starts`."""
-    record = Recording(capability, starts)
+def recording(capability: str, *, executes: bool = False) -> Iterator[Recording]:
+    """Record launches in the block, configured for `capability` ("sm_90"); they start only if `executes`."""
+    record = Recording(capability, executes)
     token = _recording.set(record)
     try:
         yield record
@@ -87,12 +87,12 @@ def recording(capability: str, *, starts: bool = False) -> Iterator[Recording]:
 
 
 def interpreted() -> bool:
-    """Whether kernels run on the CPU, by Triton's interpreter."""
+    """True where kernels run on the CPU, by Triton's interpreter."""
     return bool(knobs.runtime.interpret)
 
 
 def capability(device: torch.device) -> str:
-    """What configurations are looked up by: "sm_90", or "interpreter"."""
+    """Key by which configurations are looked up: "sm_90", or "interpreter"."""
     record = _recording.get()
     if record is not None:
         return record.capability
@@ -102,15 +102,15 @@ def capability(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def config(kernel: str, device: torch.device, *sizes: int) -> Config:
-    """The shape in which a kernel runs best on a device, from the shipped tables.
+def select_config(kernel: str, device: torch.device, *sizes: int) -> Config:
+    """Configuration with which a kernel runs best on a device, from tuning.json.
 
     sizes: extents and strides of its operands. What 16 does not divide is loaded in narrow pieces, whose
     addresses take registers: then the row KERNEL_ragged is taken where there is one.
     """
     if any(size % 16 and size != 1 for size in sizes) and has_row(f"{kernel}_ragged", capability(device)):
         kernel = f"{kernel}_ragged"
-    return tried(kernel) or config_for(kernel, capability(device))
+    return trial_config(kernel) or config_for(kernel, capability(device))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], config: Config, work: Work = Work(), **arguments: Any) -> None:
@@ -118,14 +118,14 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, work: Work = Work
 
     `arguments` are all of the kernel's parameters by name but those of `config.blocks`, which are added.
     """
-    asked = Launch(kernel, grid, config, {**arguments, **config.blocks}, work)
+    request = Launch(kernel, grid, config, {**arguments, **config.blocks}, work)
     record = _recording.get()
     if record is not None:
-        record.launches.append(asked)
-    if record is None or record.starts:
-        asked.start()
+        record.launches.append(request)
+    if record is None or record.executes:
+        request.start()
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b rounded up."""
+    """Divide a by b, rounded up."""
     return int(triton.cdiv(a, b))

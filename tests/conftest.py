@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from factories.interpreter import patch_language_once
 
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.weights import LocationWeights
@@ -17,6 +18,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 # A shell's background jobs ignore Ctrl-C, and their children inherit that: tests that press it need it heard.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Prepare Triton's interpreter for tests that need it."""
+    if item.get_closest_marker("triton") is not None:
+        patch_language_once()
 
 
 @pytest.fixture(scope="session")

@@ -204,7 +204,7 @@ def _training(layers: Layers, device: torch.device, sizes: Sizes, precision: str
 def _grid(layers: Layers, device: torch.device, sizes: Sizes, precision: str) -> Iterator[Compared]:
     """A grid in float32, and in codes: the exact codes and those found differ by a step at most."""
     from satclip_engine.kernels import grid
-    from satclip_engine.kernels.store import Quantise
+    from satclip_engine.kernels.device_functions.quantise import Quantise
 
     lat, lon = _axes(sizes)
     exact = torch.from_numpy(reference.encode_grid(lat, lon, layers))

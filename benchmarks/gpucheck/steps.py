@@ -25,23 +25,23 @@ class Step:
 
 
 def _compiled(rows: Rows, dry: bool) -> None:
-    """Compiles all scenes at once on all cores: what comes after finds them in Triton's cache."""
-    from satclip_engine.kernels import scenes
-    from satclip_engine.kernels.compiled.gpus import GPUS
+    """Compiles all workloads at once on all cores: what comes after finds them in Triton's cache."""
+    from satclip_engine.kernels.tools import workloads
+    from satclip_engine.kernels.tools.gpus import GPUS
 
     if dry:
-        rows.add(Note("kernels", f"not compiled in a dry run; {len(scenes.SCENES)} scenes"))
+        rows.add(Note("kernels", f"not compiled in a dry run; {len(workloads.WORKLOADS)} workloads"))
         return
     from gpucheck.speed.contest import here
-    from satclip_engine.kernels.report import report
+    from satclip_engine.kernels.tools.report import report
 
     capability = here(dry).capability
     if capability not in GPUS:
         rows.add(Note("kernels", f"no tables for {capability}: compiled when they are started"))
         return
     found = report([capability])
-    spills = sum(code.spills for code in found.codes)
-    rows.add(Check(f"spills of {len(found.codes)} kernels on {capability}", float(spills), 0.0))
+    spills = sum(kernel.spills for kernel in found.kernels)
+    rows.add(Check(f"spills of {len(found.kernels)} kernels on {capability}", float(spills), 0.0))
     for failure in found.failures:
         rows.add(Note("kernel", failure, ok=False))
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from gpucheck.rows import Check, Row, Time
 from satclip_engine.bench.cases import SIREN
-from satclip_engine.kernels.compiled.gpus import H100
+from satclip_engine.kernels.tools.gpus import H100
 
 _STEP = "L=40, batch 8,192"
 _GRID = "grid L=40, 256×3600"

@@ -1,4 +1,4 @@
-"""Which kernels the package has: what its modules start, read from their sources."""
+"""Names of the package's kernels: those that its modules start, read from their sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import satclip_engine.kernels
 def started_anywhere() -> set[str]:
     """Names of all kernels that any module of the package starts."""
     folder = Path(satclip_engine.kernels.__file__).parent
-    return {name for path in folder.glob("*.py") for name in _started(ast.parse(path.read_text()))}
+    return {name for path in folder.rglob("*.py") for name in _started(ast.parse(path.read_text()))}
 
 
 def _started(module: ast.Module) -> set[str]:

@@ -1,8 +1,12 @@
-"""Small kernels to compile; run as a program it prints, as JSON, what the compiler makes of them."""
+"""Small kernels to compile; run as a program it prints, as JSON, the figures of their machine code."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +16,43 @@ import triton.language as tl
 from satclip_engine.kernels.launch import Work, launch, recording
 from satclip_engine.kernels.tuning import Config
 
+LISTING = """
+ Function toy:
+  REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:592
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                     /* 0x00000a00ff017b82 */
+                                                                              /* 0x000e220000000800 */
+        /*0010*/                   FFMA R2, R3, R4, R2 ;                      /* 0x0000000000007919 */
+        /*0020*/              @!P0 LDS.128 R4, [R8] ;                         /* 0x0 */
+        /*0030*/                   HMMA.1688.F32.TF32 R4, R8, R12, R4 ;       /* 0x0 */
+        /*0040*/              @!UP1 UIADD3 UR4, UR4, 0x1, URZ ;               /* 0x0 */
+        /*0050*/               @P0 BRA 0x20 ;                                 /* 0x0 */
+        /*0060*/                   STL [R1], R4 ;                             /* 0x0 */
+        /*0070*/               @P1 BRA 0x10 ;                                 /* 0x0 */
+        /*0080*/                   EXIT ;                                     /* 0x0 */
+        /*0090*/                   BRA 0x90;                                  /* 0x0 */
+        /*00a0*/                   NOP;                                       /* 0x0 */
+"""
+
+
+def compiling_process(*arguments: str) -> str:
+    """Run Python in a process that may compile kernels; return what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    process = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
 
 @triton.jit
 def scaled(x, y, count, factor, BLOCK: tl.constexpr):
-    """y = factor · x"""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y + at, factor * tl.load(x + at, at < count, 0.0), at < count)
+    """Compute y = factor · x."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + index, factor * tl.load(x + index, index < count, 0.0), index < count)
 
 
 @triton.jit
 def product(a, b, c, inputs, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """c = a · bᵀ of (BLOCK, inputs) each, in TF32."""
+    """Compute c = a · bᵀ of (BLOCK, inputs) each, in TF32."""
     i, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
     sums = tl.zeros((BLOCK, BLOCK), tl.float32)
     for start in range(0, inputs, BLOCK_K):
@@ -33,7 +63,7 @@ def product(a, b, c, inputs, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 def start_scaled(x: Any, block: int = 128, warps: int = 4, factor: Any = 2.5) -> Any:
-    """The launcher of `scaled`."""
+    """Launch `scaled`."""
     y = torch.empty_like(x)
     config = Config({"BLOCK": block}, warps)
     launch(
@@ -50,7 +80,7 @@ def start_scaled(x: Any, block: int = 128, warps: int = 4, factor: Any = 2.5) ->
 
 
 def start_product(a: Any, b: Any, block: int) -> Any:
-    """The launcher of `product`."""
+    """Launch `product`."""
     c = a.new_empty(block, block)
     config = Config({"BLOCK": block, "BLOCK_K": 32}, warps=4, stages=2)
     launch(product, (1,), config, a=a, b=b, c=c, inputs=a.shape[1])
@@ -58,10 +88,10 @@ def start_product(a: Any, b: Any, block: int) -> Any:
 
 
 def main() -> None:
-    from satclip_engine.kernels.compiled.binary import compiled, request
+    from satclip_engine.kernels.tools.compiler import Binary, compile_all, compile_request
 
     memory = torch.empty(1024, device="meta")
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for capability in ("sm_80", "sm_90"):
         with recording(capability) as record:
             for x in (memory, memory[1:], memory[:1], memory[:1000]):
@@ -71,23 +101,26 @@ def main() -> None:
             start_product(
                 memory.view(256, 4), memory.view(256, 4), 256
             )  # too much for the registers of 4 warps
-        requests = [request(each, capability) for each in record.launches]
-        binaries = compiled(requests)
-        found[capability] = [
-            {
-                "kernel": each.name,
-                "key": wanted.key,
-                "types": [*wanted.signature.values()],
-                "constants": {str(index[0]): value for index, value in wanted.constants.items()},
-                "divisible": sorted(index[0] for index, value in wanted.attributes.items() if value),
-                "registers": binaries[wanted.key].registers,  # type: ignore[union-attr]
-                "spills": binaries[wanted.key].spills,  # type: ignore[union-attr]
-                "shared": binaries[wanted.key].shared,  # type: ignore[union-attr]
-                "loop": dict(binaries[wanted.key].program.main_loop.mix),  # type: ignore[union-attr]
-            }
-            for each, wanted in zip(record.launches, requests, strict=True)
-        ]
-    print(json.dumps(found))
+        requests = [compile_request(started, capability) for started in record.launches]
+        binaries = compile_all(requests)
+        figures[capability] = []
+        for started, request in zip(record.launches, requests, strict=True):
+            binary = binaries[request.key]
+            assert isinstance(binary, Binary), binary
+            figures[capability].append(
+                {
+                    "kernel": started.name,
+                    "key": request.key,
+                    "types": [*request.signature.values()],
+                    "constants": {str(index[0]): value for index, value in request.constants.items()},
+                    "divisible": sorted(index[0] for index, value in request.attributes.items() if value),
+                    "registers": binary.registers,
+                    "spills": binary.spills,
+                    "shared": binary.shared,
+                    "loop": dict(binary.program.main_loop.mix),
+                }
+            )
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

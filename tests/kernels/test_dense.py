@@ -1,4 +1,4 @@
-"""Dense layers on sines, and the products of their gradients, against PyTorch in float64."""
+"""Dense layers on sines, their input and weight gradients, against PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from satclip_engine.kernels import dense as kernels  # noqa: E402
-from satclip_engine.kernels.dense import Dropout  # noqa: E402
+from satclip_engine.kernels.dense import LayerDropout  # noqa: E402
 from satclip_engine.reference import gradients  # noqa: E402
+
+pytestmark = pytest.mark.triton
 
 SHAPES = [(1, 1, 1), (32, 32, 32), (65, 17, 5), (50, 70, 37)]  # one, whole blocks, ragged ones: N, K, M
 # Of sums of products of order one: float32 rounds at 2⁻²⁴, and operands of 16 bits at 2⁻¹¹ and 2⁻⁸; a handful
@@ -25,9 +27,9 @@ def normal(*shape: int, seed: int = 0) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_near(found: Any, expected: Any, epsilon: float, terms: int) -> None:
-    assert found.dtype == torch.float32
-    assert (found.double() - expected).abs().max() <= 4 * epsilon * math.sqrt(terms + 4)
+def assert_near(result: Any, expected: Any, epsilon: float, terms: int) -> None:
+    assert result.dtype == torch.float32
+    assert (result.double() - expected).abs().max() <= 4 * epsilon * math.sqrt(terms + 4)
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -49,22 +51,22 @@ def test_dropout_is_that_of_the_reference_and_what_is_dropped_is_minus_zero(laye
     seed = (5 << 40) + 77
     factors = gradients.dropout_factors(torch.arange(37), 21, layer, 0.4, seed)
     expected = (a.double().sin() @ weight.double().T + bias.double()) * factors
-    found = kernels.dense(a, weight, bias, dropout=Dropout(0.4, seed, layer))
-    assert_near(found, expected, EPSILON["exact"] / 0.6, 24)
-    assert torch.equal(torch.signbit(found) & (found == 0), factors == 0)
+    result = kernels.dense(a, weight, bias, dropout=LayerDropout(0.4, seed, layer))
+    assert_near(result, expected, EPSILON["exact"] / 0.6, 24)
+    assert torch.equal(torch.signbit(result) & (result == 0), factors == 0)
 
 
-def test_a_pre_activation_of_zero_is_kept_as_plus_zero() -> None:
-    found = kernels.dense(
-        torch.zeros(9, 4), torch.zeros(6, 4), torch.full((6,), -0.0), dropout=Dropout(0.5, 3, 0)
+def test_a_pre_activation_of_zero_stays_plus_zero() -> None:
+    result = kernels.dense(
+        torch.zeros(9, 4), torch.zeros(6, 4), torch.full((6,), -0.0), dropout=LayerDropout(0.5, 3, 0)
     )
     dropped = gradients.dropout_factors(torch.arange(9), 6, 0, 0.5, 3) == 0
-    assert torch.equal(torch.signbit(found), dropped)
+    assert torch.equal(torch.signbit(result), dropped)
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_pulled_back_through_weights_cosines_and_dropout(
+def test_input_gradients_pass_through_weights_cosines_and_dropout(
     shape: tuple[int, int, int], precision: str
 ) -> None:
     count, inputs, outputs = shape
@@ -72,22 +74,22 @@ def test_gradients_are_pulled_back_through_weights_cosines_and_dropout(
     factors = gradients.dropout_factors(torch.arange(count), inputs, 1, 0.3, 9)
     z = torch.where(factors == 0, torch.tensor(-0.0), normal(count, inputs, seed=2))
     expected = (dz.double() @ weight.double()) * z.double().cos() * factors
-    found = kernels.pull_back(dz, weight, z, dropout=Dropout(0.3), precision=precision)
-    assert_near(found, expected, BACKWARD[precision] / 0.7, outputs)
+    result = kernels.input_gradient(dz, weight, z, dropout=LayerDropout(0.3), precision=precision)
+    assert_near(result, expected, BACKWARD[precision] / 0.7, outputs)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("sine", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_outer_products_add_up_over_places(
+def test_weight_gradients_add_up_over_points(
     shape: tuple[int, int, int], sine: bool, precision: str, deterministic: bool
 ) -> None:
     count, inputs, outputs = shape
     dz, z = normal(count, outputs), normal(count, inputs, seed=1)
     below = z.double().sin() if sine else z.double()
-    found = kernels.outer(dz, z, sine=sine, precision=precision, deterministic=deterministic)
-    assert_near(found, dz.double().T @ below, BACKWARD[precision], count)
+    result = kernels.weight_gradient(dz, z, sine=sine, precision=precision, deterministic=deterministic)
+    assert_near(result, dz.double().T @ below, BACKWARD[precision], count)
 
 
 def test_slices_of_wider_tensors_are_read_and_written_in_place() -> None:
@@ -105,8 +107,8 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
     assert torch.equal(kernels.dense(a[5:24], weight, bias), whole[5:24])
 
 
-def test_a_place_of_nan_stays_nan_even_where_it_is_dropped() -> None:
+def test_a_point_of_nan_stays_nan_even_where_it_is_dropped() -> None:
     a = normal(5, 8)
     a[2] = math.nan
-    found = kernels.dense(a, normal(6, 8), normal(6), dropout=Dropout(0.5, 1, 0))
-    assert torch.isnan(found).all(dim=1).tolist() == [False, False, True, False, False]
+    result = kernels.dense(a, normal(6, 8), normal(6), dropout=LayerDropout(0.5, 1, 0))
+    assert torch.isnan(result).all(dim=1).tolist() == [False, False, True, False, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ pytest.importorskip("triton")
 
 from satclip_engine.kernels import encode as kernels  # noqa: E402
 from satclip_engine.reference import gradients  # noqa: E402
+
+pytestmark = pytest.mark.triton
 
 SPECIAL = [
     (lon, lat) for lat in (90, -90, 90 - 1e-9, -89.999, 60.1, 0) for lon in (0, 180, -180, 33.3, 539.5)
@@ -44,7 +47,7 @@ def network(case: str) -> tuple[list[Any], list[Any]]:
     return weights, biases
 
 
-def places(count: int) -> Any:
+def points(count: int) -> Any:
     rng = np.random.default_rng(1)
     random = np.stack([rng.uniform(-180, 180, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))], 1)
     return torch.from_numpy(np.concatenate([random, SPECIAL]))
@@ -54,28 +57,44 @@ def double(tensors: Sequence[Any]) -> list[Any]:
     return [tensor.double() for tensor in tensors]
 
 
-def relative(found: Any, expected: Any) -> float:
-    return float((found.double() - expected).abs().max() / expected.square().mean().sqrt())
+def relative(results: Any, expected: Any) -> float:
+    return float((results.double() - expected).abs().max() / expected.square().mean().sqrt())
 
 
-def relative_rms(found: Any, expected: Any) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+def relative_rms(results: Any, expected: Any) -> float:
+    return float((results.double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("case", NETWORKS)
-def test_embeddings_and_what_is_kept_equal_the_reference(case: str, dropout: float, precision: str) -> None:
+def test_embeddings_and_saved_pre_activations_equal_the_reference(
+    case: str, dropout: float, precision: str
+) -> None:
     weights, biases = network(case)
-    lonlat, seed = places(37), (3 << 40) + 5
+    lonlat, seed = points(37), (3 << 40) + 5
     expected = gradients.encode_forward(lonlat, double(weights), double(biases), dropout, seed)
-    found = kernels.forward(lonlat, weights, biases, dropout=dropout, seed=seed, precision=precision)
-    for name, one, other in zip(("embedding", "saved"), found, expected, strict=True):
-        assert one.dtype == torch.float32
-        assert relative(one, other) <= TOLERANCE[precision], name
-    dropped = torch.signbit(found[1]) & (found[1] == 0)
+    results = kernels.forward(lonlat, weights, biases, dropout=dropout, seed=seed, precision=precision)
+    for name, value, right in zip(("embedding", "saved"), results, expected, strict=True):
+        assert value.dtype == torch.float32
+        assert relative(value, right) <= TOLERANCE[precision], name
+    dropped = torch.signbit(results[1]) & (results[1] == 0)
     assert torch.equal(dropped, dropped & (expected[1] == 0))
     assert (dropped.sum() > 0) == (dropout > 0)
+
+
+@functools.cache  # for both precisions
+def training_step(case: str, dropout: float) -> tuple[Any, Any, Any, Any]:
+    """Points, gradient of their embeddings, pre-activations saved by forward, the reference's gradients."""
+    weights, biases = network(case)
+    lonlat, seed = points(11), 12345
+    grad = torch.randn(len(lonlat), len(weights[-1]), generator=torch.Generator().manual_seed(4))
+    wide = gradients.encode_forward(lonlat, double(weights), double(biases), dropout, seed)[1]
+    _, saved = kernels.forward(lonlat, weights, biases, dropout=dropout, seed=seed)
+    expected = gradients.encode_backward(
+        grad.double(), lonlat, double(weights), double(biases), wide, dropout, seed
+    )
+    return lonlat, grad, saved, expected
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -83,80 +102,74 @@ def test_embeddings_and_what_is_kept_equal_the_reference(case: str, dropout: flo
 @pytest.mark.parametrize("case", NETWORKS)
 def test_every_gradient_equals_the_reference(case: str, dropout: float, precision: str) -> None:
     weights, biases = network(case)
-    lonlat, seed = places(11), 12345
-    grad = torch.randn(len(lonlat), len(weights[-1]), generator=torch.Generator().manual_seed(4))
-    wide = gradients.encode_forward(lonlat, double(weights), double(biases), dropout, seed)[1]
-    _, kept = kernels.forward(lonlat, weights, biases, dropout=dropout, seed=seed)
-    found = kernels.backward(grad, lonlat, weights, biases, kept, dropout=dropout, precision=precision)
-    _, d_weights, d_biases = gradients.encode_backward(
-        grad.double(), lonlat, double(weights), double(biases), wide, dropout, seed
-    )
+    lonlat, grad, saved, (_, d_weights, d_biases) = training_step(case, dropout)
+    results = kernels.backward(grad, lonlat, weights, biases, saved, dropout=dropout, precision=precision)
     for layer in range(len(weights)):
-        for name, one, other in (
-            (f"weight {layer}", found[1][layer], d_weights[layer]),
-            (f"bias {layer}", found[2][layer], d_biases[layer]),
+        for name, value, right in (
+            (f"weight {layer}", results[1][layer], d_weights[layer]),
+            (f"bias {layer}", results[2][layer], d_biases[layer]),
         ):
-            assert one.shape == other.shape
+            assert value.shape == right.shape
             if precision == "exact":
-                assert relative(one, other) <= GRADIENT, name
+                assert relative(value, right) <= GRADIENT, name
             else:
-                assert relative_rms(one, other) <= FAST_GRADIENT, name
+                assert relative_rms(value, right) <= FAST_GRADIENT, name
 
 
-def test_the_gradient_of_the_first_pre_activations_is_that_of_the_places() -> None:
+def test_the_gradient_of_the_first_pre_activations_is_that_of_the_points() -> None:
     weights, biases = network("L=10")
-    lonlat = places(9)[:9]  # not at a pole
+    lonlat = points(9)[:9]  # not at a pole
     grad = torch.randn(9, len(weights[-1]), generator=torch.Generator().manual_seed(4))
-    _, kept = kernels.forward(lonlat, weights, biases)
-    d_first, _, _ = kernels.backward(grad, lonlat, weights, biases, kept)
+    _, saved = kernels.forward(lonlat, weights, biases)
+    d_first, _, _ = kernels.backward(grad, lonlat, weights, biases, saved)
     wide = gradients.encode_forward(lonlat, double(weights), double(biases))[1]
     expected = gradients.encode_backward(
         grad.double(), lonlat, double(weights), double(biases), wide, places=True
     )[0]
-    found = gradients.places_backward(d_first, lonlat, weights[0])
-    assert relative(found, expected) <= GRADIENT
+    results = gradients.places_backward(d_first, lonlat, weights[0])
+    assert relative(results, expected) <= GRADIENT
 
 
 def test_embeddings_alone_have_the_same_bits_however_a_batch_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, biases = network("L=10")
-    lonlat = places(60)
+    lonlat = points(60)
     whole, _ = kernels.forward(lonlat, weights, biases)
-    monkeypatch.setattr(kernels, "SCRATCH", 0)
-    monkeypatch.setattr(kernels, "FEWEST", 17)
-    alone, nothing = kernels.forward(lonlat, weights, biases, keep=False)
-    assert nothing is None
+    monkeypatch.setattr(kernels, "SCRATCH_BYTES", 0)
+    monkeypatch.setattr(kernels, "MIN_CHUNK_POINTS", 17)
+    alone, none_saved = kernels.forward(lonlat, weights, biases, keep=False)
+    assert none_saved is None
     assert torch.equal(alone, whole)
     assert torch.equal(kernels.forward(lonlat[7:9], weights, biases)[0], whole[7:9])
 
 
-def test_the_first_gradient_adds_up_over_stretches_of_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_gradient_adds_up_over_chunks_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, biases = network("one hidden layer")
-    lonlat = places(40)
+    lonlat = points(40)
     grad = torch.randn(len(lonlat), 8, generator=torch.Generator().manual_seed(4))
-    _, kept = kernels.forward(lonlat, weights, biases)
-    whole = kernels.backward(grad, lonlat, weights, biases, kept)[1][0]
-    monkeypatch.setattr(kernels, "STRETCH", 0)
-    monkeypatch.setattr(kernels, "FEWEST", 13)
-    found = kernels.backward(grad, lonlat, weights, biases, kept)[1][0]
-    assert relative(found, whole.double()) <= GRADIENT
+    _, saved = kernels.forward(lonlat, weights, biases)
+    whole = kernels.backward(grad, lonlat, weights, biases, saved)[1][0]
+    monkeypatch.setattr(kernels, "HARMONICS_BYTES", 0)
+    monkeypatch.setattr(kernels, "MIN_CHUNK_POINTS", 13)
+    results = kernels.backward(grad, lonlat, weights, biases, saved)[1][0]
+    assert relative(results, whole.double()) <= GRADIENT
 
 
 def test_gradients_have_the_same_bits_every_time_unless_atomic() -> None:
     weights, biases = network("L=10")
-    lonlat = places(70)
+    lonlat = points(70)
     grad = torch.randn(len(lonlat), 32, generator=torch.Generator().manual_seed(4))
-    _, kept = kernels.forward(lonlat, weights, biases)
-    first, again = (kernels.backward(grad, lonlat, weights, biases, kept)[1] for _ in range(2))
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    atomic = kernels.backward(grad, lonlat, weights, biases, kept, deterministic=False)[1]
-    for layer, (one, other) in enumerate(zip(atomic, first, strict=True)):
-        assert relative(one, other.double()) <= GRADIENT, layer
+    _, saved = kernels.forward(lonlat, weights, biases)
+    first, again = (kernels.backward(grad, lonlat, weights, biases, saved)[1] for _ in range(2))
+    assert all(torch.equal(value, right) for value, right in zip(first, again, strict=True))
+    atomic = kernels.backward(grad, lonlat, weights, biases, saved, deterministic=False)[1]
+    for layer, (value, right) in enumerate(zip(atomic, first, strict=True)):
+        assert relative(value, right.double()) <= GRADIENT, layer
 
 
 @pytest.mark.parametrize("degrees", ["L=1", "L=10"])
-def test_a_place_that_is_not_finite_gives_nan_and_leaves_the_others_alone(degrees: str) -> None:
+def test_a_point_that_is_not_finite_gives_nan_and_leaves_the_others_alone(degrees: str) -> None:
     weights, biases = network(degrees)
-    lonlat = places(5)
+    lonlat = points(5)
     lonlat[3, 0], lonlat[8, 1] = math.nan, math.inf
     out, saved = kernels.forward(lonlat, weights, biases, dropout=0.5, seed=1)
     rows = torch.isnan(out).all(dim=1)
@@ -165,9 +178,9 @@ def test_a_place_that_is_not_finite_gives_nan_and_leaves_the_others_alone(degree
     assert torch.isfinite(out[~rows]).all()
 
 
-def test_no_places_give_no_embeddings_and_gradients_of_zero() -> None:
+def test_no_points_give_no_embeddings_and_gradients_of_zero() -> None:
     weights, biases = network("L=10")
-    out, kept = kernels.forward(places(0)[:0], weights, biases)
+    out, saved = kernels.forward(points(0)[:0], weights, biases)
     assert out.shape == (0, 32)
-    _, d_weights, d_biases = kernels.backward(out, places(0)[:0], weights, biases, kept)
+    _, d_weights, d_biases = kernels.backward(out, points(0)[:0], weights, biases, saved)
     assert all((gradient == 0).all() for gradient in (*d_weights, *d_biases))

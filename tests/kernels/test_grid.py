@@ -17,10 +17,12 @@ from test_backends import LATITUDES, LONGITUDES, network  # noqa: E402
 
 from satclip_engine import reference  # noqa: E402
 from satclip_engine.kernels import grid  # noqa: E402
-from satclip_engine.kernels.grid import Prepared, encode_grid  # noqa: E402
+from satclip_engine.kernels.device_functions.quantise import Quantise  # noqa: E402
+from satclip_engine.kernels.grid import PreparedGrid, encode_grid  # noqa: E402
 from satclip_engine.kernels.launch import recording  # noqa: E402
-from satclip_engine.kernels.store import Quantise  # noqa: E402
 from satclip_engine.weights import Layers  # noqa: E402
+
+pytestmark = pytest.mark.triton
 
 # Of the embedding's rms. Exact: the project's bound for float32 networks. Fast: float16 rounds weights and
 # activations, each by 1.4e-4 of itself; that adds up to 2e-4 of the rms with every layer after the first, and
@@ -44,11 +46,11 @@ def tensors(layers: Layers) -> tuple[list[Any], list[Any]]:
     )
 
 
-def prepare(layers: Layers, precision: str) -> Prepared:
+def prepare(layers: Layers, precision: str) -> PreparedGrid:
     return grid.prepare(layers.degrees, *tensors(layers), precision)
 
 
-def encoded(prepared: Prepared, lat: np.ndarray, lon: np.ndarray, **how: Any) -> np.ndarray:
+def encoded(prepared: PreparedGrid, lat: np.ndarray, lon: np.ndarray, **how: Any) -> np.ndarray:
     return encode_grid(prepared, torch.tensor(lat), torch.tensor(lon), **how).numpy()
 
 
@@ -62,13 +64,13 @@ def test_a_grid_equals_the_reference(case: str, precision: str) -> None:
     degrees, sizes, gain = NETWORKS[case]
     layers = network(degrees, sizes, gain)
     expected = reference.encode_grid(LATITUDES, COLUMNS, layers)
-    found = encoded(prepare(layers, precision), LATITUDES, COLUMNS)
-    assert found.dtype == np.float32
-    assert relative_error(found, expected) < TOLERANCE[precision]
+    values = encoded(prepare(layers, precision), LATITUDES, COLUMNS)
+    assert values.dtype == np.float32
+    assert relative_error(values, expected) < TOLERANCE[precision]
 
 
 RELEASED = network(40, (512, 512, 256))  # the released size
-PLACES = LATITUDES[[0, 2, 5, 8]], COLUMNS[[0, 7, 12]]
+WINDOW = LATITUDES[[0, 2, 5, 8]], COLUMNS[[0, 7, 12]]
 
 
 def first_layers(layers: Layers, count: int) -> Layers:
@@ -79,15 +81,15 @@ def first_layers(layers: Layers, count: int) -> Layers:
 @pytest.mark.parametrize(("count", "tolerance"), [(1, 1e-5), (2, 2e-3), (3, 2e-3)])
 def test_fast_errs_layer_by_layer_within_its_share(count: int, tolerance: float) -> None:
     layers = first_layers(RELEASED, count)
-    expected = reference.encode_grid(*PLACES, layers)
-    assert relative_error(encoded(prepare(layers, "fast"), *PLACES), expected) < tolerance
+    expected = reference.encode_grid(*WINDOW, layers)
+    assert relative_error(encoded(prepare(layers, "fast"), *WINDOW), expected) < tolerance
 
 
 @pytest.mark.parametrize("gain", [1, 20])
 def test_exact_holds_its_bound_at_the_released_size(gain: int) -> None:
     layers = network(40, (512, 512, 256), gain)
-    expected = reference.encode_grid(*PLACES, layers)
-    assert relative_error(encoded(prepare(layers, "exact"), *PLACES), expected) < TOLERANCE["exact"]
+    expected = reference.encode_grid(*WINDOW, layers)
+    assert relative_error(encoded(prepare(layers, "exact"), *WINDOW), expected) < TOLERANCE["exact"]
 
 
 @settings(max_examples=8, deadline=None)
@@ -108,7 +110,7 @@ def test_a_pixel_has_the_same_bits_in_every_window(precision: str, data: Any) ->
 def test_chunks_that_bound_the_memory_change_no_bit(precision: str, monkeypatch: Any) -> None:
     prepared = prepare(network(3, (20, 12, 9)), precision)
     whole = encoded(prepared, LATITUDES, COLUMNS)
-    for name, size in [("PANEL_BYTES", 9000), ("WAVE_BYTES", 700)]:
+    for name, size in [("COEFFICIENT_BYTES", 9000), ("BASIS_BYTES", 700)]:
         monkeypatch.setattr(grid, name, size)
         assert np.array_equal(encoded(prepared, LATITUDES, COLUMNS), whole)
 
@@ -127,11 +129,11 @@ def test_longitude_is_periodic_and_without_effect_at_the_poles(precision: str) -
 def test_what_is_not_finite_gives_nan_and_leaves_its_neighbours_alone(precision: str) -> None:
     prepared = prepare(network(4, (20, 12, 9)), precision)
     lat, lon = np.array([np.nan, 10.0, np.inf]), np.array([5.0, np.nan, -5.0, np.inf])
-    found = encoded(prepared, lat, lon)
+    values = encoded(prepared, lat, lon)
     finite = encoded(prepared, lat[1:2], lon[[0, 2]])
-    assert np.isnan(found[[0, 2]]).all()
-    assert np.isnan(found[1, [1, 3]]).all()
-    assert np.array_equal(found[1:2, [0, 2]], finite)
+    assert np.isnan(values[[0, 2]]).all()
+    assert np.isnan(values[1, [1, 3]]).all()
+    assert np.array_equal(values[1:2, [0, 2]], finite)
     assert (encoded(prepared, lat, lon, quantise=codes("int8", 9))[0] == -128).all()
 
 
@@ -151,14 +153,14 @@ def codes(dtype: str, outputs: int) -> Quantise:
 def test_codes_are_those_of_the_values(precision: str, dtype: str) -> None:
     prepared = prepare(network(5, (20, 12, 37)), precision)
     how = codes(dtype, 37)
-    limit = torch.iinfo(how.type).max
+    limit = torch.iinfo(how.torch_dtype).max
     values = encode_grid(prepared, torch.tensor(LATITUDES), torch.tensor(COLUMNS))
     expected = torch.round((values - how.offset) * how.inverse_scale).clamp(-limit, limit)
-    found = encoded(prepared, LATITUDES, COLUMNS, quantise=how)
-    assert found.dtype == np.dtype(dtype)
-    assert np.array_equal(found, expected.numpy())
-    assert (np.abs(found) == limit).any()
-    assert (np.abs(found) < limit).any()
+    stored = encoded(prepared, LATITUDES, COLUMNS, quantise=how)
+    assert stored.dtype == np.dtype(dtype)
+    assert np.array_equal(stored, expected.numpy())
+    assert (np.abs(stored) == limit).any()
+    assert (np.abs(stored) < limit).any()
 
 
 @pytest.mark.parametrize("quantise", [None, codes("int16", 9)])

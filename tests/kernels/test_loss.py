@@ -7,12 +7,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from satclip_engine.kernels import loss, loss_gradients, loss_shapes, loss_sums  # noqa: E402
+from satclip_engine.kernels import loss  # noqa: E402
+from satclip_engine.kernels.contrastive import log_sum_exps, loss_gradients, partition  # noqa: E402
 from satclip_engine.kernels.launch import recording  # noqa: E402
 from satclip_engine.reference import contrastive  # noqa: E402
 
 # The interpreter is numpy, which warns of what NaN and empty sums come from.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # a's rows, b's rows, E, column of the first row's partner. Interpreted blocks are 32 rows and 128 elements.
 SHAPES = {
@@ -36,8 +37,8 @@ NAMES = ("da", "db", "dscale")
 def pairs(rows, columns, embed, length=1.0, seed=0):
     """Rows of that length."""
     generator = torch.Generator().manual_seed(seed)
-    found = (torch.randn(n, embed, generator=generator, dtype=torch.float64) for n in (rows, columns))
-    return tuple((length * torch.nn.functional.normalize(x, dim=1)).float() for x in found)
+    sides = (torch.randn(n, embed, generator=generator, dtype=torch.float64) for n in (rows, columns))
+    return tuple((length * torch.nn.functional.normalize(x, dim=1)).float() for x in sides)
 
 
 def exact(*values):
@@ -51,7 +52,7 @@ def steepness(a, b, scale) -> float:
 
 
 def slack(a, b, scale) -> float:
-    """How far S and its log-sum-exps may be off.
+    """Error that S and its log-sum-exps may have.
 
     In units of the longest product: pairs of halves 2 · 2, low · low 4, the sum over elements in float32 3;
     the product with scale 1, the sum of exponentials and its logarithm 2.
@@ -63,19 +64,19 @@ def compare(a, b, scale, offset=0):
     """Each output and each gradient with the float64 definition."""
     scale = torch.tensor(scale)
     expected = contrastive.log_sum_exps(*exact(a, b, scale), offset)
-    found = loss.log_sum_exps(a, b, scale, offset)
-    for name, value, right in zip(SUMS, found, expected, strict=True):
+    sums = loss.log_sum_exps(a, b, scale, offset)
+    for name, value, right in zip(SUMS, sums, expected, strict=True):
         assert value.dtype == torch.float32, name
         torch.testing.assert_close(value.double(), right, rtol=0, atol=slack(a, b, scale), msg=name)
 
     factor = torch.tensor(0.5 / len(b))
-    right = contrastive.gradients(*exact(a, b, scale, *found[:2]), offset, factor.double())
-    gradients = loss.gradients(a, b, scale, *found[:2], offset, factor)
-    for name, value, wanted, atol in zip(
-        NAMES, gradients, right, tolerances(a, b, scale, factor), strict=True
+    expected = contrastive.gradients(*exact(a, b, scale, *sums[:2]), offset, factor.double())
+    gradients = loss.gradients(a, b, scale, *sums[:2], offset, factor)
+    for name, value, right, atol in zip(
+        NAMES, gradients, expected, tolerances(a, b, scale, factor), strict=True
     ):
-        assert (value.dtype, value.shape) == (torch.float32, wanted.shape), name
-        torch.testing.assert_close(value.double(), wanted, rtol=0, atol=atol, msg=name)
+        assert (value.dtype, value.shape) == (torch.float32, right.shape), name
+        torch.testing.assert_close(value.double(), right, rtol=0, atol=atol, msg=name)
 
 
 def tolerances(a, b, scale, factor):
@@ -133,10 +134,10 @@ def test_rows_of_any_length_neither_overflow_nor_vanish(length):
     if length < 100:  # beyond, S is not known to better than 1, and exp S not at all
         compare(a, b, 1.0)
     scale = torch.tensor(1.0)
-    found = loss.log_sum_exps(a, b, scale)
-    for value, right in zip(found, contrastive.log_sum_exps(*exact(a, b, scale)), strict=True):
+    sums = loss.log_sum_exps(a, b, scale)
+    for value, right in zip(sums, contrastive.log_sum_exps(*exact(a, b, scale)), strict=True):
         torch.testing.assert_close(value.double(), right, rtol=0, atol=slack(a, b, scale))
-    for name, gradient in zip(NAMES, loss.gradients(a, b, scale, *found[:2], 0, scale), strict=True):
+    for name, gradient in zip(NAMES, loss.gradients(a, b, scale, *sums[:2], 0, scale), strict=True):
         assert gradient.isfinite().all(), name
 
 
@@ -201,29 +202,29 @@ def test_shares_of_the_rows_add_up_to_all():
     row_lse, column_lse, partner = loss.log_sum_exps(a, b, scale)
     whole = loss.gradients(a, b, scale, row_lse, column_lse, 0, factor)
     shares = [slice(0, 30), slice(30, 80)]
-    parts = [loss.log_sum_exps(a[rows], b, scale, rows.start) for rows in shares]
+    shares_sums = [loss.log_sum_exps(a[rows], b, scale, rows.start) for rows in shares]
     joined = (
-        torch.cat([part[0] for part in parts]),
-        torch.logaddexp(parts[0][1], parts[1][1]),
-        torch.cat([part[2] for part in parts]),
+        torch.cat([sums[0] for sums in shares_sums]),
+        torch.logaddexp(shares_sums[0][1], shares_sums[1][1]),
+        torch.cat([sums[2] for sums in shares_sums]),
     )
     for name, value, right in zip(SUMS, joined, (row_lse, column_lse, partner), strict=True):
         torch.testing.assert_close(value, right, rtol=0, atol=slack(a, b, scale), msg=name)
     grads = [
         loss.gradients(a[rows], b, scale, row_lse[rows], column_lse, rows.start, factor) for rows in shares
     ]
-    found = torch.cat([grad[0] for grad in grads]), grads[0][1] + grads[1][1], grads[0][2] + grads[1][2]
-    for name, value, right, atol in zip(NAMES, found, whole, tolerances(a, b, scale, factor), strict=True):
+    added = torch.cat([grad[0] for grad in grads]), grads[0][1] + grads[1][1], grads[0][2] + grads[1][2]
+    for name, value, right, atol in zip(NAMES, added, whole, tolerances(a, b, scale, factor), strict=True):
         torch.testing.assert_close(value, right, rtol=0, atol=atol, msg=name)
 
 
 def test_more_blocks_of_rows_than_a_stripe_are_folded_twice(monkeypatch):
-    monkeypatch.setattr(loss_sums, "STRIPE", 2)
+    monkeypatch.setattr(log_sum_exps, "STRIPE_BLOCKS", 2)
     compare(*pairs(150, 160, 5), 14.3, 10)
 
 
-def test_gradients_add_up_over_stretches_of_the_other_rows(monkeypatch):
-    monkeypatch.setattr(loss_gradients, "STRETCH", 64)
+def test_gradients_add_up_over_chunks_of_the_other_rows(monkeypatch):
+    monkeypatch.setattr(loss_gradients, "CHUNK_ROWS", 64)
     compare(*pairs(70, 150, 5), 14.0, 20)
 
 
@@ -231,17 +232,17 @@ def test_fast_gradients_err_by_their_bound_at_most():
     a, b = pairs(70, 90, 37)
     scale, factor = torch.tensor(14.3), torch.tensor(1.0)
     row_lse, column_lse, _ = loss.log_sum_exps(a, b, scale, 7)
-    given = (scale, row_lse, column_lse)
-    right = contrastive.gradients(*exact(a, b, *given), 7, factor.double())
-    found = loss.gradients(a, b, *given, 7, factor, "fast")
+    operands = (scale, row_lse, column_lse)
+    expected = contrastive.gradients(*exact(a, b, *operands), 7, factor.double())
+    gradients = loss.gradients(a, b, *operands, 7, factor, "fast")
     s = scale * a @ b.T
     p = torch.exp(s - row_lse[:, None]) + torch.exp(s - column_lse)
     p.diagonal(7).sub_(2)
     bounds = 2**-10 * scale * (p.abs() @ b.abs()), 2**-10 * scale * (p.abs().T @ a.abs())
     bounds = (*bounds, (bounds[0] * a.abs()).sum() / scale)
     slacks = tolerances(a, b, scale, factor)
-    for name, value, wanted, bound, atol in zip(NAMES, found, right, bounds, slacks, strict=True):
-        assert ((value - wanted).abs() <= bound + atol).all(), name
+    for name, value, right, bound, atol in zip(NAMES, gradients, expected, bounds, slacks, strict=True):
+        assert ((value - right).abs() <= bound + atol).all(), name
 
 
 @pytest.mark.parametrize("capability", ["sm_80", "sm_90"])
@@ -252,27 +253,27 @@ def test_nothing_in_memory_grows_with_the_pairs(capability):
     with recording(capability) as record:
         loss.log_sum_exps(a, b, scale)
         loss.gradients(a, b, scale, lse, lse, 0, scale)
-    found = {
+    storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for launch in record.launches
         for tensor in launch.arguments.values()
         if isinstance(tensor, torch.Tensor)
     }
     operands = 2 * rows * embed * 4
-    assert max(found.values()) <= operands
-    # a and b, as pairs forward and backward, their gradients, and parts of column sums: 1 KB a column.
-    assert sum(found.values()) < 5 * operands
+    assert max(storages.values()) <= operands
+    # a and b, split forward and backward, their gradients, and partial sums of columns: 1 KB a column.
+    assert sum(storages.values()) < 5 * operands
     assert rows**2 * 4 > 200 * operands
 
 
 @pytest.mark.parametrize("blocks", [1, 5, 64, 128, 132, 133, 1024])
 @pytest.mark.parametrize("others", [1, 33, 8192])
-def test_parts_cover_everything_and_keep_the_processors_busy(blocks, others):
+def test_splits_cover_everything_and_keep_the_processors_busy(blocks, others):
     x = torch.empty(0, device="meta")
     with recording("sm_90"):
-        parts, share = loss_shapes.splits(blocks, others, 32, x)
-    assert (parts - 1) * share < others <= parts * share
+        cuts, share = partition.splits(blocks, others, 32, x)
+    assert (cuts - 1) * share < others <= cuts * share
     assert share % 32 == 0
     if others == 8192:
-        waves = blocks * parts / 132
+        waves = blocks * cuts / 132
         assert waves / -(-waves // 1) > 0.75

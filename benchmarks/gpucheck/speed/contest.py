@@ -1,6 +1,6 @@
 """Contestants of a case compute the same on the same numbers: each is checked, then timed.
 
-Rooflines are those of satclip_engine.kernels.report, for the launches of our kernels.
+Rooflines are those of satclip_engine.kernels.tools.report, for the launches of our kernels.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 from gpucheck.clock import measure
 from gpucheck.rows import Check, Rows, Time
 from satclip_engine.bench.cases import SIREN
-from satclip_engine.kernels import scenes
-from satclip_engine.kernels.compiled.estimate import roofline
-from satclip_engine.kernels.compiled.gpus import GPUS
-from satclip_engine.kernels.scenes import Scene
+from satclip_engine.kernels.tools.gpus import GPUS
+from satclip_engine.kernels.tools.roofline import roofline
+from satclip_engine.kernels.tools.workloads import KernelWorkload, record_launches
 
 PEER = 1e-2  # accepted from peers: float32 recurrences, TF32 products
 
@@ -65,7 +64,7 @@ class Contestant:
     check: Callable[[Any], float]
     tolerance: float
     on_gpu: bool = True
-    scenes: tuple[Scene, ...] = ()
+    scenes: tuple[KernelWorkload, ...] = ()
     note: str = ""
 
 
@@ -136,10 +135,10 @@ class Contest:
         )
 
 
-def floor(chosen: tuple[Scene, ...], capability: str) -> float | None:
+def floor(chosen: tuple[KernelWorkload, ...], capability: str) -> float | None:
     """Seconds of the launches at the GPU's peaks, where those are known."""
     if not chosen or capability not in GPUS:
         return None
     gpu = GPUS[capability]
-    launches = [each for scene in chosen for each in scenes.recorded(scene, capability).launches]
+    launches = [each for scene in chosen for each in record_launches(scene, capability).launches]
     return sum(roofline(each.work, gpu).bound for each in launches)

@@ -18,8 +18,8 @@ from gpucheck.speed.points import host, plain_places
 from satclip_engine import backends, reference
 from satclip_engine.bench.workload import grid_multiply_adds, siren
 from satclip_engine.device import CPU, parse_device
-from satclip_engine.kernels.scenes import Scene
-from satclip_engine.weights import Layers
+from satclip_engine.kernels.tools.workloads import KernelWorkload
+from satclip_engine.weights.layers import Layers
 
 _HOST = (("triton", "fast"), ("triton", "exact"), ("cuda", "exact"), ("cuda", "fast"), ("cpu", "exact"))
 
@@ -87,7 +87,7 @@ class Raster:
     def _triton(self, precision: str, dtype: str) -> Contestant:
         def make() -> Callable[[], Any]:
             from satclip_engine.kernels import grid as kernels
-            from satclip_engine.kernels.store import Quantise
+            from satclip_engine.kernels.device_functions.quantise import Quantise
 
             device = self.place.device
             network = kernels.prepare(self.degrees, *plain.tensors(self.layers, device), precision)
@@ -98,7 +98,7 @@ class Raster:
             quantise = Quantise(dtype, inverse, torch.zeros_like(inverse))
             return lambda: kernels.encode_grid(network, *axes, quantise=quantise)
 
-        scene = Scene(
+        scene = KernelWorkload(
             "grid",
             self.height,
             self.width,

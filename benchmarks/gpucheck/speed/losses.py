@@ -12,7 +12,7 @@ from gpucheck.speed import plain
 from gpucheck.speed.contest import PEER, Case, Contest, Contestant, Place
 from satclip_engine.bench.loss import Batch
 from satclip_engine.contrast import contrastive_loss
-from satclip_engine.kernels.scenes import Scene
+from satclip_engine.kernels.tools.workloads import KernelWorkload
 
 _WIDTH = 256
 _MOST = 8192  # pairs for a CPU
@@ -53,5 +53,5 @@ def _entry(name: str, batch: Batch, place: Place) -> Contestant:
         value, da, db, dscale = (tensor.cpu().numpy() for tensor in found)
         return batch.error((float(value), da, db, float(dscale)))
 
-    scenes = (Scene("loss", batch.pairs, batch.pairs, sizes=(_WIDTH,)),) if name == "triton" else ()
+    scenes = (KernelWorkload("loss", batch.pairs, batch.pairs, sizes=(_WIDTH,)),) if name == "triton" else ()
     return Contestant(name, make, check, _TOLERANCE if ours else PEER, on_gpu=name != "cpu", scenes=scenes)

@@ -16,8 +16,8 @@ from gpucheck.speed.contest import PEER, Case, Contest, Contestant, Place
 from satclip_engine import backends, reference
 from satclip_engine.bench.workload import multiply_adds, scattered, siren
 from satclip_engine.device import CPU
-from satclip_engine.kernels.scenes import Scene
-from satclip_engine.weights import Layers
+from satclip_engine.kernels.tools.workloads import KernelWorkload
+from satclip_engine.weights.layers import Layers
 
 _COMPARED = 256  # places whose embeddings are compared
 _MOST = 1 << 18  # places for a CPU at L = 40; it takes seconds for more
@@ -76,7 +76,9 @@ class Places:
             given = plain.tensors(self.layers, self.place.device)
             return lambda: kernels.forward(self.there, *given, precision=precision, keep=False)[0]
 
-        scene = Scene("embed", self.count, degrees=self.degrees, sizes=self.widths, precision=precision)
+        scene = KernelWorkload(
+            "embed", self.count, degrees=self.degrees, sizes=self.widths, precision=precision
+        )
         return Contestant(f"triton {precision}", make, self.error, VALUES[precision], scenes=(scene,))
 
     def error(self, out: Any) -> float:

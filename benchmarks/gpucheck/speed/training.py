@@ -15,7 +15,7 @@ from gpucheck.speed import plain
 from gpucheck.speed.contest import PEER, Case, Contest, Contestant, Place
 from satclip_engine.bench.workload import scattered, siren
 from satclip_engine.contrast import contrastive_loss
-from satclip_engine.kernels.scenes import Scene
+from satclip_engine.kernels.tools.workloads import KernelWorkload
 from satclip_engine.op import encode
 
 WHATS = ("training step", "forward and backward", "forward")
@@ -91,15 +91,15 @@ class Batch:
             scenes=self._scenes(what, precision) if how == "triton" else (),
         )
 
-    def _scenes(self, what: str, precision: str) -> tuple[Scene, ...]:
+    def _scenes(self, what: str, precision: str) -> tuple[KernelWorkload, ...]:
         """What a contestant of ours starts."""
         parts = ("forward",) if what == "forward" else ("forward", "backward")
         found = [
-            Scene(part, self.count, degrees=self.degrees, sizes=self.widths, precision=precision)
+            KernelWorkload(part, self.count, degrees=self.degrees, sizes=self.widths, precision=precision)
             for part in parts
         ]
         if what == "training step":
-            found.append(Scene("loss", self.count, self.count, sizes=self.widths[-1:]))
+            found.append(KernelWorkload("loss", self.count, self.count, sizes=self.widths[-1:]))
         return tuple(found)
 
     def _parameters(self, dtype: torch.dtype, device: torch.device) -> list[Any]:
