@@ -1,4 +1,4 @@
-"""What each CUDA kernel takes of a multiprocessor: registers, spills, shared memory, per architecture.
+"""Registers, spills and shared memory that each CUDA kernel takes of a multiprocessor, per architecture.
 
     python benchmarks/cuda_resources.py             a Markdown table, from the extension as it is installed
     python benchmarks/cuda_resources.py --json
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-WORD = 4
+WORD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,8 @@ def cuobjdump() -> str | None:
     beside = [Path(nvcc).resolve().parent / "cuobjdump"] if (nvcc := shutil.which("nvcc")) else []
     if (spec := importlib.util.find_spec("triton")) and spec.origin:
         beside.append(Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump")
-    found = shutil.which("cuobjdump") or next(
-        (str(tool) for tool in beside if os.access(tool, os.X_OK)), None
-    )
-    return found
+    usable = (str(tool) for tool in beside if os.access(tool, os.X_OK))
+    return shutil.which("cuobjdump") or next(usable, None)
 
 
 def extension() -> Path:
@@ -58,10 +56,10 @@ def resources(library: Path, tool: str) -> list[Resources]:
     """All kernels of a library or cubin, by name and architecture."""
     usage = dict(_usage(_run(tool, "-res-usage", library)))
     code = dict(_code(_run(tool, "-sass", library)))
-    found = []
+    kernels = []
     for (architecture, symbol), line in usage.items():
         instructions = code[architecture, symbol]
-        found.append(
+        kernels.append(
             Resources(
                 kernel=_plain(symbol),
                 architecture=architecture,
@@ -74,7 +72,7 @@ def resources(library: Path, tool: str) -> list[Resources]:
                 tensor=sum("HMMA" in text for text in instructions),
             )
         )
-    return sorted(found, key=lambda row: (row.kernel, row.architecture))
+    return sorted(kernels, key=lambda row: (row.kernel, row.architecture))
 
 
 def table(rows: list[Resources]) -> str:
@@ -91,10 +89,10 @@ def table(rows: list[Resources]) -> str:
 
 
 def _run(*command: str | Path) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} failed: {process.stderr.strip() or process.stdout.strip()}")
+    return process.stdout
 
 
 def _usage(text: str) -> Iterator[tuple[tuple[str, str], str]]:
@@ -127,12 +125,12 @@ def _number(line: str, name: str) -> int:
 
 
 def _bytes(instructions: list[str], operation: str) -> int:
-    """Of local memory that a thread reads or writes, each instruction once."""
+    """Bytes of local memory that a thread reads or writes, each instruction once."""
     total = 0
     for text in instructions:
         if match := re.search(rf"\b{operation}(?:\.\w+)*", text):
             width = re.search(r"\.(64|128)\b", match.group())
-            total += int(width.group(1)) // 8 if width else WORD
+            total += int(width.group(1)) // 8 if width else WORD_BYTES
     return total
 
 

@@ -20,7 +20,7 @@ ORDER = (
     ("_version", "errors"),
     ("_optional",),
     ("data",),
-    ("hub", "stored", "device", "lonlat"),
+    ("hub", "stored", "device", "lonlat", "processor"),
     ("basis", "lightning", "tensorfile"),
     ("layers",),
     ("prepared",),

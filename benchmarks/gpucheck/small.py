@@ -1,4 +1,4 @@
-"""Every kernel once, on small sizes: what the sanitizer watches."""
+"""Every kernel once, on small sizes: the program that the sanitizer watches."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 import torch
 
 from satclip_engine import backends
-from satclip_engine.bench.workload import siren
+from satclip_engine.bench.inputs import siren
 from satclip_engine.device import parse_device
-from satclip_engine.kernels import scenes
+from satclip_engine.kernels import scenes as workloads
 
 
 def main() -> None:
-    """Triton's kernels and, where they are, those of CUDA C++."""
+    """Run Triton's kernels and, where they are, those of CUDA C++."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for scene in scenes.SMALL_SCENES:
-        print(scene.name, flush=True)
-        scenes.run(scene, device)
+    for workload in workloads.SMALL_SCENES:
+        print(workload.name, flush=True)
+        workloads.run(workload, device)
     if device.type == "cuda":
         torch.cuda.synchronize()
         _cuda()

@@ -27,7 +27,7 @@ from satclip_engine.errors import MissingExtra, UsageError
 
 @pytest.fixture(scope="module")
 def lonlat() -> np.ndarray:
-    """700 places uniform by area."""
+    """700 points uniform by area."""
     u, v = np.random.default_rng(0).uniform(-1, 1, (2, 700))
     return np.stack([180 * u, np.degrees(np.arcsin(v))], 1)
 
@@ -122,10 +122,10 @@ def test_score_refuses_what_does_not_fit(lonlat, splits):
 def test_positions_as_features_are_exact(lonlat):
     assert np.array_equal(unit_vector(np.array([[0, 0], [90, 0], [0, 90]])).round(15), np.eye(3))
     x, y, z = unit_vector(lonlat).T
-    wanted = [x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]
-    wanted += [x * x * x, x * x * y, x * x * z, x * y * y, x * y * z, x * z * z]
-    wanted += [y * y * y, y * y * z, y * z * z, z * z * z]
-    np.testing.assert_allclose(polynomial(lonlat), np.stack(wanted, 1), rtol=0, atol=1e-15)
+    expected = [x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]
+    expected += [x * x * x, x * x * y, x * x * z, x * y * y, x * y * z, x * z * z]
+    expected += [y * y * y, y * y * z, y * z * z, z * z * z]
+    np.testing.assert_allclose(polynomial(lonlat), np.stack(expected, 1), rtol=0, atol=1e-15)
     assert np.linalg.matrix_rank(np.column_stack([polynomial(lonlat), np.ones(len(lonlat))])) == 16  # 4²
     assert np.array_equal(lonlat_degrees(lonlat), lonlat)
 
@@ -151,8 +151,8 @@ def test_rows_have_names_of_their_own(tiny_weights, tmp_path):
         make_rows((), ())
 
 
-def _geoclip_by_hand(place: np.ndarray, weights: dict[str, torch.Tensor]) -> np.ndarray:
-    lon, lat = np.radians(place)
+def _geoclip_by_hand(point: np.ndarray, weights: dict[str, torch.Tensor]) -> np.ndarray:
+    lon, lat = np.radians(point)
     t = np.arcsin(np.sqrt(3) / 2 * np.sin(lat))
     a = geoclip.EQUAL_EARTH
     slope = a[0] + 3 * a[1] * t**2 + 7 * a[2] * t**6 + 9 * a[3] * t**8
@@ -161,8 +161,8 @@ def _geoclip_by_hand(place: np.ndarray, weights: dict[str, torch.Tensor]) -> np.
     values = {name: value.double().numpy() for name, value in weights.items()}
     total = 0.0
     for k in range(3):
-        turns = 2 * np.pi * values[f"LocEnc{k}.capsule.0.b"] @ (np.array([x, y]) * 66.50336 / 180)
-        h = np.concatenate([np.cos(turns), np.sin(turns)])
+        angles = 2 * np.pi * values[f"LocEnc{k}.capsule.0.b"] @ (np.array([x, y]) * 66.50336 / 180)
+        h = np.concatenate([np.cos(angles), np.sin(angles)])
         for layer in (1, 3, 5):
             weight, bias = (values[f"LocEnc{k}.capsule.{layer}.{kind}"] for kind in ("weight", "bias"))
             h = np.maximum(weight @ h + bias, 0)
@@ -185,19 +185,20 @@ def test_geoclip_is_its_formula():
         for k in range(3)
         for name, shape in shapes.items()
     }
-    places = np.array([[0, 0], [2.35, 48.86], [180, 90], [-180, -89.5], [-70.6, -33.4]], np.float32)
-    for place, found in zip(places, geoclip.embed(torch.from_numpy(places), weights), strict=True):
-        np.testing.assert_allclose(found, _geoclip_by_hand(place.astype(float), weights), atol=2e-5)
+    lonlat = np.array([[0, 0], [2.35, 48.86], [180, 90], [-180, -89.5], [-70.6, -33.4]], np.float32)
+    embeddings = geoclip.embed(torch.from_numpy(lonlat), weights)
+    for point, embedding in zip(lonlat, embeddings, strict=True):
+        np.testing.assert_allclose(embedding, _geoclip_by_hand(point.astype(float), weights), atol=2e-5)
 
 
 def test_geoclip_gives_what_its_own_class_gives():
     """Of version 1.3.0 with its own weights, divided by its length."""
     try:
-        found = geoclip.geoclip(np.array([[2.35, 48.86]]))
+        embedding = geoclip.geoclip(np.array([[2.35, 48.86]]))
     except MissingExtra as error:
         pytest.skip(str(error))
-    assert found.shape == (1, 512)
-    np.testing.assert_allclose(found[0, :3], [-0.05663541, 0.03749561, -0.02850368], atol=1e-4)
+    assert embedding.shape == (1, 512)
+    np.testing.assert_allclose(embedding[0, :3], [-0.05663541, 0.03749561, -0.02850368], atol=1e-4)
 
 
 def test_a_raster_is_looked_up_by_pixel():
@@ -209,13 +210,13 @@ def test_a_raster_is_looked_up_by_pixel():
 def test_land_is_uniform_by_area_and_classes_are_common_ones():
     zones = np.full((180, 360), targets.OCEAN, np.uint8)
     zones[:90, 180:] = 5  # the northern half of the east
-    places = targets.land_places(zones, 4000)
-    assert places.shape == (4000, 2)
-    assert places.min() >= 0
-    assert abs((places[:, 1] > 30).mean() - 0.5) < 0.03  # half of a hemisphere's area
-    assert np.array_equal(targets.land_places(zones, 50), places[:50])
+    points = targets.land_points(zones, 4000)
+    assert points.shape == (4000, 2)
+    assert points.min() >= 0
+    assert abs((points[:, 1] > 30).mean() - 0.5) < 0.03  # half of a hemisphere's area
+    assert np.array_equal(targets.land_points(zones, 50), points[:50])
     lonlat, values = targets.common_classes(
-        places[:1000], np.where(np.arange(1000) < 9, 7, np.arange(1000) % 2)
+        points[:1000], np.where(np.arange(1000) < 9, 7, np.arange(1000) % 2)
     )
     assert set(values) == {0, 1}
     assert len(lonlat) == 991
@@ -241,20 +242,20 @@ def _stations(path: Path, rows: int = 120) -> Path:
 
 
 def test_stations_are_read_by_their_column_names(tmp_path):
-    read = targets.read_target("precip", places=5, stations=_stations(tmp_path / "s.csv"))
+    read = targets.read_target("precip", points=5, stations=_stations(tmp_path / "s.csv"))
     assert read.lonlat.shape == (121, 2)
     assert read.values[2] == 14
-    assert len(targets.read_target("temp", places=5, stations=tmp_path / "s.csv").values) == 120
+    assert len(targets.read_target("temp", points=5, stations=tmp_path / "s.csv").values) == 120
     (tmp_path / "bad.csv").write_text("Lon,Lat\n1,2\n")
     with pytest.raises(UsageError, match="column 'meanT' is missing"):
-        targets.read_target("temp", places=5, stations=tmp_path / "bad.csv")
+        targets.read_target("temp", points=5, stations=tmp_path / "bad.csv")
     (tmp_path / "bad.csv").write_text("Lon,Lat,meanT\n1,2,warm\n")
     with pytest.raises(UsageError, match=r"bad.csv: cannot be read.*warm"):
-        targets.read_target("temp", places=5, stations=tmp_path / "bad.csv")
+        targets.read_target("temp", points=5, stations=tmp_path / "bad.csv")
     with pytest.raises(UsageError, match="at least 100"):
-        targets.read_target("temp", places=5, stations=_stations(tmp_path / "few.csv", 7))
+        targets.read_target("temp", points=5, stations=_stations(tmp_path / "few.csv", 7))
     with pytest.raises(UsageError, match="needs --stations FILE"):
-        targets.read_target("temp", places=5)
+        targets.read_target("temp", points=5)
 
 
 def test_a_missing_package_is_named_with_its_command():
@@ -268,13 +269,15 @@ def test_a_missing_package_is_named_with_its_command():
 
 def test_results_do_not_depend_on_the_number_of_processes(lonlat):
     rows = [BASELINES["unit"], BASELINES["untrained10"]]
-    wanted = [Target("temp", lonlat[:300], lonlat[:300, 1].copy())]
-    heard = []
-    one, two = (measure(rows, wanted, ("linear",), (0, 1), jobs=jobs, done=heard.append) for jobs in (1, 2))
-    assert one == two
-    assert len(one) == 2 * 1 * 2 * 1 * 2
-    assert len(heard) == 4
-    assert {result.row for result in one} == {"unit vector", "untrained L=10"}
+    labelled = [Target("temp", lonlat[:300], lonlat[:300, 1].copy())]
+    reported = []
+    single, double = (
+        measure(rows, labelled, ("linear",), (0, 1), jobs=jobs, report=reported.append) for jobs in (1, 2)
+    )
+    assert single == double
+    assert len(single) == 2 * 1 * 2 * 1 * 2
+    assert len(reported) == 4
+    assert {result.row for result in single} == {"unit vector", "untrained L=10"}
 
 
 def test_the_table_has_a_line_a_row_and_random_before_block():
