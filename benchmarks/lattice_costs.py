@@ -120,7 +120,7 @@ def figure(rows: list[dict[str, Any]], where: str) -> str:
     def line(points: list[tuple[float, float]], style: str) -> str:
         return f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" {style}/>'
 
-    parts = [
+    elements = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 150}" height="{top + height + 62}" '
         'font-family="sans-serif" font-size="13" fill="#222">',
         '<rect width="100%" height="100%" fill="white"/>',
@@ -129,34 +129,36 @@ def figure(rows: list[dict[str, Any]], where: str) -> str:
     ]
     for power in range(int(low), math.floor(high) + 1):
         _, y = xy(RESOLUTIONS[0], 10.0**power)
-        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
+        elements.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        elements.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
     for resolution in RESOLUTIONS:
         x, _ = xy(resolution, 1.0)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="#eee"/>')
-        parts.append(f'<text x="{x:.1f}" y="{top + height + 20}" text-anchor="middle">{resolution:g}°</text>')
+        elements.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="#eee"/>')
+        elements.append(
+            f'<text x="{x:.1f}" y="{top + height + 20}" text-anchor="middle">{resolution:g}°</text>'
+        )
     exact = [
         xy(r, float(np.median([row["exact_seconds"] for row in rows if row["resolution"] == r])))
         for r in RESOLUTIONS
     ]
-    parts.append(line(exact, 'stroke="#888" stroke-width="2" stroke-dasharray="6 4"'))
+    elements.append(line(exact, 'stroke="#888" stroke-width="2" stroke-dasharray="6 4"'))
     labels = [(exact[-1][1], "product grid", "#666")]
     for gain, colour in zip(GAINS, COLOURS, strict=True):
         own = [row for row in rows if row["gain"] == gain]
         points = [xy(row["resolution"], row["seconds"]) for row in own]
-        parts.append(line(points, f'stroke="{colour}" stroke-width="2.5"'))
+        elements.append(line(points, f'stroke="{colour}" stroke-width="2.5"'))
         for (x, y), row in zip(points, own, strict=True):
             fill = colour if row["path"] == "lattice" else "white"
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>')
+            elements.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>')
         labels.append((points[-1][1], f"first layer × {gain}", colour))
     below = -math.inf
     for y, text, colour in sorted(labels):
         below = max(y + 4, below + 16)
-        parts.append(f'<text x="{left + width + 12}" y="{below:.1f}" fill="{colour}">{text}</text>')
-    parts.append(
+        elements.append(f'<text x="{left + width + 12}" y="{below:.1f}" fill="{colour}">{text}</text>')
+    elements.append(
         f'<text x="{left + 10}" y="{top + 18}" fill="#666">filled: from a lattice; open: product grid</text>'
     )
-    return "\n".join([*parts, "</svg>\n"])
+    return "\n".join([*elements, "</svg>\n"])
 
 
 if __name__ == "__main__":

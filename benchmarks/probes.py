@@ -44,8 +44,8 @@ class NamesType(click.ParamType):
 
     name = "list"
 
-    def __init__(self, known: Sequence[str]) -> None:
-        self.known = tuple(known)
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -55,14 +55,14 @@ class NamesType(click.ParamType):
         words = [word.strip() for word in str(value).lower().split(",") if word.strip()]
         if words == ["none"]:
             return ()
-        if unknown := [word for word in words if word not in self.known]:
-            self.fail(f"{unknown[0]!r} is none of {', '.join(self.known)}", param, ctx)
+        if unknown := [word for word in words if word not in self.names]:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(self.names)}", param, ctx)
         return tuple(dict.fromkeys(words))
 
 
-def _names(option: str, known: Sequence[str], default: str | None, text: str) -> Callable[..., Any]:
+def _names(option: str, names: Sequence[str], default: str | None, text: str) -> Callable[..., Any]:
     return click.option(
-        option, type=NamesType(known), default=default, show_default=True, metavar="LIST", help=text
+        option, type=NamesType(names), default=default, show_default=True, metavar="LIST", help=text
     )
 
 

@@ -93,10 +93,10 @@ for name in ("steps", "parity", "differentiation", "small", "document", "targets
     importlib.import_module(f"gpucheck.{name}")
 """
     environment = build.environment(dry / "tree", interpreted=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_build_compiles_with_cuda_into_its_own_folder(
@@ -134,17 +134,17 @@ def test_a_step_that_takes_too_long_is_stopped_and_keeps_its_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Rows(tmp_path / "kept.jsonl").add(Note("first", "found"))
-    kept, made = str(tmp_path / "kept.jsonl"), str(tmp_path / "made.jsonl")
-    program = f"import shutil, time; shutil.copy({kept!r}, {made!r}); time.sleep(60)"
-    found = run_step(monkeypatch, tmp_path, program, 3)
-    assert found.fault == "stopped after 3 s"
-    assert found.rows == [Note("first", "found")]
-    assert not found.ok
+    source, target = str(tmp_path / "kept.jsonl"), str(tmp_path / "made.jsonl")
+    program = f"import shutil, time; shutil.copy({source!r}, {target!r}); time.sleep(60)"
+    outcome = run_step(monkeypatch, tmp_path, program, 3)
+    assert outcome.fault == "stopped after 3 s"
+    assert outcome.rows == [Note("first", "found")]
+    assert not outcome.ok
 
 
 def test_a_step_that_dies_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = run_step(monkeypatch, tmp_path, "raise SystemExit(3)", 20)
-    assert found.fault == "ended with status 3"
+    outcome = run_step(monkeypatch, tmp_path, "raise SystemExit(3)", 20)
+    assert outcome.fault == "ended with status 3"
 
 
 def test_a_step_that_finds_nothing_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def timed(workload: str, implementation: str, seconds: float, work: float = 8192
 
 
 def test_targets_are_met_or_not() -> None:
-    found = [
+    measured = [
         timed(f"training step {STEP}", "PyTorch eager", 6.0),
         timed(f"training step {STEP}", "torch.compile", 1.5),
         timed(f"training step {STEP}", "triton exact", 1.0),
@@ -215,7 +215,7 @@ def test_targets_are_met_or_not() -> None:
         Check("exact: something", 1e-5, 2e-5),
         Check("fast: something", 6e-3, 5e-3),
     ]
-    values = {target.name: target.value(found) for target in targets.TARGETS}
+    values = {target.name: target.value(measured) for target in targets.TARGETS}
     met = {
         target.name: target.met(value)
         for target in targets.TARGETS

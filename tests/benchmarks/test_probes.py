@@ -69,11 +69,11 @@ def test_a_score_depends_on_its_seed_alone(lonlat, splits, probe):
     features, target = unit_vector(lonlat), np.sin(lonlat[:, 0] / 20)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one = score(features, target, splits[1], probe, 5)
+    first = score(features, target, splits[1], probe, 5)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert score(features, target, splits[1], probe, 5) == one
-    assert score(features, target, splits[1], probe, 6) != one
+    assert score(features, target, splits[1], probe, 5) == first
+    assert score(features, target, splits[1], probe, 6) != first
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,17 +82,17 @@ def test_a_split_never_shares_a_group_and_uses_every_row(lonlat, splits, seed):
         rng = np.random.default_rng(seed)
         train, test = split.hold_out(0.2, rng)
         learned, checked = split.hold_out(0.15, rng, train)
-        parts = [learned, checked, test]
-        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(lonlat)))
+        sets = [learned, checked, test]
+        assert np.array_equal(np.sort(np.concatenate(sets)), np.arange(len(lonlat)))
         assert 0.18 < len(test) / len(lonlat) < 0.22
-        groups = [set(split.groups[part]) for part in parts]
+        groups = [set(split.groups[rows]) for rows in sets]
         assert sum(map(len, groups)) == len(set.union(*groups))
         folds = split.folds(5, rng, train)
-        assert np.array_equal(np.sort(np.concatenate([held for _, held in folds])), train)
-        for kept, held in folds:
-            assert not set(split.groups[kept]) & set(split.groups[held])
-            assert len(kept) + len(held) == len(train)
-            assert abs(len(held) / len(train) - 0.2) < 0.03
+        assert np.array_equal(np.sort(np.concatenate([test_rows for _, test_rows in folds])), train)
+        for train_rows, test_rows in folds:
+            assert not set(split.groups[train_rows]) & set(split.groups[test_rows])
+            assert len(train_rows) + len(test_rows) == len(train)
+            assert abs(len(test_rows) / len(train) - 0.2) < 0.03
 
 
 def test_blocks_are_squares_of_the_map_with_poles_and_date_line_inside():
@@ -131,10 +131,10 @@ def test_positions_as_features_are_exact(lonlat):
 
 
 def test_untrained_encoders_differ_by_seed(lonlat):
-    one, same, other = (untrained(lonlat[:5], seed, degrees=10) for seed in (1, 1, 2))
-    assert one.shape == (5, 256)
-    assert np.array_equal(one, same)
-    assert not np.allclose(one, other)
+    first, same, other = (untrained(lonlat[:5], seed, degrees=10) for seed in (1, 1, 2))
+    assert first.shape == (5, 256)
+    assert np.array_equal(first, same)
+    assert not np.allclose(first, other)
 
 
 def test_rows_have_names_of_their_own(tiny_weights, tmp_path):
@@ -192,7 +192,7 @@ def test_geoclip_is_its_formula():
 
 
 def test_geoclip_gives_what_its_own_class_gives():
-    """Of version 1.3.0 with its own weights, divided by its length."""
+    """Numbers of version 1.3.0 with its own weights, divided by its length."""
     try:
         embedding = geoclip.geoclip(np.array([[2.35, 48.86]]))
     except MissingExtra as error:
@@ -223,8 +223,8 @@ def test_land_is_uniform_by_area_and_classes_are_common_ones():
 
 
 def test_airports_of_unknown_or_impossible_elevation_are_left_out():
-    feet = [100, 0, 200, -1266, 99999, -9999, 300]
-    table = np.array([[index, 0, one] for index, one in enumerate(feet)] + [[0, 0, 500]], float)
+    elevations = [100, 0, 200, -1266, 99999, -9999, 300]
+    table = np.array([[index, 0, feet] for index, feet in enumerate(elevations)] + [[0, 0, 500]], float)
     lonlat, metres = targets.clean_airports(table, 10)
     assert dict(zip(lonlat[:, 0].tolist(), metres.round(2).tolist(), strict=True)) == {
         0: 30.48,
@@ -308,10 +308,10 @@ def test_the_command_prints_a_table_and_writes_everything(tmp_path):
     file, stations = tmp_path / "all.json", _stations(tmp_path / "s.csv")
     arguments = ["--stations", stations, "--targets", "temp", "--rows", "lonlat,unit", "--probes", "linear"]
     run = click.testing.CliRunner()
-    done = run.invoke(probes.main, [*map(str, arguments), "--seeds", "2", "--json", str(file)])
-    assert done.exit_code == 0, done.output
-    assert done.stdout.count("| lon/lat | ") == 2  # means, deviations
-    assert "2/2 unit vector on temp" in done.stderr
+    result = run.invoke(probes.main, [*map(str, arguments), "--seeds", "2", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("| lon/lat | ") == 2  # means, deviations
+    assert "2/2 unit vector on temp" in result.stderr
     content = json.loads(file.read_text())
     assert len(content["scores"]) == 2 * 2 * 2
     assert content["options"]["places"] == {"temp": 120}
@@ -341,17 +341,17 @@ def test_a_table_is_extended_by_rows_and_seeds(tmp_path, monkeypatch):
     ]
 
     def measured(*options: str) -> list[dict]:
-        done = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), *options])
-        assert done.exit_code == 0, done.output
+        result = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), *options])
+        assert result.exit_code == 0, result.output
         return json.loads(file.read_text())["scores"]
 
     measured("--rows", "lonlat", "--seeds", "1")
     marked = json.loads(file.read_text())
     marked["scores"][0]["score"] = 7.0  # whether it is measured again shows
     file.write_text(json.dumps(marked))
-    found = measured("--rows", "lonlat,unit", "--seeds", "2")
-    assert len(found) == 2 * 2 * 2
-    assert [one["score"] for one in found].count(7.0) == 1
+    scores = measured("--rows", "lonlat,unit", "--seeds", "2")
+    assert len(scores) == 2 * 2 * 2
+    assert [score["score"] for score in scores].count(7.0) == 1
     assert len(measured("--rows", "cubic", "--seeds", "1")) == 2 * 2 * 2 + 2  # the others stay in the file
     marked["versions"]["numpy"] = "0.1"
     file.write_text(json.dumps(marked))

@@ -182,7 +182,7 @@ class ComputedEncoder:
     def evaluate(
         self, grid: Any, rows: Any = None, cols: Any = None, out: np.ndarray | None = None, **options: Any
     ) -> np.ndarray:
-        """As Encoder.evaluate, for any window of that grid."""
+        """Copy any window of that grid, as Encoder.evaluate would compute it."""
         if grid.shape != self._grid.shape or grid.transform != self._grid.transform:
             return self._encoder.evaluate(grid, rows, cols, out=out, **options)
         pixels = self._pixels[slice(None) if rows is None else rows][:, slice(None) if cols is None else cols]
