@@ -73,11 +73,11 @@ def _record(
     workload: BenchmarkWorkload, timing: Timing, timings: Sequence[Timing], memory: dict[str, int] | None
 ) -> BenchmarkRecord:
     implementation, is_timed = timing.implementation, bool(timing.seconds)
-    rivals = [
+    comparable = [
         other for other in timings if other.seconds and other.implementation.threads == implementation.threads
     ]
-    sgemm = _fastest_roofline(rivals)
-    first = next((other for other in rivals if other.implementation.ours), None)
+    sgemm = _fastest_roofline(comparable)
+    first = next((other for other in comparable if other.implementation.ours), None)
     is_counted = is_timed and implementation.multiply_adds > 0
     details = dict(timing.details)
     peak = details.pop("peak_memory", None)

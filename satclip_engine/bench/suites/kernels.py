@@ -65,28 +65,29 @@ def harmonics(
 
         return Implementation(name, 1, float(workload.points), prepare, dtype=dtype, **options)
 
-    def compiled(isa: str) -> Callable[[], np.ndarray]:
+    def by_kernel(isa: str) -> Callable[[], np.ndarray]:
         return lambda: backends._C.harmonics(lonlat, degrees, 1, isa)
 
-    def torch(dtype: str) -> Callable[[], np.ndarray]:
-        module = need("torch", extra="torch", why="satclip-bench")
-        tensor, kind = module.from_numpy(lonlat), getattr(module, dtype)
-        return lambda: torch_baselines.harmonics(tensor, degrees, kind).T.numpy()
-
     entries = [
-        entry(f"satclip {isa}", compiled(isa), workload.tolerance, ours=True) for isa in instruction_sets()
+        entry(f"satclip {isa}", by_kernel(isa), workload.tolerance, ours=True) for isa in instruction_sets()
     ]
     if "torch64" in compare:
-        entries.append(entry("PyTorch float64", torch("float64"), 1e-10))
+        entries.append(entry("PyTorch float64", _by_torch(lonlat, degrees, "float64"), 1e-10))
     if "torch" in compare:
-        entries.append(entry("PyTorch float32", torch("float32"), 1e-1, "float32"))
+        entries.append(entry("PyTorch float32", _by_torch(lonlat, degrees, "float32"), 1e-1, "float32"))
     if "scipy" in compare:
         absent = None if find_spec("scipy") else "scipy is not installed"
-        entries.append(entry("SciPy", lambda: _scipy(lonlat, degrees), 1e-10, missing=absent))
+        entries.append(entry("SciPy", lambda: _by_scipy(lonlat, degrees), 1e-10, missing=absent))
     return entries
 
 
-def _scipy(lonlat: np.ndarray, degrees: int) -> np.ndarray:
+def _by_torch(lonlat: np.ndarray, degrees: int, dtype: str) -> Callable[[], np.ndarray]:
+    torch = need("torch", extra="torch", why="satclip-bench")
+    tensor, kind = torch.from_numpy(lonlat), getattr(torch, dtype)
+    return lambda: torch_baselines.harmonics(tensor, degrees, kind).T.numpy()
+
+
+def _by_scipy(lonlat: np.ndarray, degrees: int) -> np.ndarray:
     """Real harmonics from SciPy's Legendre functions of all degrees and orders."""
     special = need("scipy.special", extra="dev", why="this baseline")
     theta, phi = np.radians(lonlat[:, 1] + 90), np.radians(lonlat[:, 0] + 180)
