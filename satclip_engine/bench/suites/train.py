@@ -76,6 +76,8 @@ def _entry(
                 parameter.grad = None
             return float(value.detach())
 
+        if compiled:
+            run()  # compiles, which is no step's time
         return PreparedRun(
             run, lambda _: step.error(evaluate), workload.tolerance, before=torch_threads(threads)
         )
