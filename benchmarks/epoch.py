@@ -1,4 +1,4 @@
-"""An epoch from cached features beside one that puts images through the trunk at every step.
+"""Time of an epoch from cached features beside one that puts images through the trunk at every step.
 
     python benchmarks/epoch.py s2-100k --copies 16 --epochs 5
 
@@ -52,16 +52,16 @@ def main(
 ) -> None:
     """Time epochs with and without a feature cache."""
     warnings.simplefilter("ignore")
-    found = [measured(data, name, copies, epochs, batch_size) for name in encoders.split(",")]
-    click.echo(f"{label(machine())}; {found[0]['samples']} samples, L = 40, a batch of all of them\n")
+    runs = [measured(data, name, copies, epochs, batch_size) for name in encoders.split(",")]
+    click.echo(f"{label(machine())}; {runs[0]['samples']} samples, L = 40, a batch of all of them\n")
     click.echo("| image encoder | cache made | epoch from the cache | epoch through the trunk | ratio |")
     click.echo("| --- | --- | --- | --- | --- |")
-    for one in found:
-        cached, live = (one["samples"] / statistics.median(one[key]) for key in ("cached", "live"))
-        cells = [one["encoder"], *(f"{value:,.0f}/s" for value in (one["cache_rate"], cached, live))]
+    for run in runs:
+        cached, live = (run["samples"] / statistics.median(run[key]) for key in ("cached", "live"))
+        cells = [run["encoder"], *(f"{value:,.0f}/s" for value in (run["cache_rate"], cached, live))]
         click.echo("| " + " | ".join([*cells, f"{cached / live:.0f} ×"]) + " |")
     if json_file:
-        content = {"machine": machine(), "versions": versions(), "runs": found}
+        content = {"machine": machine(), "versions": versions(), "runs": runs}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -101,7 +101,7 @@ class Frozen(torch.nn.Module):
 
 
 def epoch_seconds(data: Features, folder: Path, epochs: int, batch_size: int) -> list[float]:
-    """Of every epoch after a first one."""
+    """Seconds of every epoch after a first one."""
     config = TrainConfig(batch_size=batch_size, val_random_split_fraction=0.0, max_epochs=epochs + 1)
     folder.mkdir()
     trainer = Trainer(config, data, folder)

@@ -1,4 +1,4 @@
-"""Which weights should the taps of a lattice's interpolation have?
+"""Comparison of weights for the taps of a lattice's interpolation.
 
     OMP_NUM_THREADS=1 python benchmarks/interpolants.py --markdown interpolants.md --json interpolants.json
 
@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import reference
+from satclip_engine.bench.inputs import scattered, siren
 from satclip_engine.bench.machine import versions
-from satclip_engine.bench.workload import scattered, siren
 from satclip_engine.weights import Layers, read_weights
 
 ORDERS = {3.4e-3: (4, 6, 8, 10, 12), 1e-4: (4, 6, 8, 10, 12), 1e-5: (8, 10, 12)}  # by tolerance; int8's first
 BANDS = 32  # of an untrained network, whose bands are alike
-BETWEEN = (1e-6, 0.125, 0.25, 0.375, 0.5)  # nodes 0 and 1; the other half mirrors it
+FRACTIONS = (1e-6, 0.125, 0.25, 0.375, 0.5)  # between nodes 0 and 1; the other half mirrors it
 GAUSS = np.polynomial.legendre.leggauss(32)
-PLACES = 1 << 14  # of a circle
+CIRCLE_POINTS = 1 << 14
 MISJUDGED = {"÷ 1.5": 1 / 1.5, "× 1.5": 1.5}
 LIMITED = "least squares, band limit"
 
@@ -139,19 +139,20 @@ class Taps:
         """E(k, u) on a lattice of that spacing."""
         kappa = math.radians(step) * k
         if not self.kernel.finer:
-            return self._response(kappa, BETWEEN, step) - 1
+            return self._response(kappa, FRACTIONS, step) - 1
         # The nodes cannot tell κ from its alias, which they turn into a wave between them as well.
         finer, alias = self.kernel.finer, (kappa + np.pi) % (2 * np.pi) - np.pi
-        found = self._response(alias / finer, [finer * u % 1 for u in BETWEEN], step)
+        response = self._response(alias / finer, [finer * u % 1 for u in FRACTIONS], step)
         if self.kernel.corrected:
-            found /= self._response(alias / finer, (np.arange(16) + 0.5) / 16, step).mean(axis=0)
-        return found * np.exp(1j * np.outer(BETWEEN, alias - kappa)) - 1
+            response /= self._response(alias / finer, (np.arange(16) + 0.5) / 16, step).mean(axis=0)
+        return response * np.exp(1j * np.outer(FRACTIONS, alias - kappa)) - 1
 
-    def _response(self, kappa: np.ndarray, places: Sequence[float], step: float) -> np.ndarray:
-        """What becomes of exp(iκx) at places between nodes, in multiples of itself."""
-        weights = np.stack([self.kernel.weights(self.p, u, self.parameter, step) for u in places])
+    def _response(self, kappa: np.ndarray, positions: Sequence[float], step: float) -> np.ndarray:
+        """exp(iκx) as interpolated at positions between nodes, in multiples of itself."""
+        weights = np.stack([self.kernel.weights(self.p, u, self.parameter, step) for u in positions])
         weights /= weights.sum(axis=1, keepdims=True)
-        return (weights @ np.exp(1j * np.outer(nodes(self.p), kappa))) * np.exp(-1j * np.outer(places, kappa))
+        interpolated = weights @ np.exp(1j * np.outer(nodes(self.p), kappa))
+        return interpolated * np.exp(-1j * np.outer(positions, kappa))
 
     def typical_error(self, field: Field, step: float) -> float:
         k, power = field.spectrum
@@ -163,7 +164,7 @@ class Taps:
         return max(float(np.abs(error).max()) for error in errors)
 
     def spacing(self, field: Field, within: float) -> float:
-        """Of the coarsest lattice whose typical error is within that."""
+        """Spacing of the coarsest lattice whose typical error is within that."""
         low, high = 1e-3, 60.0
         while high / low > 1.004:
             middle = math.sqrt(low * high)
@@ -171,7 +172,7 @@ class Taps:
         return low
 
     def coarsest(self, field: Field, tolerance: float) -> float:
-        """Where the largest error is the tolerance: five times the typical one or so, as measured."""
+        """Spacing at which the largest error, about five times the typical one, is the tolerance."""
         low, high, step = 1e-3, 60.0, self.spacing(field, tolerance / 5)
         for steps in range(20):
             largest = self.largest_error(field, step)
@@ -184,28 +185,28 @@ class Taps:
 
 
 def fields() -> list[Field]:
-    found, start = [_field("default", read_weights("default").folded())], siren(40, (512, 512, BANDS))
+    all_fields, start = [_field("default", read_weights("default").folded())], siren(40, (512, 512, BANDS))
     for gain in (1, 5, 20, 60):
         weights = (start.weights[0] * gain, *start.weights[1:])
-        found.append(_field(f"untrained × {gain}", dataclasses.replace(start, weights=weights)))
-    return found
+        all_fields.append(_field(f"untrained × {gain}", dataclasses.replace(start, weights=weights)))
+    return all_fields
 
 
 def _field(name: str, layers: Layers) -> Field:
     deviation = reference.encode(scattered(4096), layers).std(axis=0)
-    turn = np.arange(PLACES) * 360 / PLACES - 180
-    paths = [(math.cos(math.radians(lat)), turn, np.full_like(turn, lat)) for lat in (0.0, 35.0, 60.0)]
-    beyond = np.abs(turn) > 90  # over the poles to the opposite meridian
-    lat = np.where(beyond, np.copysign(180, turn) - turn, turn)
+    angle = np.arange(CIRCLE_POINTS) * 360 / CIRCLE_POINTS - 180
+    paths = [(math.cos(math.radians(lat)), angle, np.full_like(angle, lat)) for lat in (0.0, 35.0, 60.0)]
+    beyond = np.abs(angle) > 90  # over the poles to the opposite meridian
+    lat = np.where(beyond, np.copysign(180, angle) - angle, angle)
     paths.append((1.0, np.where(beyond, -160.0, 20.0), lat))
     circles = []
     for length, lon, lat in paths:
         values = reference.encode(np.stack([lon, lat], axis=1), layers) / deviation
-        found = np.fft.rfft(values.T, norm="forward")
-        count = 1 + np.flatnonzero(np.abs(found).max(axis=0) > 1e-11)[-1]  # above rounding
-        if count > PLACES * 3 // 8:
-            raise ValueError(f"{name}: {PLACES} places are too few for a circle")
-        circles.append((np.arange(count) / length, found[:, :count]))
+        spectrum = np.fft.rfft(values.T, norm="forward")
+        count = 1 + np.flatnonzero(np.abs(spectrum).max(axis=0) > 1e-11)[-1]  # above rounding
+        if count > CIRCLE_POINTS * 3 // 8:
+            raise ValueError(f"{name}: {CIRCLE_POINTS} points are too few for a circle")
+        circles.append((np.arange(count) / length, spectrum[:, :count]))
     return Field(name, tuple(circles))
 
 
@@ -214,13 +215,13 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args()
-    found = [row for field in fields() for t in ORDERS for p in ORDERS[t] for row in rows(field, p, t)]
-    text = "\n\n".join(table([row for row in found if row["tolerance"] == t], t) for t in ORDERS)
+    results = [row for field in fields() for t in ORDERS for p in ORDERS[t] for row in rows(field, p, t)]
+    text = "\n\n".join(table([row for row in results if row["tolerance"] == t], t) for t in ORDERS)
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n")
     if options.json:
-        options.json.write_text(json.dumps({"versions": versions(), "found": found}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"versions": versions(), "found": results}, indent=1) + "\n")
 
 
 def rows(field: Field, p: int, tolerance: float) -> list[dict[str, Any]]:
@@ -229,29 +230,29 @@ def rows(field: Field, p: int, tolerance: float) -> list[dict[str, Any]]:
     taps: dict[str, Taps] = {}
     for kernel in KERNELS:
         choices = [Taps(kernel, p, parameter) for parameter in kernel.parameters(p, field)]
-        taps[kernel.name] = max(choices, key=lambda one: one.spacing(field, tolerance / 5))
+        taps[kernel.name] = max(choices, key=lambda choice: choice.spacing(field, tolerance / 5))
     for name, factor in MISJUDGED.items():
         taps[f"{LIMITED} {name}"] = Taps(taps[LIMITED].kernel, p, taps[LIMITED].parameter * factor)
-    found: list[dict[str, Any]] = []
-    for name, one in taps.items():
+    results: list[dict[str, Any]] = []
+    for name, choice in taps.items():
         row = {"field": field.name, "p": p, "tolerance": tolerance, "kernel": name}
-        row |= {"parameter": one.parameter if np.isscalar(one.parameter) else None}
-        row |= {"degrees": one.coarsest(field, tolerance)}
-        row |= {"ratio": row["degrees"] / (found[0] if found else row)["degrees"]}
-        found.append(row)
-    return found
+        row |= {"parameter": choice.parameter if np.isscalar(choice.parameter) else None}
+        row |= {"degrees": choice.coarsest(field, tolerance)}
+        row |= {"ratio": row["degrees"] / (results[0] if results else row)["degrees"]}
+        results.append(row)
+    return results
 
 
-def table(found: list[dict[str, Any]], tolerance: float) -> str:
+def table(results: list[dict[str, Any]], tolerance: float) -> str:
     """Spacings of Lagrange's weights, multiples of it for the others; nodes that the default weights need."""
-    names = list(dict.fromkeys(row["field"] for row in found))
+    names = list(dict.fromkeys(row["field"] for row in results))
     lines = [f"Error ≤ {tolerance:g}:\n", f"| taps | weights | {' | '.join(names)} | nodes, {names[0]} |"]
     lines.append("| --- " * (3 + len(names)) + "|")
-    for p, kernel in dict.fromkeys((row["p"], row["kernel"]) for row in found):
-        of = [row for row in found if (row["p"], row["kernel"]) == (p, kernel)]
+    for p, kernel in dict.fromkeys((row["p"], row["kernel"]) for row in results):
+        own = [row for row in results if (row["p"], row["kernel"]) == (p, kernel)]
         first = kernel == KERNELS[0].name
-        cells = [f"{row['degrees']:.3g}°" if first else f"× {row['ratio']:.2f}" for row in of]
-        cells.append(f"{41253 / of[0]['degrees'] ** 2:,.0f}" if first else f"× {of[0]['ratio'] ** -2:.2f}")
+        cells = [f"{row['degrees']:.3g}°" if first else f"× {row['ratio']:.2f}" for row in own]
+        cells.append(f"{41253 / own[0]['degrees'] ** 2:,.0f}" if first else f"× {own[0]['ratio'] ** -2:.2f}")
         lines.append("| " + " | ".join([str(p) if first else "", kernel, *cells]) + " |")
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""What the Triton encoder's two precisions cost, layer by layer, at the released size; without a GPU.
+"""Errors of the Triton encoder's two precisions, layer by layer, at the released size; without a GPU.
 
     TRITON_INTERPRET=1 python benchmarks/kernel_errors.py [--places 64]      # some minutes
 
 Kernels run in the interpreter, where halves round as on a GPU (and sums are float32 in another order). Errors
-are the largest and the root mean square over places, relative to the rms of the layer in float64.
+are the largest and the root mean square over points, relative to the rms of the layer in float64.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--places", type=int, default=64, help="random places (default 64)")
+    parser.add_argument("--places", type=int, default=64, help="random points (default 64)")
     count = parser.parse_args().places
     lonlat = _everywhere(count)
-    print(f"{count} random places, the poles, the antimeridian and 61° N\n")
+    print(f"{count} random points, the poles, the antimeridian and 61° N\n")
     print(
         "| network | precision | | 1st layer | 2nd layer | embedding |\n| --- | --- | --- | --- | --- | --- |"
     )
@@ -64,19 +64,19 @@ def _untrained(gain: float) -> Network:
 
 def _default() -> Network:
     layers = read_weights("default").folded()
-    weights, biases = ([torch.tensor(a).float() for a in of] for of in (layers.weights, layers.biases))
+    weights, biases = (
+        [torch.tensor(value).float() for value in values] for values in (layers.weights, layers.biases)
+    )
     return weights, biases
 
 
 def _errors(network: Network, lonlat: torch.Tensor, precision: str) -> tuple[list[float], list[float]]:
     """Largest and rms error of every hidden layer's pre-activations and of the embedding."""
     weights, biases = network
-    exact = _layers(gradients.encode_forward(lonlat, *([t.double() for t in of] for of in network)), weights)
-    found = _layers(encode.forward(lonlat, weights, biases, precision=precision), weights)
-    pairs = [
-        (one.double() - other, other.norm() / other.numel() ** 0.5)
-        for one, other in zip(found, exact, strict=True)
-    ]
+    wide = ([tensor.double() for tensor in tensors] for tensors in network)
+    exact = _layers(gradients.encode_forward(lonlat, *wide), weights)
+    computed = _layers(encode.forward(lonlat, weights, biases, precision=precision), weights)
+    pairs = [(a.double() - b, b.norm() / b.numel() ** 0.5) for a, b in zip(computed, exact, strict=True)]
     largest = [float(difference.abs().max() / rms) for difference, rms in pairs]
     return largest, [float(difference.norm() / difference.numel() ** 0.5 / rms) for difference, rms in pairs]
 

@@ -1,4 +1,4 @@
-"""What a window costs by resolution and by roughness of the field: reconstructed, and evaluated.
+"""Cost of a window by resolution and by roughness of the field: reconstructed, and evaluated.
 
     python benchmarks/lattice_costs.py --svg docs/images/lattice-costs.svg --json lattice-costs.json
 
@@ -21,9 +21,9 @@ import click
 import numpy as np
 
 from satclip_engine import backends
-from satclip_engine.bench.cases import SIREN
+from satclip_engine.bench.catalogue import LAYER_WIDTHS
+from satclip_engine.bench.inputs import siren
 from satclip_engine.bench.machine import label, machine, versions
-from satclip_engine.bench.workload import siren
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice.plan import make_plan
@@ -65,7 +65,7 @@ def main(threads: int, svg: Path | None, json_file: Path | None, verbose: bool) 
 
 def rough(gain: float) -> Layers:
     """The untrained network with its first layer's weights multiplied."""
-    layers = siren(40, SIREN)
+    layers = siren(40, LAYER_WIDTHS)
     return replace(layers, weights=(layers.weights[0] * gain, *layers.weights[1:]))
 
 
@@ -78,12 +78,12 @@ def measure(gain: float, resolution: float, threads: int) -> dict[str, Any]:
     quantise = (1 / step).astype(np.float32), np.zeros(len(step), np.float32)
     out = np.ones((*grid.shape, len(step)), np.int8)
     lat, lon = grid.lat(), grid.lon()
-    some = lat[:: max(1, lat.size * lon.size // 100_000)]
-    values = np.ones((some.size, lon.size, len(step)), np.float32)
-    network.encode_grid(some, lon, out=values)
+    some_lat = lat[:: max(1, lat.size * lon.size // 100_000)]
+    values = np.ones((some_lat.size, lon.size, len(step)), np.float32)
+    network.encode_grid(some_lat, lon, out=values)
     started = time.perf_counter()
-    network.encode_grid(some, lon, out=values)
-    exact = (time.perf_counter() - started) / (some.size * lon.size) * lat.size * lon.size
+    network.encode_grid(some_lat, lon, out=values)
+    exact = (time.perf_counter() - started) / (some_lat.size * lon.size) * lat.size * lon.size
     del values
     best, plan = math.inf, None
     for _ in range(2):
@@ -93,17 +93,17 @@ def measure(gain: float, resolution: float, threads: int) -> dict[str, Any]:
         if isinstance(prepared, PreparedLattice):
             prepared.encode_grid(lat, lon, out=out, quantise=quantise)
             best = min(best, time.perf_counter() - started)
-    found = plan.certificate
+    certificate = plan.certificate
     return {
         "gain": gain,
         "resolution": resolution,
         "pixels": lat.size * lon.size,
         "path": plan.path,
-        "spacing": plan.spacing if found else None,
+        "spacing": plan.spacing if certificate else None,
         "order": plan.order,
-        "seconds": best if found else exact,
+        "seconds": best if certificate else exact,
         "exact_seconds": exact,
-        "max_sigma": found.max_sigma if found else None,
+        "max_sigma": certificate.max_sigma if certificate else None,
     }
 
 
@@ -113,14 +113,14 @@ def figure(rows: list[dict[str, Any]], where: str) -> str:
     low, high = -2.0, math.log10(max(row["exact_seconds"] for row in rows) * 1.5)
     first, last = (math.log10(r) for r in (RESOLUTIONS[0], RESOLUTIONS[-1]))
 
-    def at(resolution: float, seconds: float) -> tuple[float, float]:
+    def xy(resolution: float, seconds: float) -> tuple[float, float]:
         x = left + width * (math.log10(resolution) - first) / (last - first)
         return x, top + height * (high - max(low, math.log10(seconds))) / (high - low)
 
     def line(points: list[tuple[float, float]], style: str) -> str:
         return f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" {style}/>'
 
-    parts = [
+    elements = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 150}" height="{top + height + 62}" '
         'font-family="sans-serif" font-size="13" fill="#222">',
         '<rect width="100%" height="100%" fill="white"/>',
@@ -128,35 +128,37 @@ def figure(rows: list[dict[str, Any]], where: str) -> str:
         f'<text x="{left}" y="{top + height + 54}" fill="#666" font-size="11">{where}</text>',
     ]
     for power in range(int(low), math.floor(high) + 1):
-        _, y = at(RESOLUTIONS[0], 10.0**power)
-        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
+        _, y = xy(RESOLUTIONS[0], 10.0**power)
+        elements.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        elements.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
     for resolution in RESOLUTIONS:
-        x, _ = at(resolution, 1.0)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="#eee"/>')
-        parts.append(f'<text x="{x:.1f}" y="{top + height + 20}" text-anchor="middle">{resolution:g}°</text>')
+        x, _ = xy(resolution, 1.0)
+        elements.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="#eee"/>')
+        elements.append(
+            f'<text x="{x:.1f}" y="{top + height + 20}" text-anchor="middle">{resolution:g}°</text>'
+        )
     exact = [
-        at(r, float(np.median([row["exact_seconds"] for row in rows if row["resolution"] == r])))
+        xy(r, float(np.median([row["exact_seconds"] for row in rows if row["resolution"] == r])))
         for r in RESOLUTIONS
     ]
-    parts.append(line(exact, 'stroke="#888" stroke-width="2" stroke-dasharray="6 4"'))
+    elements.append(line(exact, 'stroke="#888" stroke-width="2" stroke-dasharray="6 4"'))
     labels = [(exact[-1][1], "product grid", "#666")]
     for gain, colour in zip(GAINS, COLOURS, strict=True):
         own = [row for row in rows if row["gain"] == gain]
-        points = [at(row["resolution"], row["seconds"]) for row in own]
-        parts.append(line(points, f'stroke="{colour}" stroke-width="2.5"'))
+        points = [xy(row["resolution"], row["seconds"]) for row in own]
+        elements.append(line(points, f'stroke="{colour}" stroke-width="2.5"'))
         for (x, y), row in zip(points, own, strict=True):
             fill = colour if row["path"] == "lattice" else "white"
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>')
+            elements.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>')
         labels.append((points[-1][1], f"first layer × {gain}", colour))
     below = -math.inf
     for y, text, colour in sorted(labels):
         below = max(y + 4, below + 16)
-        parts.append(f'<text x="{left + width + 12}" y="{below:.1f}" fill="{colour}">{text}</text>')
-    parts.append(
+        elements.append(f'<text x="{left + width + 12}" y="{below:.1f}" fill="{colour}">{text}</text>')
+    elements.append(
         f'<text x="{left + 10}" y="{top + 18}" fill="#666">filled: from a lattice; open: product grid</text>'
     )
-    return "\n".join([*parts, "</svg>\n"])
+    return "\n".join([*elements, "</svg>\n"])
 
 
 if __name__ == "__main__":

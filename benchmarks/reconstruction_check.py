@@ -1,4 +1,4 @@
-"""Does a lattice's certificate hold?
+"""Check of lattice certificates at fresh random pixels.
 
     python benchmarks/reconstruction_check.py --positions 100000
 
@@ -46,7 +46,7 @@ RATES = Rates(points=6e4, grid=1.2e5, resample=9e6, gather=1.5e6)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one network and window. All but the path are of interpolated ones."""
+    """Errors of one network and window. All but the path are of interpolated ones."""
 
     window: str
     interpolates: bool
@@ -72,7 +72,7 @@ def random_encoder(
 
 
 def numbered_encoder(number: int) -> Encoder:
-    """Number 0 to 29: every L, gain and depth with others than the number before."""
+    """Network 0 to 29: every L, gain and depth with others than the number before."""
     random = np.random.default_rng(number)
     return random_encoder(
         degrees=round(3 * 20 ** (number * 7 % MODELS / (MODELS - 1))),
@@ -85,7 +85,7 @@ def numbered_encoder(number: int) -> Encoder:
 
 
 @functools.cache
-def places_of(window: str) -> tuple[Grid, Grid | ApproximatedGrid]:
+def pixels_of(window: str) -> tuple[Grid, Grid | ApproximatedGrid]:
     """The pixels of a window, exactly and as a lattice places them."""
     grid = make_grid(**WINDOWS[window])
     return grid, grid if grid.separable else ApproximatedGrid(grid)
@@ -94,39 +94,40 @@ def places_of(window: str) -> tuple[Grid, Grid | ApproximatedGrid]:
 def check(number: int, window: str, positions: int) -> Outcome:
     """Compare a network's values by its plan with exact ones."""
     exact = numbered_encoder(number)
-    grid, smooth = places_of(window)
+    grid, smooth = pixels_of(window)
     with mock.patch.object(planning, "rates_of", return_value=RATES):
         encoder = planned(exact, grid, tolerance=TOLERANCES[number % len(TOLERANCES)])
     random = np.random.default_rng([number, positions])
-    found = encoder.plan.certificate
+    certificate = encoder.plan.certificate
     rows, columns = (slice(k, k + 16) for k in random.integers(0, np.subtract(grid.shape, 16)))
-    placed = smooth if encoder.plan.interpolates else grid
-    delivered, truth = encoder.evaluate(placed, rows, columns), exact.evaluate(grid, rows, columns)
-    if found is None:
-        assert np.array_equal(delivered, truth), f"{window}: not the exact values"
+    approximated = smooth if encoder.plan.interpolates else grid
+    values, truth = encoder.evaluate(approximated, rows, columns), exact.evaluate(grid, rows, columns)
+    if certificate is None:
+        assert np.array_equal(values, truth), f"{window}: not the exact values"
         return Outcome(window, False)
     pixels = [random.integers(0, size, positions) for size in grid.shape]
-    at = placed.pixel_lonlat(*pixels)
+    lonlat = approximated.pixel_lonlat(*pixels)
     if positions * encoder.plan.order**2 < encoder.plan.nodes // 16:
-        values = planning.reconstruct_alone(exact.network, encoder.plan.zones, at, exact.threads)
+        sample = planning.reconstruct_alone(exact.network, encoder.plan.zones, lonlat, exact.threads)
     else:
-        values = encoder.network.encode(at)
-    off = np.abs(values - exact.network.encode(grid.pixel_lonlat(*pixels)))
-    largest = np.maximum(off.max(axis=0), np.abs(delivered - truth).max(axis=(0, 1)))
-    of_bound = (largest / found.sigma).max() / found.max_sigma
+        sample = encoder.network.encode(lonlat)
+    deviation = np.abs(sample - exact.network.encode(grid.pixel_lonlat(*pixels)))
+    largest = np.maximum(deviation.max(axis=0), np.abs(values - truth).max(axis=(0, 1)))
+    of_bound = (largest / certificate.sigma).max() / certificate.max_sigma
     of_tolerance = (largest / encoder.plan.tolerance.bands).max()
-    beyond = np.mean((off / found.sigma).max(axis=1) > found.max_sigma)
-    of_band = np.mean(off > found.max_error, axis=0).max()
-    return Outcome(window, True, *map(float, (of_bound, of_tolerance, beyond, of_band)), found.fraction)
+    beyond = np.mean((deviation / certificate.sigma).max(axis=1) > certificate.max_sigma)
+    of_band = np.mean(deviation > certificate.max_error, axis=0).max()
+    return Outcome(window, True, *map(float, (of_bound, of_tolerance, beyond, of_band)), certificate.fraction)
 
 
 def row(outcomes: Sequence[Outcome]) -> str:
     """A window's line of the table."""
-    some = [outcome for outcome in outcomes if outcome.interpolates]
-    cells = [outcomes[0].window, str(len(outcomes)), f"{len(some)} / {len(outcomes) - len(some)}"]
-    cells += [f"{max(getattr(o, name) for o in some):.2f}" for name in ("of_bound", "of_tolerance")]
+    interpolated = [outcome for outcome in outcomes if outcome.interpolates]
+    exact = len(outcomes) - len(interpolated)
+    cells = [outcomes[0].window, str(len(outcomes)), f"{len(interpolated)} / {exact}"]
+    cells += [f"{max(getattr(o, name) for o in interpolated):.2f}" for name in ("of_bound", "of_tolerance")]
     for name in ("beyond", "of_band"):
-        worst = max(some, key=lambda outcome: getattr(outcome, name) / outcome.stated)
+        worst = max(interpolated, key=lambda outcome: getattr(outcome, name) / outcome.stated)
         cells.append(f"{100 * getattr(worst, name):.2g} % of {100 * worst.stated:.2g} %")
     return "| " + " | ".join(cells) + " |"
 

@@ -1,4 +1,4 @@
-"""How fine a lattice does a field need?
+"""Lattice spacing that a field needs.
 
     python benchmarks/regularity.py default mine.safetensors --tolerance 1e-3
 
@@ -21,52 +21,52 @@ from satclip_engine.bench.machine import versions
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.encoder import Encoder, load
 
-POINTS = 8  # of the interpolation, in each direction
-WIDEST, FINEST = 40.0, 0.05  # degrees between which the spacing is sought
-LATITUDE = 60.0  # positions lie below it: nearer to the poles meridians crowd
-KM = 111.195  # of a degree of latitude
+TAPS = 8  # of the interpolation, in each direction
+WIDEST_DEGREES, FINEST_DEGREES = 40.0, 0.05  # between which the spacing is sought
+MAX_LATITUDE = 60.0  # positions lie below it: nearer to the poles meridians crowd
+DEGREE_KM = 111.195  # of a degree of latitude
 
 
 @click.command(cls=Command, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("weights", nargs=-1, required=True, metavar="NAME|FILE...")
 @click.option("--tolerance", default=1e-3, show_default=True, help="In deviations of a band.")
-@click.option("--places", default=400, show_default=True, help="Positions that are interpolated.")
+@click.option("--places", "points", default=400, show_default=True, help="Positions that are interpolated.")
 @click.option("--seed", default=0, show_default=True, help="Of the positions.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="All numbers.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a failure.")
 def main(
-    weights: tuple[str, ...], tolerance: float, places: int, seed: int, json_file: Path | None, verbose: bool
+    weights: tuple[str, ...], tolerance: float, points: int, seed: int, json_file: Path | None, verbose: bool
 ) -> None:
     """Measure how coarse a lattice may be from which a field is reconstructed."""
-    found = []
+    fields = []
     click.echo("| weights | gain of the first layer | lattice spacing | nodes of the globe |")
     click.echo("| --- | --- | --- | --- |")
     for name in weights:
         encoder = load(name)
-        degrees = spacing(encoder, tolerance, places, seed)
-        one = {"weights": PurePath(name).name, "gain": gain(encoder), "spacing_degrees": degrees}
-        found.append(one)
-        cells = [one["weights"], f"{one['gain']:.2f}", f"{degrees:.2f}° ({degrees * KM:.0f} km)"]
+        degrees = spacing(encoder, tolerance, points, seed)
+        result = {"weights": PurePath(name).name, "gain": gain(encoder), "spacing_degrees": degrees}
+        fields.append(result)
+        cells = [result["weights"], f"{result['gain']:.2f}", f"{degrees:.2f}° ({degrees * DEGREE_KM:.0f} km)"]
         click.echo("| " + " | ".join([*cells, f"{360 / degrees * 180 / degrees:,.0f}"]) + " |")
     if json_file:
-        options = {"tolerance": tolerance, "places": places, "seed": seed, "points": POINTS}
-        content: dict[str, Any] = {"versions": versions(), "options": options, "fields": found}
+        options = {"tolerance": tolerance, "places": points, "seed": seed, "points": TAPS}
+        content: dict[str, Any] = {"versions": versions(), "options": options, "fields": fields}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def spacing(encoder: Encoder, tolerance: float, places: int = 400, seed: int = 0) -> float:
+def spacing(encoder: Encoder, tolerance: float, points: int = 400, seed: int = 0) -> float:
     """Degrees: the widest of a geometric series of spacings whose error, and that of all finer ones, is
     within the tolerance, refined by interpolating the logarithm of the error."""
     rng = np.random.default_rng(seed)
-    height = np.sin(np.radians(LATITUDE))
+    height = np.sin(np.radians(MAX_LATITUDE))
     globe = np.stack([rng.uniform(-180, 180, 4096), np.degrees(np.arcsin(rng.uniform(-1, 1, 4096)))], axis=1)
     deviation = np.asarray(encoder(globe)).std(axis=0)
     lonlat = np.stack(
-        [rng.uniform(-180, 180, places), np.degrees(np.arcsin(rng.uniform(-height, height, places)))], axis=1
+        [rng.uniform(-180, 180, points), np.degrees(np.arcsin(rng.uniform(-height, height, points)))], axis=1
     )
-    fractions = rng.uniform(0, 1, (places, 2))
+    fractions = rng.uniform(0, 1, (points, 2))
     exact = np.asarray(encoder(lonlat), np.float64)
-    steps = np.geomspace(FINEST, WIDEST, 28)
+    steps = np.geomspace(FINEST_DEGREES, WIDEST_DEGREES, 28)
     errors = []
     for step in steps:
         errors.append(_error(encoder, lonlat, fractions, exact, deviation, step))
@@ -74,7 +74,7 @@ def spacing(encoder: Encoder, tolerance: float, places: int = 400, seed: int = 0
             break
     above = next((i for i, error in enumerate(errors) if error > tolerance), None)
     if above == 0:
-        raise click.ClickException(f"even {FINEST}° is too wide for a tolerance of {tolerance:g}")
+        raise click.ClickException(f"even {FINEST_DEGREES}° is too wide for a tolerance of {tolerance:g}")
     if above is None:
         return float(steps[len(errors) - 1])
     low, high = np.log(errors[above - 1]), np.log(errors[above])
@@ -90,21 +90,21 @@ def _error(
     deviation: np.ndarray,
     step: float,
 ) -> float:
-    """Root mean square over places and bands of what interpolation from nodes `step` degrees apart misses."""
-    nodes = np.arange(POINTS) - (POINTS // 2 - 1)
+    """Root mean square over points and bands of what interpolation from nodes `step` degrees apart misses."""
+    nodes = np.arange(TAPS) - (TAPS // 2 - 1)
     lon = lonlat[:, :1] + (nodes - fractions[:, :1]) * step  # (n, P)
     lat = lonlat[:, 1:] + (nodes - fractions[:, 1:]) * step
     across, down = lagrange(fractions[:, 0]), lagrange(fractions[:, 1])
     grid = np.stack(np.broadcast_arrays(lon[:, None, :], lat[:, :, None]), axis=-1)
-    values = np.asarray(encoder(_over_the_poles(grid).reshape(-1, 2))).reshape(*grid.shape[:3], -1)
-    found = np.einsum("nj,ni,njic->nc", down, across, values, optimize=True)
-    return float(np.sqrt((((found - exact) / deviation) ** 2).mean()))
+    nodal = np.asarray(encoder(_over_the_poles(grid).reshape(-1, 2))).reshape(*grid.shape[:3], -1)
+    values = np.einsum("nj,ni,njic->nc", down, across, nodal, optimize=True)
+    return float(np.sqrt((((values - exact) / deviation) ** 2).mean()))
 
 
 def lagrange(fraction: np.ndarray) -> np.ndarray:  # (n,) -> (n, P)
     """Weights of the nodes −P/2 + 1 … P/2 at a position between nodes 0 and 1."""
-    nodes = np.arange(POINTS) - (POINTS // 2 - 1)
-    weights = np.ones((len(fraction), POINTS))
+    nodes = np.arange(TAPS) - (TAPS // 2 - 1)
+    weights = np.ones((len(fraction), TAPS))
     for index, node in enumerate(nodes):
         for other in np.delete(nodes, index):
             weights[:, index] *= (fraction - other) / (node - other)
@@ -112,7 +112,7 @@ def lagrange(fraction: np.ndarray) -> np.ndarray:  # (n,) -> (n, P)
 
 
 def _over_the_poles(grid: np.ndarray) -> np.ndarray:
-    """Nodes beyond a pole are places on the other side."""
+    """Move nodes beyond a pole to the other side."""
     lon, lat = grid[..., 0], grid[..., 1]
     beyond = np.abs(lat) > 90
     lat = np.where(beyond, np.copysign(180, lat) - lat, lat)

@@ -1,4 +1,4 @@
-"""What does it cost to make only K augmented views of each image, once?
+"""Cost of making only K augmented views of each image, once.
 
     python benchmarks/views.py bmng.jpg --bounds -180 -90 180 90 --views 1,2,4,16 --passes 20 --seeds 3
 
@@ -77,24 +77,24 @@ def main(
         legendre_polys=legendre_polys, max_epochs=passes, check_val_every_n_epoch=passes, batch_size=2048,
         learning_rate=1e-3, dropout=0.1, logit_scale=8.0, learn_logit_scale=False, coordinate_jitter=0.0,
     )  # fmt: skip
-    found = []
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
         encoder = load_encoder("rcf", source, components=128)
         cache = build_cache(source, encoder, Path(folder) / "features", views=max(*numbers, passes))
         for seed in range(seeds):
             for number in [*numbers, FRESH]:
                 scores = trained(dataclasses.replace(config, seed=seed), cache, number, Path(folder) / "run")
-                found.append({"views": number, "seed": seed} | scores)
+                runs.append({"views": number, "seed": seed} | scores)
                 click.echo(f"views: {number}, seed {seed}: {scores}", err=True)
-    click.echo(table(found, [*numbers, FRESH]), nl=False)
+    click.echo(table(runs, [*numbers, FRESH]), nl=False)
     if json_file:
         options = {"count": len(cache), "patch": patch, "passes": passes, "legendre_polys": legendre_polys}
-        content = {"machine": machine(), "versions": versions(), "options": options, "runs": found}
+        content = {"machine": machine(), "versions": versions(), "options": options, "runs": runs}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def trained(config: TrainConfig, cache: FeatureCache, views: int | str, folder: Path) -> dict[str, float]:
-    """Scores on what is held out, after the last step."""
+    """Scores on held-out samples, after the last step."""
     folder.mkdir(exist_ok=True)
     number = config.max_epochs if views == FRESH else int(views)
     outcome = Trainer(config, Views(cache, number, fresh=views == FRESH), folder).run()
@@ -106,16 +106,16 @@ def trained(config: TrainConfig, cache: FeatureCache, views: int | str, folder: 
     }
 
 
-def table(found: list[dict[str, Any]], numbers: list[int | str]) -> str:
+def table(runs: list[dict[str, Any]], numbers: list[int | str]) -> str:
     """Mean ± deviation over the seeds of each number of views."""
     lines = [
         "| views | loss in training | loss, held out | location→image R@10 | image→location R@10 |",
         "| --- | --- | --- | --- | --- |",
     ]
     for number in numbers:
-        runs = [one for one in found if one["views"] == number]
-        cells = [_cell([one[key] for one in runs], 1) for key in ("loss", "held_out_loss")]
-        cells += [_cell([one[key] for one in runs], 100) + " %" for key in ("place_r10", "image_r10")]
+        own = [run for run in runs if run["views"] == number]
+        cells = [_cell([run[key] for run in own], 1) for key in ("loss", "held_out_loss")]
+        cells += [_cell([run[key] for run in own], 100) + " %" for key in ("place_r10", "image_r10")]
         lines.append("| " + " | ".join([str(number), *cells]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""The package as it would be installed, in a folder of its own: links to sources, and the compiled module.
+"""Build of the package in a folder of its own: links to sources, and the compiled module.
 
 Nothing is installed, and packages that only rasters need may be missing.
 """
@@ -21,7 +21,7 @@ def build(tree: Path, *, dry: bool) -> None:
     """Make the folder and compile into it, with CUDA; a dry run links what was compiled before."""
     package = tree / "satclip_engine"
     package.mkdir(parents=True, exist_ok=True)
-    modules, sources = _parted(ROOT / "satclip_engine")
+    modules, sources = _split_modules(ROOT / "satclip_engine")
     for source in (*sources, ROOT / "kernels", ROOT / "training", *(modules if dry else [])):
         link = package / source.name
         if not link.is_symlink():
@@ -30,11 +30,11 @@ def build(tree: Path, *, dry: bool) -> None:
         _compile(package, tree / "cmake")
 
 
-def _parted(folder: Path) -> tuple[list[Path], list[Path]]:
+def _split_modules(folder: Path) -> tuple[list[Path], list[Path]]:
     """Compiled modules, and the rest."""
-    found = [path for path in folder.iterdir() if path.name != "__pycache__"]
-    modules = [path for path in found if path.suffix == ".so"]
-    return modules, [path for path in found if path not in modules]
+    paths = [path for path in folder.iterdir() if path.name != "__pycache__"]
+    modules = [path for path in paths if path.suffix == ".so"]
+    return modules, [path for path in paths if path not in modules]
 
 
 def _compile(output: Path, folder: Path) -> None:
@@ -51,31 +51,31 @@ def _compile(output: Path, folder: Path) -> None:
 
 
 def _version() -> str:
-    found: dict[str, str] = {}
-    exec((ROOT / "satclip_engine" / "_version.py").read_text(), found)
-    return found["__version__"]
+    names: dict[str, str] = {}
+    exec((ROOT / "satclip_engine" / "_version.py").read_text(), names)
+    return names["__version__"]
 
 
 def environment(tree: Path, *, interpreted: bool) -> dict[str, str]:
-    """Of processes that use that folder's package."""
+    """Environment of processes that use that folder's package."""
     paths = [str(tree), str(ROOT / "benchmarks")]
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    found.pop("TRITON_INTERPRET", None)
-    return found | {"TRITON_INTERPRET": "1"} if interpreted else found
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    variables.pop("TRITON_INTERPRET", None)
+    return variables | {"TRITON_INTERPRET": "1"} if interpreted else variables
 
 
-def found(tree: Path, *, dry: bool) -> list[Row]:
-    """What the compiled module in that folder has."""
+def describe(tree: Path, *, dry: bool) -> list[Row]:
+    """Instruction sets and CUDA kernels of the compiled module in that folder."""
     program = (
         "import json; from satclip_engine import _C;"
         "print(json.dumps([_C.instruction_sets(), getattr(_C, 'cuda_build', None)]))"
     )
     command, environ = [sys.executable, "-P", "-c", program], environment(tree, interpreted=dry)
-    done = subprocess.run(command, env=environ, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it cannot be loaded"]
-        return [Note("compiled module", said[-1], ok=False)]
-    sets, cuda = json.loads(done.stdout)
+    process = subprocess.run(command, env=environ, capture_output=True, text=True)
+    if process.returncode:
+        errors = process.stderr.strip().splitlines() or ["it cannot be loaded"]
+        return [Note("compiled module", errors[-1], ok=False)]
+    sets, cuda = json.loads(process.stdout)
     return [
         Note("instruction sets of the CPU", ", ".join(sets)),
         Note("CUDA kernels", cuda or "not built", ok=dry or cuda is not None),

@@ -1,4 +1,4 @@
-"""The report of a run: Markdown for people, the same as JSON."""
+"""Report of a check: Markdown for people, the same as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpucheck.targets import TARGETS
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step as it ended. fault: why it did not come to its end."""
+    """A step as it ended. fault: reason why it did not come to its end."""
 
     name: str
     title: str
@@ -25,35 +25,35 @@ class Outcome:
         return not self.fault and all(row.ok for row in self.rows)
 
 
-def as_json(facts: dict[str, str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Everything."""
+def as_json(machine: dict[str, str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """All outcomes, ready for JSON."""
     steps = [
         {
-            "name": each.name,
-            "ok": each.ok,
-            "seconds": each.seconds,
-            "fault": each.fault,
-            "rows": [{"kind": type(row).__name__, "ok": row.ok, **asdict(row)} for row in each.rows],
+            "name": outcome.name,
+            "ok": outcome.ok,
+            "seconds": outcome.seconds,
+            "fault": outcome.fault,
+            "rows": [{"kind": type(row).__name__, "ok": row.ok, **asdict(row)} for row in outcome.rows],
         }
-        for each in outcomes
+        for outcome in outcomes
     ]
-    return {"machine": facts, "steps": steps, "targets": _targets(outcomes)}
+    return {"machine": machine, "steps": steps, "targets": _targets(outcomes)}
 
 
-def markdown(facts: dict[str, str], outcomes: Sequence[Outcome], *, dry: bool) -> str:
+def markdown(machine: dict[str, str], outcomes: Sequence[Outcome], *, dry: bool) -> str:
     """Machine, steps, targets, then every step."""
-    parts = ["# GPU check\n"]
+    lines = ["# GPU check\n"]
     if dry:
-        parts.append("**A dry run**: tiny sizes, interpreted on the CPU. Times mean nothing.\n")
-    parts.append(_table(("", ""), list(facts.items())))
-    parts.append(_table(("step", "", "seconds", "rows"), [_summary(each) for each in outcomes]))
-    parts += [
+        lines.append("**A dry run**: tiny sizes, interpreted on the CPU. Times mean nothing.\n")
+    lines.append(_table(("", ""), list(machine.items())))
+    lines.append(_table(("step", "", "seconds", "rows"), [_summary(outcome) for outcome in outcomes]))
+    lines += [
         "## Targets\n",
         _table(("target", "goal", "measured", "met"), [_target(row) for row in _targets(outcomes)]),
     ]
-    for each in outcomes:
-        parts += [f"## {each.title}\n", *_rows(each)]
-    return "\n".join(parts)
+    for outcome in outcomes:
+        lines += [f"## {outcome.title}\n", *_rows(outcome)]
+    return "\n".join(lines)
 
 
 def _summary(outcome: Outcome) -> tuple[str, ...]:
@@ -64,10 +64,10 @@ def _summary(outcome: Outcome) -> tuple[str, ...]:
 
 def _targets(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows = [row for outcome in outcomes for row in outcome.rows]
-    found = []
+    targets = []
     for target in TARGETS:
         value = target.value(rows)
-        found.append(
+        targets.append(
             {
                 "target": target.name,
                 "goal": target.goal,
@@ -77,7 +77,7 @@ def _targets(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 "met": None if value is None else target.met(value),
             }
         )
-    return found
+    return targets
 
 
 def _target(row: dict[str, Any]) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def _target(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _rows(outcome: Outcome) -> list[str]:
-    parts = [f"**{outcome.fault}**\n"] if outcome.fault else []
+    blocks = [f"**{outcome.fault}**\n"] if outcome.fault else []
     notes = [
         f"- {'' if row.ok else '**failed** '}{row.name}: {row.text}"
         for row in outcome.rows
@@ -96,17 +96,17 @@ def _rows(outcome: Outcome) -> list[str]:
     ]
     checks = [row for row in outcome.rows if isinstance(row, Check)]
     if notes:
-        parts.append("\n".join(notes) + "\n")
+        blocks.append("\n".join(notes) + "\n")
     if checks:
         lines = [
             (row.name, f"{row.error:.2g}", f"{row.bound:.2g}", row.note or ("yes" if row.ok else "**no**"))
             for row in checks
         ]
-        parts.append(_table(("check", "error", "bound", "within"), lines))
-    for case in dict.fromkeys(row.case for row in outcome.rows if isinstance(row, Time)):
-        times = [row for row in outcome.rows if isinstance(row, Time) and row.case == case]
-        parts += [f"### {case}\n", _table(_TIMES, [_time(row, times[0]) for row in times])]
-    return parts
+        blocks.append(_table(("check", "error", "bound", "within"), lines))
+    for workload in dict.fromkeys(row.case for row in outcome.rows if isinstance(row, Time)):
+        times = [row for row in outcome.rows if isinstance(row, Time) and row.case == workload]
+        blocks += [f"### {workload}\n", _table(_TIMES, [_time(row, times[0]) for row in times])]
+    return blocks
 
 
 _TIMES = (

@@ -1,4 +1,4 @@
-"""The GPU, its driver and versions, and its power and clocks while something runs."""
+"""GPU, driver and versions of this machine; the GPU's power and clocks while something runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import platform
 import shutil
 import subprocess
 import threading
-from importlib import metadata
 from typing import Any
 
-_FACTS = (
+from satclip_engine.bench.machine import label, machine, package_versions
+
+_DESCRIBED = (
     "name",
     "driver_version",
     "compute_cap",
@@ -25,29 +26,27 @@ _FACTS = (
 )
 _SAMPLED = ("power.draw", "clocks.sm", "clocks.mem", "temperature.gpu", "clocks_throttle_reasons.active")
 _PACKAGES = ("torch", "triton", "numpy", "xarray", "pybind11", "cmake", "ninja")
-_EVERY = 0.5  # seconds between samples
+_SAMPLE_SECONDS = 0.5  # between samples
 
 
-def facts() -> dict[str, str]:
-    """What nvidia-smi says of the GPU, and which versions are installed."""
-    found = dict(zip(_FACTS, _asked(_FACTS), strict=False))
-    found |= {"python": platform.python_version(), "processor": _processor()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    found["nvcc"] = _nvcc()
-    return found
+def describe() -> dict[str, str]:
+    """The GPU as nvidia-smi describes it, and installed versions."""
+    described = dict(zip(_DESCRIBED, _query(_DESCRIBED), strict=False))
+    described |= {"python": platform.python_version(), "processor": label(machine())}
+    described |= dict.fromkeys(_PACKAGES, "absent") | package_versions(_PACKAGES)
+    described["nvcc"] = _nvcc()
+    return described
 
 
-def _asked(fields: tuple[str, ...]) -> list[str]:
-    """Of the first GPU; nothing without nvidia-smi."""
+def _query(fields: tuple[str, ...]) -> list[str]:
+    """Values of the first GPU's fields; nothing without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    return [value.strip() for value in done.stdout.splitlines()[0].split(",")] if done.returncode == 0 else []
+    process = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    if process.returncode:
+        return []
+    return [value.strip() for value in process.stdout.splitlines()[0].split(",")]
 
 
 def _nvcc() -> str:
@@ -55,12 +54,6 @@ def _nvcc() -> str:
         return "absent"
     lines = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout.splitlines()
     return next((line.split("release")[-1].strip() for line in lines if "release" in line), "unknown")
-
-
-def _processor() -> str:
-    from satclip_engine.bench.machine import label, machine
-
-    return label(machine())
 
 
 class Sampler:
@@ -81,14 +74,14 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            sample = _asked(_SAMPLED)
+            sample = _query(_SAMPLED)
             if not sample:
                 return
             self._samples.append(sample)
-            self._stop.wait(_EVERY)
+            self._stop.wait(_SAMPLE_SECONDS)
 
     def summary(self) -> str:
-        """power.draw 310–690 W; ... of all samples."""
+        """Ranges of all samples: power.draw 310–690 W; ..."""
         if not self._samples:
             return "not sampled: nvidia-smi is not there"
         columns = zip(_SAMPLED, zip(*self._samples, strict=True), strict=True)

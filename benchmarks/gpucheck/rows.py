@@ -1,4 +1,4 @@
-"""Results of steps, a line of JSON each, written at once: a step that is stopped leaves what it has."""
+"""Rows of results, a line of JSON each, written at once: a step that is stopped leaves what it has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Time:
-    """Median and quartiles of seconds. work: units in one call. floor: seconds at the GPU's peaks."""
+    """Median and quartiles of seconds. work: units in one call. floor: seconds at the GPU's peaks.
+
+    Fields are named as the report's keys: `case` is the workload, `contestant` the implementation.
+    """
 
     case: str
     contestant: str
@@ -48,7 +51,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Note:
-    """What was found out, or why something was not."""
+    """A finding, or the reason why there is none."""
 
     name: str
     text: str
@@ -56,41 +59,46 @@ class Note:
 
 
 Row = Check | Time | Note
+_NOTE_CHARACTERS = 300
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Check, Time, Note)}
 
 
 class Rows:
-    """Where a step puts its rows."""
+    """File that a step adds its rows to."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._start = path, time.monotonic()
 
     def add(self, row: Row) -> None:
-        """Keep a row, and say so on stderr."""
+        """Write a row, and show it on stderr."""
         with self._path.open("a") as file:
             file.write(json.dumps({"kind": type(row).__name__, **asdict(row)}) + "\n")
         mark = " " if row.ok else "!"
         print(f"  {time.monotonic() - self._start:6.1f} s {mark} {words(row)}", file=sys.stderr, flush=True)
 
+    def fail(self, name: str, text: str) -> None:
+        """Add a note that something failed: the first line of the text."""
+        self.add(Note(name, text.splitlines()[0][:_NOTE_CHARACTERS], ok=False))
+
     def attempt(self, name: str, run: Callable[..., Any], *arguments: Any) -> Any:
-        """What `run(*arguments)` returns; what it raises becomes a row that failed."""
+        """Return what `run(*arguments)` returns; what it raises becomes a row that failed."""
         try:
             return run(*arguments)
-        except Exception as error:  # whatever one case breaks, the others are still to be seen
-            self.add(Note(name, f"{type(error).__name__}: {error}".splitlines()[0][:300], ok=False))
+        except Exception as error:  # whatever one of them breaks, the others are still to be seen
+            self.fail(name, f"{type(error).__name__}: {error}")
             return None
 
 
 def read(path: Path) -> list[Row]:
-    """The rows that a step wrote."""
+    """Read the rows that a step wrote."""
     if not path.exists():
         return []
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [_KINDS[fields.pop("kind")](**fields) for fields in found]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [_KINDS[fields.pop("kind")](**fields) for fields in rows]
 
 
 def words(row: Row) -> str:
-    """A row in one line."""
+    """Text of a row in one line."""
     if isinstance(row, Check):
         return f"{row.name}: {row.error:.2g} of {row.bound:.2g} {row.note}".rstrip()
     if isinstance(row, Time):

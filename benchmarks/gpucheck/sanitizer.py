@@ -1,4 +1,4 @@
-"""compute-sanitizer over small.py: reads and writes outside of tensors, races in shared memory."""
+"""Run of compute-sanitizer over small.py: reads and writes outside of tensors, races in shared memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from gpucheck.rows import Note, Rows
 
 TOOLS = ("memcheck", "racecheck")
-_SECONDS = 70  # of a tool
-_FAILED = 9
+_TOOL_SECONDS = 70
+_ERROR_STATUS = 9
 
 
 def run(rows: Rows, *, dry: bool) -> None:
-    """Both tools; without compute-sanitizer, and in a dry run, small.py alone."""
+    """Run both tools; without compute-sanitizer, and in a dry run, small.py alone."""
     program = [sys.executable, "-P", "-m", "gpucheck.small"]
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None or dry:
@@ -30,7 +30,7 @@ def run(rows: Rows, *, dry: bool) -> None:
             "--tool",
             tool,
             "--error-exitcode",
-            str(_FAILED),
+            str(_ERROR_STATUS),
             "--print-limit",
             "5",
             *program,
@@ -42,11 +42,13 @@ def _watch(rows: Rows, name: str, command: list[str]) -> None:
     # Torch's allocator gives out pieces of large blocks, whose ends a sanitizer does not see.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS)
+        process = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_TOOL_SECONDS
+        )
     except subprocess.TimeoutExpired as stopped:
-        seen = (stopped.stdout or b"").decode(errors="replace").splitlines()
-        errors = [line for line in seen if line.startswith("=========") and "error" in line.lower()]
-        rows.add(Note(name, f"stopped after {_SECONDS} s with {len(errors)} errors seen", ok=not errors))
+        lines = (stopped.stdout or b"").decode(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith("=========") and "error" in line.lower()]
+        rows.add(Note(name, f"stopped after {_TOOL_SECONDS} s with {len(errors)} errors seen", ok=not errors))
         return
-    said = (done.stdout + done.stderr).strip().splitlines()
-    rows.add(Note(name, said[-1] if said else "nothing said", ok=done.returncode == 0))
+    lines = (process.stdout + process.stderr).strip().splitlines()
+    rows.add(Note(name, lines[-1] if lines else "no output", ok=process.returncode == 0))

@@ -1,4 +1,4 @@
-"""Every kernel once, on small sizes: what the sanitizer watches."""
+"""Every kernel once, on small sizes: the program that the sanitizer watches."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 import torch
 
 from satclip_engine import backends
-from satclip_engine.bench.workload import siren
+from satclip_engine.bench.inputs import siren
 from satclip_engine.device import parse_device
 from satclip_engine.kernels.tools import workloads
 
 
 def main() -> None:
-    """Triton's kernels and, where they are, those of CUDA C++."""
+    """Run Triton's kernels and, where they are, those of CUDA C++."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for workload in workloads.SMALL_WORKLOADS:
         print(workload.name, flush=True)

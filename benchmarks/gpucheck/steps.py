@@ -1,4 +1,4 @@
-"""The steps, in order, as data; and each as the process that it runs in.
+"""Steps of the check, in order, as data; and each as the process that it runs in.
 
 python -m gpucheck.steps parity OUT/parity.jsonl [--dry-run]
 """
@@ -16,7 +16,7 @@ from gpucheck.rows import Check, Note, Rows
 
 @dataclass(frozen=True)
 class Step:
-    """seconds: after which it is stopped. All together have less, see gpu_check.py."""
+    """A part of the check. seconds: after which it is stopped; all together have less, see gpu_check.py."""
 
     name: str
     title: str
@@ -25,41 +25,41 @@ class Step:
 
 
 def _compiled(rows: Rows, dry: bool) -> None:
-    """Compiles all workloads at once on all cores: what comes after finds them in Triton's cache."""
+    """Compile all kernels at once on all cores: later steps find them in Triton's cache."""
     from satclip_engine.kernels.tools import workloads
     from satclip_engine.kernels.tools.gpus import GPUS
 
     if dry:
         rows.add(Note("kernels", f"not compiled in a dry run; {len(workloads.WORKLOADS)} workloads"))
         return
-    from gpucheck.speed.contest import here
+    from gpucheck.speed.comparison import accelerator
     from satclip_engine.kernels.tools.report import report
 
-    capability = here(dry).capability
+    capability = accelerator(dry).capability
     if capability not in GPUS:
         rows.add(Note("kernels", f"no tables for {capability}: compiled when they are started"))
         return
-    found = report([capability])
-    spills = sum(kernel.spills for kernel in found.kernels)
-    rows.add(Check(f"spills of {len(found.kernels)} kernels on {capability}", float(spills), 0.0))
-    for failure in found.failures:
+    compiled = report([capability])
+    spills = sum(kernel.spills for kernel in compiled.kernels)
+    rows.add(Check(f"spills of {len(compiled.kernels)} kernels on {capability}", float(spills), 0.0))
+    for failure in compiled.failures:
         rows.add(Note("kernel", failure, ok=False))
 
 
 def _parity(rows: Rows, dry: bool) -> None:
     from gpucheck import parity
-    from gpucheck.speed.contest import here
+    from gpucheck.speed.comparison import accelerator
 
-    sizes = parity.DRY if dry else parity.FULL
-    parity.run(rows, here(dry).device, sizes)
-    parity.repeatable(rows, here(dry).device, sizes)
+    sizes, device = parity.DRY if dry else parity.FULL, accelerator(dry).device
+    parity.run(rows, device, sizes)
+    parity.repeatable(rows, device, sizes)
 
 
 def _gradients(rows: Rows, dry: bool) -> None:
     from gpucheck import differentiation, parity
-    from gpucheck.speed.contest import here
+    from gpucheck.speed.comparison import accelerator
 
-    differentiation.run(rows, here(dry).device, parity.DRY if dry else parity.FULL)
+    differentiation.run(rows, accelerator(dry).device, parity.DRY if dry else parity.FULL)
 
 
 def _sanitizer(rows: Rows, dry: bool) -> None:
@@ -68,15 +68,16 @@ def _sanitizer(rows: Rows, dry: bool) -> None:
     sanitizer.run(rows, dry=dry)
 
 
-def _speed(part: str) -> Callable[[Rows, bool], None]:
-    """part: a module of gpucheck.speed."""
+def _speed(module: str) -> Callable[[Rows, bool], None]:
+    """A step that runs a module of gpucheck.speed."""
 
     def run(rows: Rows, dry: bool) -> None:
         from gpucheck import machine
-        from gpucheck.speed.contest import DRY, FULL, Contest, here
+        from gpucheck.speed.comparison import DRY, FULL, Comparison, accelerator
 
+        comparison = Comparison(rows, accelerator(dry), DRY if dry else FULL)
         with machine.Sampler() as sampler:
-            import_module(f"gpucheck.speed.{part}").run(Contest(rows, here(dry), DRY if dry else FULL))
+            import_module(f"gpucheck.speed.{module}").run(comparison)
         rows.add(Note("power and clocks", sampler.summary()))
 
     return run
@@ -95,7 +96,7 @@ STEPS: tuple[Step, ...] = (
 
 
 def main(arguments: list[str]) -> int:
-    """One step, in this process."""
+    """Run one step, in this process."""
     name, path, *rest = arguments
     step = next(step for step in STEPS if step.name == name)
     rows = Rows(Path(path))

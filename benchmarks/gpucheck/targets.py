@@ -1,4 +1,4 @@
-"""What the kernels are to reach on an H100, as data, and what was measured."""
+"""Targets of the kernels on an H100, as data, and the measured values that meet them or do not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gpucheck.rows import Check, Row, Time
-from satclip_engine.bench.cases import SIREN
+from satclip_engine.bench.catalogue import LAYER_WIDTHS
 from satclip_engine.kernels.tools.gpus import H100
 
 _STEP = "L=40, batch 8,192"
@@ -16,7 +16,7 @@ _GRID = "grid L=40, 256×3600"
 
 @dataclass(frozen=True)
 class Target:
-    """value: what was measured, None where it was not; met by at least `goal`, or by at most it."""
+    """A goal. value: the measured one, None where there is none; met by at least `goal`, or by at most it."""
 
     name: str
     goal: float
@@ -29,7 +29,7 @@ class Target:
 
 
 def _ratio(slow: tuple[str, str], fast: tuple[str, str]) -> Callable[[Sequence[Row]], float | None]:
-    """Time of one (case, contestant) divided by that of another."""
+    """Time of one (workload, implementation) divided by that of another."""
 
     def value(rows: Sequence[Row]) -> float | None:
         times = {(row.case, row.contestant): row.seconds for row in rows if isinstance(row, Time)}
@@ -38,13 +38,14 @@ def _ratio(slow: tuple[str, str], fast: tuple[str, str]) -> Callable[[Sequence[R
     return value
 
 
-def _hidden_share(contestant: str) -> Callable[[Sequence[Row]], float | None]:
+def _hidden_share(implementation: str) -> Callable[[Sequence[Row]], float | None]:
     """The hidden layers' multiply-adds in the time of the whole grid, of the fp16 tensor cores' peak."""
 
     def value(rows: Sequence[Row]) -> float | None:
         for row in rows:
-            if isinstance(row, Time) and (row.case, row.contestant) == (_GRID, contestant):
-                return 100 * row.work * sum(a * b for a, b in pairwise(SIREN)) / row.seconds / H100.half
+            if isinstance(row, Time) and (row.case, row.contestant) == (_GRID, implementation):
+                hidden = sum(a * b for a, b in pairwise(LAYER_WIDTHS))
+                return 100 * row.work * hidden / row.seconds / H100.half
         return None
 
     return value
@@ -62,22 +63,22 @@ def _worst(word: str) -> Callable[[Sequence[Row]], float | None]:
     return value
 
 
-def _training(rival: str, what: str, precision: str) -> Callable[[Sequence[Row]], float | None]:
-    return _ratio((f"{what} {_STEP}", rival), (f"{what} {_STEP}", f"triton {precision}"))
+def _training(baseline: str, op: str, precision: str) -> Callable[[Sequence[Row]], float | None]:
+    return _ratio((f"{op} {_STEP}", baseline), (f"{op} {_STEP}", f"triton {precision}"))
 
 
 def _forward_share(precision: str) -> Callable[[Sequence[Row]], float | None]:
-    """Forward and backward, of forward alone."""
+    """Time of forward and backward, of forward alone."""
     ours = f"triton {precision}"
     return _ratio((f"forward and backward {_STEP}", ours), (f"forward {_STEP}", ours))
 
 
 TARGETS: tuple[Target, ...] = (
     *(
-        Target(f"training step L=40, batch 8192, {precision}: faster than {rival}", goal, value)
-        for rival, goal in (("PyTorch eager", 5.0), ("torch.compile", 2.0))
+        Target(f"training step L=40, batch 8192, {precision}: faster than {baseline}", goal, value)
+        for baseline, goal in (("PyTorch eager", 5.0), ("torch.compile", 2.0))
         for precision in ("exact", "fast")
-        for value in (_training(rival, "training step", precision),)
+        for value in (_training(baseline, "training step", precision),)
     ),
     *(
         Target(f"grid {dtype}, fast: hidden layers, of the fp16 tensor cores' peak", 50.0, value, unit="%")

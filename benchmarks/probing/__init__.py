@@ -1,1 +1,1 @@
-"""What probes.py is made of: targets and features of places → splits → probes → table."""
+"""Parts of probes.py: targets and features of points → splits → probes → table."""

@@ -1,6 +1,6 @@
-"""What is predicted from: features of places, as rows of the table.
+"""Features of points, from which probes predict, as rows of the table.
 
-Every row is a function of places [n, 2] (degrees, longitude first) and of a seed, which only untrained
+Every row is a function of points [n, 2] (degrees, longitude first) and of a seed, which only untrained
 encoders use; it can be pickled, so that processes share the rows among them.
 """
 
@@ -23,7 +23,7 @@ Features = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name and what it computes, (lonlat, seed) -> [n, d].
+    """A line of the table: its name and its features, (lonlat, seed) -> [n, d].
 
     sha256: of the weights, for rows that have some.
     """
@@ -53,7 +53,7 @@ def polynomial(lonlat: np.ndarray, seed: int = 0, *, degree: int = 3) -> np.ndar
     powers = itertools.chain.from_iterable(
         itertools.combinations_with_replacement(range(3), order) for order in range(1, degree + 1)
     )
-    return np.stack([axes[:, list(chosen)].prod(1) for chosen in powers], 1)
+    return np.stack([axes[:, list(factors)].prod(1) for factors in powers], 1)
 
 
 def untrained(lonlat: np.ndarray, seed: int, *, degrees: int) -> np.ndarray:  # [n, 256]
@@ -79,14 +79,14 @@ BASELINES = {
 
 
 def make_rows(baselines: Sequence[str], weights: Sequence[str]) -> list[Row]:
-    """Baselines by their keys, then weights by name or path; each is tried on one place, to fail now."""
+    """Baselines by their keys, then weights by name or path; each is tried on one point, to fail now."""
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise UsageError(f"row must be one of {', '.join(BASELINES)}, not {unknown[0]!r}")
     rows = [BASELINES[name] for name in baselines]
-    titles = [PurePath(one).name if one != "default" else "default weights" for one in weights]
-    for one, title in zip(weights, titles, strict=True):
-        name = title if titles.count(title) == 1 else one
-        rows.append(Row(name, partial(trained, weights=one), load(one).weights.sha256))
+    titles = [PurePath(source).name if source != "default" else "default weights" for source in weights]
+    for source, title in zip(weights, titles, strict=True):
+        name = title if titles.count(title) == 1 else source
+        rows.append(Row(name, partial(trained, weights=source), load(source).weights.sha256))
     if not rows:
         raise UsageError("no rows: name baselines or weights")
     for row in rows:

@@ -25,7 +25,7 @@ SCALES = 3
 
 
 def geoclip(lonlat: np.ndarray, seed: int = 0) -> np.ndarray:  # [n, 512]
-    """Embeddings of places, longitude first. Raises MissingExtra when the package is not installed."""
+    """Embeddings of points, longitude first. Raises MissingExtra when the package is not installed."""
     path = package_file(
         "geoclip", "model/weights/location_encoder_weights.pth", install="geoclip", why="row GeoCLIP"
     )
@@ -39,8 +39,8 @@ def embed(lonlat: Tensor, weights: dict[str, Tensor]) -> Tensor:  # [n, 2] -> [n
     total = torch.zeros(())
     for scale in range(SCALES):
         prefix = f"LocEnc{scale}."
-        turns = 2 * math.pi * plane @ weights[prefix + "capsule.0.b"].T
-        hidden = torch.cat([turns.cos(), turns.sin()], 1)
+        angles = 2 * math.pi * plane @ weights[prefix + "capsule.0.b"].T
+        hidden = torch.cat([angles.cos(), angles.sin()], 1)
         for layer in ("capsule.1", "capsule.3", "capsule.5"):
             hidden = linear(
                 hidden, weights[f"{prefix}{layer}.weight"], weights[f"{prefix}{layer}.bias"]

@@ -20,34 +20,34 @@ CLASS_FOLDS = 3
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
-def ridge(x: np.ndarray, y: np.ndarray, folds: Folds, asked: np.ndarray) -> np.ndarray:
-    """Predictions [k] at `asked` [k, d] from x [n, d], y [n]; folds of row numbers choose the penalty."""
+def ridge(x: np.ndarray, y: np.ndarray, folds: Folds, queries: np.ndarray) -> np.ndarray:
+    """Predictions [k] at `queries` [k, d] from x [n, d], y [n]; folds of row numbers choose the penalty."""
     errors = np.zeros(len(PENALTIES))
-    for kept, held in folds:
-        predicted = _ridge_path(x[kept], y[kept], x[held], PENALTIES)  # [penalties, held]
-        errors += ((predicted - y[held]) ** 2).sum(1)
-    return _ridge_path(x, y, asked, PENALTIES[[int(np.argmin(errors))]])[0]
+    for train, test in folds:
+        predicted = _ridge_path(x[train], y[train], x[test], PENALTIES)  # [penalties, held]
+        errors += ((predicted - y[test]) ** 2).sum(1)
+    return _ridge_path(x, y, queries, PENALTIES[[int(np.argmin(errors))]])[0]
 
 
-def _ridge_path(x: np.ndarray, y: np.ndarray, asked: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+def _ridge_path(x: np.ndarray, y: np.ndarray, queries: np.ndarray, penalties: np.ndarray) -> np.ndarray:
     mean, offset = x.mean(0), y.mean()
     centred = x - mean
     values, vectors = np.linalg.eigh(centred.T @ centred)
-    turned = vectors.T @ (centred.T @ (y - offset))
-    slopes = vectors @ (turned / (np.maximum(values, 0) + penalties[:, None])).T  # [d, penalties]
-    return ((asked - mean) @ slopes + offset).T
+    rotated = vectors.T @ (centred.T @ (y - offset))
+    slopes = vectors @ (rotated / (np.maximum(values, 0) + penalties[:, None])).T  # [d, penalties]
+    return ((queries - mean) @ slopes + offset).T
 
 
-def logistic(x: np.ndarray, y: np.ndarray, folds: Folds, asked: np.ndarray, classes: int) -> np.ndarray:
-    """Predicted classes [k] at `asked` [k, d] from x [n, d], y [n] in 0..classes−1."""
-    inputs, labels, questions = _floats(x), torch.from_numpy(y.astype(np.int64)), _floats(asked)
+def logistic(x: np.ndarray, y: np.ndarray, folds: Folds, queries: np.ndarray, classes: int) -> np.ndarray:
+    """Predicted classes [k] at `queries` [k, d] from x [n, d], y [n] in 0..classes−1."""
+    inputs, labels, query_inputs = _floats(x), torch.from_numpy(y.astype(np.int64)), _floats(queries)
     losses = np.zeros(len(DECAYS))
-    for kept, held in folds:
-        path = _logistic_path(inputs[kept], labels[kept], DECAYS, classes)
-        losses += [float(_loss(one, inputs[held], labels[held])) * len(held) for one in path]
+    for train, test in folds:
+        path = _logistic_path(inputs[train], labels[train], DECAYS, classes)
+        losses += [float(_loss(weights, inputs[test], labels[test])) * len(test) for weights in path]
     best = int(np.argmin(losses))
     *_, last = _logistic_path(inputs, labels, DECAYS[: best + 1], classes)
-    return np.asarray(torch.addmm(last[0], questions, last[1:]).argmax(1))
+    return np.asarray(torch.addmm(last[0], query_inputs, last[1:]).argmax(1))
 
 
 def _logistic_path(

@@ -1,4 +1,4 @@
-"""All rows on all targets, in a pool of processes with one thread each."""
+"""Scores of all rows on all targets, in a pool of processes with one thread each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Result:
 
     @property
     def key(self) -> Key:
-        """What it is the score of."""
+        """Row, target, seed, split and probe that it is the score of."""
         return self.row, self.target, self.seed, self.split, self.probe
 
 
@@ -44,36 +44,36 @@ def measure(
     seeds: Sequence[int],
     *,
     jobs: int = 1,
-    done: Callable[[list[Result]], None] = lambda results: None,
-    known: Sequence[Result] = (),
+    report: Callable[[list[Result]], None] = lambda results: None,
+    earlier: Sequence[Result] = (),
 ) -> list[Result]:
-    """Scores of every row, target, seed, split and probe, in that order; `done` hears of each row on
-    each target, in whatever order they end.
+    """Scores of every row, target, seed, split and probe, in that order; `report` is called
+    with each row on each target, in the order in which they end.
 
-    known: results of an earlier run; what they hold is not measured again.
+    earlier: results of an earlier run, which are not measured again.
 
     A result depends on its seed alone, not on `jobs` or on what else is measured.
     """
     work = [(row, target) for row in rows for target in targets]
-    held = {one.key: one for one in known}
+    results = {result.key: result for result in earlier}
     context = multiprocessing.get_context("spawn")  # a fork after PyTorch has computed may hang
     with _one_thread(), ProcessPoolExecutor(jobs, context) as pool:
-        waiting = {
-            pool.submit(scores, row, target, probes, _missing(held, row, target, probes, seeds)): place
-            for place, (row, target) in enumerate(work)
+        futures = {
+            pool.submit(scores, row, target, probes, _missing(results, row, target, probes, seeds)): index
+            for index, (row, target) in enumerate(work)
         }
-        found: dict[int, list[Result]] = {}
+        ordered: dict[int, list[Result]] = {}
         try:
-            for future in as_completed(waiting):
-                place = waiting[future]
-                row, target = work[place]
-                held |= {one.key: one for one in future.result()}
-                found[place] = [held[key] for key in _keys(row, target, probes, seeds)]
-                done(found[place])
+            for future in as_completed(futures):
+                index = futures[future]
+                row, target = work[index]
+                results |= {result.key: result for result in future.result()}
+                ordered[index] = [results[key] for key in _keys(row, target, probes, seeds)]
+                report(ordered[index])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [result for place in range(len(work)) for result in found[place]]
+    return [result for index in range(len(work)) for result in ordered[index]]
 
 
 def _keys(row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int]) -> Iterator[Key]:
@@ -82,28 +82,28 @@ def _keys(row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int])
 
 
 def _missing(
-    held: Mapping[Key, Result], row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int]
+    results: Mapping[Key, Result], row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int]
 ) -> list[int]:
     """The seeds whose results are not all there."""
-    return [seed for seed in seeds if any(key not in held for key in _keys(row, target, probes, [seed]))]
+    return [seed for seed in seeds if any(key not in results for key in _keys(row, target, probes, [seed]))]
 
 
 def scores(row: Row, target: Target, probes: Sequence[str], seeds: Sequence[int]) -> list[Result]:
-    """Of one row on one target."""
-    found = []
+    """Scores of one row on one target."""
+    results = []
     splits = (random_split(len(target.values)), block_split(target.lonlat))
     for seed in seeds:
         features = row.features(target.lonlat, seed)
         for split in splits:
             for probe in probes:
                 value = score(features, target.values, split, probe, seed)
-                found.append(Result(row.name, target.name, split.name, probe, seed, value))
-    return found
+                results.append(Result(row.name, target.name, split.name, probe, seed, value))
+    return results
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes started meanwhile have libraries of linear algebra that compute in one thread."""
+    """Make libraries of linear algebra compute in one thread, in processes started meanwhile."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:

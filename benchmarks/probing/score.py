@@ -1,4 +1,4 @@
-"""One number: how well a probe predicts a target from features, at places it has not seen."""
+"""Score of a probe: how well it predicts a target from features, at points it has not seen."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STOP_SHARE = 0.15  # of the training rows, for the MLP to stop by
 def score(features: np.ndarray, target: np.ndarray, split: Split, probe: str, seed: int) -> float:
     """R² of a target of numbers, or the share of right answers of a target of whole numbers (classes).
 
-    features: [n, d]. target: [n]. split: random_split(n) or block_split(lonlat); about a fifth of the places
-    is held out, chosen by `seed` alone, so all features are asked about the same places. probe: "linear"
-    (ridge or logistic regression, its penalty by inner cross-validation) or "mlp". What is chosen inside
-    (penalty, epoch) is chosen on training places held out in the same manner. Features are standardised on
-    the training places.
+    features: [n, d]. target: [n]. split: random_split(n) or block_split(lonlat); about a fifth of the points
+    is held out, chosen by `seed` alone, so all features are asked about the same points. probe: "linear"
+    (ridge or logistic regression, its penalty by inner cross-validation) or "mlp". The penalty and the epoch
+    are chosen on training points held out in the same manner. Features are standardised on
+    the training points.
 
     PyTorch computes in one thread meanwhile: more make such small products slower.
     Raises UsageError for arrays that do not fit together, values that are not finite, an unknown probe.
@@ -42,10 +42,10 @@ def score(features: np.ndarray, target: np.ndarray, split: Split, probe: str, se
         classes = len(labels)
     with _one_thread():
         predicted = _predict(standard, target, split, probe, rng, (train, test), classes)
-    wanted = target[test]
+    expected = target[test]
     if classes:
-        return float((predicted == wanted).mean())
-    return float(1 - ((predicted - wanted) ** 2).sum() / ((wanted - wanted.mean()) ** 2).sum())
+        return float((predicted == expected).mean())
+    return float(1 - ((predicted - expected) ** 2).sum() / ((expected - expected.mean()) ** 2).sum())
 
 
 @contextmanager
@@ -64,13 +64,13 @@ def _predict(
     split: Split,
     probe: str,
     rng: np.random.Generator,
-    parts: tuple[np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray],
     classes: int | None,
 ) -> np.ndarray:
-    train, test = parts
+    train, test = rows
 
     def within(fold: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers of all places as row numbers of the training places; both ascend."""
+        """Row numbers of all points as row numbers of the training points; both ascend."""
         return np.searchsorted(train, fold[0]), np.searchsorted(train, fold[1])
 
     if probe == "mlp":

@@ -1,4 +1,4 @@
-"""Results as Markdown and as JSON."""
+"""Tables of results as Markdown, and all numbers as JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HEADINGS = {
 def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds (0 for one seed) of each row, target, split and probe."""
     groups: dict[tuple[str, str, str, str], list[float]] = {}
-    for one in results:
-        groups.setdefault((one.row, one.target, one.split, one.probe), []).append(one.score)
+    for result in results:
+        groups.setdefault((result.row, result.target, result.split, result.probe), []).append(result.score)
     return [
         dict(zip(("row", "target", "split", "probe"), key, strict=True))
         | {
@@ -34,21 +34,23 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def markdown(results: Sequence[Result]) -> str:
     """A table a probe: R² or accuracy, random/block split, mean over seeds; then their deviations."""
-    means = {(one["probe"], one["row"], one["target"], one["split"]): one for one in summary(results)}
-    seeds = len({one.seed for one in results})
-    parts = []
-    for probe in (name for name in HEADINGS if any(one.probe == name for one in results)):
-        parts.append(f"### {HEADINGS[probe]}: random/block split, mean of {seeds} seed{'s' * (seeds > 1)}\n")
-        parts.append(_table(results, {key[1:]: one["mean"] for key, one in means.items() if key[0] == probe}))
+    keys = ("probe", "row", "target", "split")
+    means = {tuple(mean[key] for key in keys): mean for mean in summary(results)}
+    seeds = len({result.seed for result in results})
+    blocks = []
+    for probe in (name for name in HEADINGS if any(result.probe == name for result in results)):
+        blocks.append(f"### {HEADINGS[probe]}: random/block split, mean of {seeds} seed{'s' * (seeds > 1)}\n")
+        own = {key[1:]: mean for key, mean in means.items() if key[0] == probe}
+        blocks.append(_table(results, {key: mean["mean"] for key, mean in own.items()}))
         if seeds > 1:
-            deviations = {key[1:]: one["deviation"] for key, one in means.items() if key[0] == probe}
-            parts += ["Standard deviation over seeds:\n", _table(results, deviations)]
-    return "\n".join(parts)
+            deviations = {key: mean["deviation"] for key, mean in own.items()}
+            blocks += ["Standard deviation over seeds:\n", _table(results, deviations)]
+    return "\n".join(blocks)
 
 
 def _table(results: Sequence[Result], values: dict[tuple[str, str, str], float]) -> str:
-    rows = list(dict.fromkeys(one.row for one in results))
-    targets = [name for name in TARGETS if any(one.target == name for one in results)]
+    rows = list(dict.fromkeys(result.row for result in results))
+    targets = [name for name in TARGETS if any(result.target == name for result in results)]
     lines = [["encoder", *(TITLES[name] for name in targets)], ["---"] * (len(targets) + 1)]
     for row in rows:
         cells = ["/".join(short(values[row, target, split]) for split in SPLITS) for target in targets]
@@ -57,7 +59,7 @@ def _table(results: Sequence[Result], values: dict[tuple[str, str, str], float])
 
 
 def short(value: float) -> str:
-    """.92, −.20, 1.00"""
+    """Two decimals without a zero before the point: .92, −.20, 1.00."""
     digits = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # + 0.0: no minus before a zero
     return digits.replace("0.", ".", 1) if digits.lstrip("−").startswith("0.") else digits
 
@@ -65,7 +67,7 @@ def short(value: float) -> str:
 def record(
     results: Sequence[Result], machine: dict[str, Any], versions: dict[str, str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    rounded = [asdict(one) | {"score": round(one.score, 6)} for one in results]
-    means = [one | {key: round(one[key], 6) for key in ("mean", "deviation")} for one in summary(results)]
+    """All numbers, ready for JSON."""
+    rounded = [asdict(result) | {"score": round(result.score, 6)} for result in results]
+    means = [mean | {key: round(mean[key], 6) for key in ("mean", "deviation")} for mean in summary(results)]
     return {"machine": machine, "versions": versions, "options": options, "summary": means, "scores": rounded}

@@ -1,5 +1,6 @@
-"""Benchmarks: what `satclip-bench` runs.
+"""Benchmarks: the harness that `satclip-bench` runs.
 
-cases.py (what is measured, as data) → kernels, points, grid, loss, write (who runs it) → measure.py (answers,
-then times, then memory) → results.py (records in JSON) → tables.py (for terminals and documents).
+catalogue.py (workloads, as data) → suites/ (implementations of each) → measure.py (answers, then times),
+peak_memory.py and child.py → results.py (records in JSON) → result_tables.py (for terminals and documents).
+run.py takes a group of workloads through all of it.
 """

@@ -1,16 +1,16 @@
-"""Which machine and which versions a result is from."""
+"""Machine and versions that a result is from."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
+from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from satclip_engine.backends import available_cores
-from satclip_engine.bench.kernels import instruction_sets
+from satclip_engine import backends
+from satclip_engine.backends import compiled
+from satclip_engine.processor import processor_name
 
 _PACKAGES = ("satclip-engine", "numpy", "torch", "scipy", "rasterio", "rioxarray", "imagecodecs", "torchgeo")
 
@@ -18,38 +18,40 @@ _PACKAGES = ("satclip-engine", "numpy", "torch", "scipy", "rasterio", "rioxarray
 def machine() -> dict[str, Any]:
     """Processor, instruction sets (best first), cores that this process may use, memory, system."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "instruction_sets": instruction_sets(),
-        "cores": available_cores(),
+        "cores": backends.available_cores(),
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
+def instruction_sets() -> list[str]:
+    """Instruction sets of the compiled core that run here, best first; empty without the core."""
+    return compiled._C.instruction_sets() if compiled._C is not None else []
+
+
 def versions() -> dict[str, str]:
-    """Of Python and of what is compared, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    """Versions of Python and of the compared packages, as far as they are installed."""
+    return {"python": platform.python_version()} | package_versions(_PACKAGES)
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    installed = {}
+    for package in packages:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def label(described: dict[str, Any]) -> str:
-    """AMD EPYC, 2 cores, avx512."""
+    """One-line description: AMD EPYC, 2 cores, avx512."""
     best = (described["instruction_sets"] or ["no compiled kernels"])[0]
     cores = described["cores"]
     return f"{described['cpu']}, {cores} core{'s' if cores != 1 else ''}, {best}"
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
 
 
 def _memory() -> int | None:

@@ -1,4 +1,4 @@
-"""Results as records, and files of them: one JSON a machine, group by group.
+"""Records of benchmark results, and JSON files of them: one a machine, group by group.
 
 {"machine": {...}, "runs": {"points": {"versions": {...}, "options": {...}, "records": [...]}, ...}}
 """
@@ -15,20 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.bench.cases import Case, parameters
+from satclip_engine.bench.catalogue import BenchmarkWorkload
 from satclip_engine.bench.measure import FAILED, Timing, quartiles, ratio
 from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.files import write_atomically
 
 _IDENTITY = ("cpu", "cores", "instruction_sets", "system")  # the memory differs a little from boot to boot
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one contestant did in one case. Numbers are None where there are none.
+class BenchmarkRecord:
+    """Result of one implementation on one workload. Numbers are None where there are none.
+
+    Fields are named as the keys of the files: `case` is the workload's name, `contestant` the
+    implementation's, `yardstick` true for a GEMM roofline, `facts` the details that a run found out.
 
     rate: units a second, median and quartiles of the rounds; seconds: the same of a call; of_gemm:
-    multiply-adds a second as a share of the faster library's product in the same rounds; faster: how many
-    times this package's first contestant is faster; error: see `reference`. Memory in bytes: of the whole
+    multiply-adds a second as a share of the faster library's product in the same rounds; faster: times that
+    this package's first implementation is faster; error: see `reference`. Memory in bytes: of the whole
     process, and added by the call.
     """
 
@@ -59,69 +63,70 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def records(case: Case, timings: Sequence[Timing], memory: Sequence[dict[str, int] | None]) -> list[Record]:
-    """One record a contestant; comparisons are with contestants of as many threads, where there are any."""
-    return [_record(case, timing, timings, used) for timing, used in zip(timings, memory, strict=True)]
+def records(
+    workload: BenchmarkWorkload, timings: Sequence[Timing], memory: Sequence[dict[str, int] | None]
+) -> list[BenchmarkRecord]:
+    """One record an implementation, compared with those of as many threads, where there are any."""
+    return [_record(workload, timing, timings, used) for timing, used in zip(timings, memory, strict=True)]
 
 
-def _record(case: Case, timing: Timing, timings: Sequence[Timing], memory: dict[str, int] | None) -> Record:
-    one = timing.contestant
-    timed = bool(timing.seconds)
-    sgemm = _first(timings, one.threads, lambda other: other.contestant.yardstick)
-    first = _first(timings, one.threads, lambda other: other.contestant.ours, best=False)
-    counted = timed and one.multiply_adds > 0
-    facts = dict(timing.facts)
-    peak = facts.pop("peak_memory", None)
-    return Record(
-        case=case.name,
-        parameters=parameters(case),
-        tags=case.tags,
-        reference=case.reference,
-        contestant=one.name,
-        ours=one.ours,
-        yardstick=one.yardstick,
-        threads=one.threads,
-        dtype=one.dtype,
+def _record(
+    workload: BenchmarkWorkload, timing: Timing, timings: Sequence[Timing], memory: dict[str, int] | None
+) -> BenchmarkRecord:
+    implementation, is_timed = timing.implementation, bool(timing.seconds)
+    comparable = [
+        other for other in timings if other.seconds and other.implementation.threads == implementation.threads
+    ]
+    sgemm = _fastest_roofline(comparable)
+    first = next((other for other in comparable if other.implementation.ours), None)
+    is_counted = is_timed and implementation.multiply_adds > 0
+    details = dict(timing.details)
+    peak = details.pop("peak_memory", None)
+    return BenchmarkRecord(
+        case=workload.name,
+        parameters=workload.parameters(),
+        tags=workload.tags,
+        reference=workload.reference,
+        contestant=implementation.name,
+        ours=implementation.ours,
+        yardstick=implementation.roofline,
+        threads=implementation.threads,
+        dtype=implementation.dtype,
         status=timing.status,
         note=timing.note,
         error=_number(timing.error),
         tolerance=_number(timing.tolerance),
-        unit=case.unit,
-        work=one.work,
+        unit=workload.unit,
+        work=implementation.work,
         rounds=len(timing.seconds),
-        rate=quartiles(timing.rates) if timed else None,
-        seconds=quartiles(np.asarray(timing.seconds)) if timed else None,
-        multiply_adds_per_second=float(np.median(timing.multiply_add_rates)) if counted else None,
-        of_gemm=ratio(timing.multiply_add_rates, sgemm.multiply_add_rates) if counted and sgemm else None,
-        faster=ratio(first.rates, timing.rates) if timed and first else None,
-        peak_memory=(memory or {}).get("peak_memory", peak if timed else None),
+        rate=quartiles(timing.rates) if is_timed else None,
+        seconds=quartiles(np.asarray(timing.seconds)) if is_timed else None,
+        multiply_adds_per_second=float(np.median(timing.multiply_add_rates)) if is_counted else None,
+        of_gemm=ratio(timing.multiply_add_rates, sgemm.multiply_add_rates) if is_counted and sgemm else None,
+        faster=ratio(first.rates, timing.rates) if is_timed and first else None,
+        peak_memory=(memory or {}).get("peak_memory", peak if is_timed else None),
         working_memory=(memory or {}).get("working_memory"),
         settings=dict(timing.settings),
-        facts=facts if timed else {},
+        facts=details if is_timed else {},
     )
 
 
-def _first(timings: Sequence[Timing], threads: int, wanted: Any, *, best: bool = True) -> Timing | None:
-    """Whom to compare with: the fastest wanted one of that many threads, or the first in the list."""
-    found = [
-        other for other in timings if other.seconds and other.contestant.threads == threads and wanted(other)
-    ]
-    if not found:
-        return None
-    return max(found, key=lambda other: float(np.median(other.multiply_add_rates))) if best else found[0]
+def _fastest_roofline(timings: Sequence[Timing]) -> Timing | None:
+    rooflines = [timing for timing in timings if timing.implementation.roofline]
+    return max(rooflines, key=lambda timing: float(np.median(timing.multiply_add_rates)), default=None)
 
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def failed(group: Sequence[Record]) -> list[Record]:
-    """Those that gave no right answer, though they are installed."""
+def failed(group: Sequence[BenchmarkRecord]) -> list[BenchmarkRecord]:
+    """Records that have no right answer, though the implementation is installed."""
     return [record for record in group if record.status == FAILED]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A file of results. Raises UsageError when it is none."""
+    """Read a file of results. Raises UsageError when it is none."""
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -135,9 +140,10 @@ def check(path: str | os.PathLike[str], machine: dict[str, Any]) -> None:
     """Raise, before anything is measured, what `save` would raise after it."""
     target = Path(path)
     if target.exists():
-        held = read(target)["machine"]
-        if any(held.get(key) != machine[key] for key in _IDENTITY):
-            raise UsageError(f"{target}: holds results of another machine ({held.get('cpu')})")
+        other = read(target)["machine"]
+        if any(other.get(key) != machine[key] for key in _IDENTITY):
+            cpu = other.get("cpu")
+            raise UsageError(f"{target}: holds results of another machine ({cpu}): name another with --json")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
 
@@ -151,17 +157,15 @@ def save(path: str | os.PathLike[str], group: str, machine: dict[str, Any], run:
     target = Path(path)
     content = read(target) if target.exists() else {"machine": machine, "runs": {}}
     content["runs"][group] = run
-    temporary = target.with_name(target.name + ".partial")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+    write_atomically(target, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def as_run(done: Sequence[Record], versions: dict[str, str], options: dict[str, Any]) -> dict[str, Any]:
+def as_run(
+    group: Sequence[BenchmarkRecord], versions: dict[str, str], options: dict[str, Any]
+) -> dict[str, Any]:
     """A group's run, ready for JSON."""
-    return {"versions": versions, "options": options, "records": [_rounded(asdict(one)) for one in done]}
+    rounded = [_rounded(asdict(record)) for record in group]
+    return {"versions": versions, "options": options, "records": rounded}
 
 
 def _rounded(value: Any) -> Any:

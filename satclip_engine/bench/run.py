@@ -1,59 +1,60 @@
-"""From cases to records: who competes in which case, and a group's run from start to end."""
+"""Runs a group of workloads: implementations of each, timed and measured, as records."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from satclip_engine._optional import need
-from satclip_engine.bench import grid, kernels, lattice, loss, points, train, write
-from satclip_engine.bench.cases import (
+from satclip_engine.bench.catalogue import (
     COMPARED,
-    Case,
-    GemmCase,
-    GridCase,
-    GridKernelCase,
-    HarmonicsCase,
-    LatticeCase,
-    LossCase,
-    PointsCase,
-    PointsKernelCase,
-    RasterKernelCase,
-    TrainCase,
-    WriteCase,
-    cases,
+    BenchmarkWorkload,
+    GemmWorkload,
+    GridKernelWorkload,
+    GridWorkload,
+    HarmonicsWorkload,
+    LatticeWorkload,
+    LossWorkload,
+    PointsKernelWorkload,
+    PointsWorkload,
+    RasterKernelWorkload,
+    TrainWorkload,
+    WriteWorkload,
+    workloads,
 )
-from satclip_engine.bench.measure import Contestant, Timing, compete
-from satclip_engine.bench.memory import measured
-from satclip_engine.bench.results import Record, records
+from satclip_engine.bench.measure import Implementation, Rounds, Timing, time_all
+from satclip_engine.bench.peak_memory import measure_memory
+from satclip_engine.bench.results import BenchmarkRecord, records
+from satclip_engine.bench.suites import grid, kernels, lattice, loss, points, train, write
 
-Contestants = Callable[[Any, tuple[int, ...], frozenset[str]], list[Contestant]]
+# From a workload, numbers of threads and keys of baselines.
+Suite = Callable[[Any, tuple[int, ...], frozenset[str]], list[Implementation]]
 
-CONTESTANTS: dict[type, Contestants] = {
-    GemmCase: kernels.gemm,
-    HarmonicsCase: kernels.harmonics,
-    PointsKernelCase: kernels.points,
-    GridKernelCase: kernels.grid,
-    RasterKernelCase: kernels.raster,
-    PointsCase: points.points,
-    GridCase: grid.grid,
-    LatticeCase: lattice.lattice,
-    LossCase: loss.loss,
-    TrainCase: train.train,
-    WriteCase: write.write,
+SUITES: dict[type, Suite] = {
+    GemmWorkload: kernels.gemm,
+    HarmonicsWorkload: kernels.harmonics,
+    PointsKernelWorkload: kernels.points,
+    GridKernelWorkload: kernels.grid,
+    RasterKernelWorkload: kernels.raster,
+    PointsWorkload: points.points,
+    GridWorkload: grid.grid,
+    LatticeWorkload: lattice.lattice,
+    LossWorkload: loss.loss,
+    TrainWorkload: train.train,
+    WriteWorkload: write.write,
 }
 
-# Seconds that a contestant gets for its rounds, and how many there are at most.
-BUDGETS = {
-    "kernels": 1.0,
-    "points": 6.0,
-    "grid": 2.5,
-    "lattice": 12.0,
-    "loss": 10.0,
-    "train": 8.0,
-    "write": 20.0,
+ROUNDS = {
+    "kernels": Rounds(15, 1.0),
+    "points": Rounds(7, 6.0),
+    "grid": Rounds(7, 2.5),
+    "lattice": Rounds(7, 12.0),
+    "loss": Rounds(7, 10.0),
+    "train": Rounds(7, 8.0),
+    "write": Rounds(3, 20.0, warm_up=0),
 }
-ROUNDS = {"kernels": 15, "points": 7, "grid": 7, "lattice": 7, "loss": 7, "train": 7, "write": 3}
+_QUICK_SHARE = 1 / 4  # of the budget
 
 
 def run(
@@ -65,52 +66,52 @@ def run(
     compare: frozenset[str] = frozenset(COMPARED),
     memory: bool = True,
     progress: Callable[[str], None] = lambda text: None,
-) -> Iterator[tuple[Case, list[Record]]]:
-    """Each case of a group with the records of its contestants, as they are done.
+) -> Iterator[tuple[BenchmarkWorkload, list[BenchmarkRecord]]]:
+    """Yield each workload of a group with the records of its implementations, as they are measured.
 
-    threads: cores to use, beside one; repeat: rounds at most; compare: peers' keys. Raises MissingExtra
+    threads: cores to use, beside one; repeat: rounds at most; compare: keys of baselines. Raises MissingExtra
     without torch, which the answers are checked with.
     """
     need(
         "torch", extra="torch", why="satclip-bench, which checks every answer against the float64 reference,"
     )
-    for case in cases(group, quick=quick):
-        contestants = CONTESTANTS[type(case)](case, counts(threads), compare)
-        timings = compete(
-            contestants,
-            repeat=repeat or ROUNDS[group],
-            budget=BUDGETS[group] / (4 if quick else 1),
-            warm_up=group != "write",
-            progress=_prefixed(progress, case.name),
-        )
-        used = [_memory(group, case, timing, quick, progress) if memory else None for timing in timings]
-        yield case, records(case, timings, used)
+    usual, share = ROUNDS[group], _QUICK_SHARE if quick else 1
+    rounds = replace(usual, most=repeat or usual.most, budget=usual.budget * share)
+    for workload in workloads(group, quick=quick):
+        implementations = SUITES[type(workload)](workload, thread_counts(threads), compare)
+        timings = time_all(implementations, rounds, progress=_prefixed(progress, workload.name))
+        used = [_memory(group, workload, timing, quick, progress) if memory else None for timing in timings]
+        yield workload, records(workload, timings, used)
 
 
 def _prefixed(progress: Callable[[str], None], name: str) -> Callable[[str], None]:
     return lambda text: progress(f"{name}: {text}")
 
 
-def counts(threads: int) -> tuple[int, ...]:
+def thread_counts(threads: int) -> tuple[int, ...]:
     """Numbers of threads that are compared."""
     return (1,) if threads == 1 else (1, threads)
 
 
-def find(group: str, case: str, contestant: str, threads: int, *, quick: bool) -> Contestant:
-    """The contestant of those names. Raises LookupError."""
-    for one in cases(group, quick=quick):
-        if one.name == case:
-            for entry in CONTESTANTS[type(one)](one, counts(threads), frozenset(COMPARED)):
-                if (entry.name, entry.threads) == (contestant, threads):
+def find_implementation(
+    group: str, workload: str, implementation: str, threads: int, *, quick: bool
+) -> Implementation:
+    """Return the implementation of those names. Raises LookupError."""
+    for candidate in workloads(group, quick=quick):
+        if candidate.name == workload:
+            for entry in SUITES[type(candidate)](candidate, thread_counts(threads), frozenset(COMPARED)):
+                if (entry.name, entry.threads) == (implementation, threads):
                     return entry
-    raise LookupError(f"no contestant {contestant!r} in {case!r}")
+    raise LookupError(f"no implementation {implementation!r} of {workload!r}")
 
 
 def _memory(
-    group: str, case: Case, timing: Timing, quick: bool, progress: Callable[[str], None]
+    group: str, workload: BenchmarkWorkload, timing: Timing, quick: bool, progress: Callable[[str], None]
 ) -> dict[str, int] | None:
-    one = timing.contestant
-    if not (one.remember and timing.seconds):
+    implementation = timing.implementation
+    if not (implementation.measure_memory and timing.seconds):
         return None
-    progress(f"{case.name}: {one.name}: memory")
-    return measured(group, case.name, one.name, one.threads, timing.settings, quick=quick)
+    progress(f"{workload.name}: {implementation.name}: memory")
+    return measure_memory(
+        group, workload.name, implementation.name, implementation.threads, timing.settings, quick=quick
+    )

@@ -1,4 +1,4 @@
-"""satclip-bench: how fast this machine is with this package, beside others, checked before timed."""
+"""Command satclip-bench: speed and memory on this machine beside baselines, checked before timed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from satclip_engine import __version__
-from satclip_engine.bench.cases import COMPARED, GROUPS
+from satclip_engine.bench.catalogue import COMPARED, GROUPS
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.errors import SatclipError, UsageError
 
 HELP = {
     "kernels": "Each compiled kernel alone, one thread, every instruction set that runs here.",
-    "points": "Embeddings of many places, beside PyTorch and the machine's own matrix product.",
+    "points": "Embeddings of many points, beside PyTorch and the machine's own matrix product.",
     "grid": "Embeddings of rasters in memory, beside the same pixels as points.",
     "lattice": "Fine rasters and many points reconstructed from a lattice, beside evaluating them.",
     "loss": "The contrastive loss with its gradients, beside PyTorch and the machine's own matrix product.",
@@ -26,11 +26,11 @@ HELP = {
 
 
 class Group(Command, click.Group):
-    """Commands that end as all of ours do."""
+    """Group of commands with the exit statuses of all of ours."""
 
 
 class CompareType(click.ParamType):
-    """A comma-separated list of peers, `all` or `none`."""
+    """A comma-separated list of baselines, `all` or `none`."""
 
     name = "list"
 
@@ -58,14 +58,14 @@ class CompareType(click.ParamType):
 def main() -> None:
     """Measure speed and memory on this machine.
 
-    Every answer is checked against the float64 reference before its time counts; contestants take turns, so
-    that whatever else the machine does hits all of them. A wrong answer shows no time and makes the exit
+    Every answer is checked against the float64 reference before its time counts; implementations take turns,
+    so that whatever else the machine does hits all of them. A wrong answer shows no time and makes the exit
     status 1.
     """
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """What all groups of cases take."""
+    """Add the options that all groups of workloads take."""
     for option in reversed(
         (
             click.option(
@@ -74,7 +74,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
                 default="all",
                 show_default=True,
                 metavar="LIST",
-                help=f"Peers: {', '.join(COMPARED)}; all or none. What is not installed is left out.",
+                help=f"Baselines: {', '.join(COMPARED)}; all or none. What is not installed is left out.",
             ),
             click.option(
                 "--json",
@@ -92,7 +92,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="N",
                 help="Rounds at most.  [default: 3 to 15]",
             ),
-            click.option("--quick", is_flag=True, help="Small cases, for a first look."),
+            click.option("--quick", is_flag=True, help="Small workloads, for a first look."),
             click.option("--no-memory", is_flag=True, help="Leave out peak memory."),
             click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a failure."),
             click.option("-q", "--quiet", is_flag=True, help="No progress."),
@@ -105,8 +105,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 def _command(group: str) -> None:
     @click.command(f"satclip-bench {group}", cls=Command, help=HELP[group], short_help=HELP[group])
     @_options
-    def command(**given: Any) -> None:
-        _run(group, **given)
+    def command(**options: Any) -> None:
+        _run(group, **options)
 
     main.add_command(command, name=group)
 
@@ -130,7 +130,7 @@ def _run(
     from dataclasses import asdict
 
     from satclip_engine.backends import available_cores
-    from satclip_engine.bench import results, tables
+    from satclip_engine.bench import result_tables, results
     from satclip_engine.bench.machine import label, machine, versions
     from satclip_engine.bench.run import run
 
@@ -138,10 +138,10 @@ def _run(
     if json_file is not None:
         results.check(json_file, described)
     cores = threads or available_cores()
-    done: list[results.Record] = []
+    measured: list[results.BenchmarkRecord] = []
     with _terminal(quiet) as (show, progress):
         show(label(described))
-        for _, found in run(
+        for _, records in run(
             group,
             threads=cores,
             quick=quick,
@@ -150,16 +150,16 @@ def _run(
             memory=not no_memory,
             progress=progress,
         ):
-            rows = [asdict(record) for record in found]
-            show(tables.as_text(group, rows), lambda rows=rows: tables.as_rich(group, rows))
-            done += found
+            rows = [asdict(record) for record in records]
+            show(result_tables.as_text(group, rows), lambda rows=rows: result_tables.as_rich(group, rows))
+            measured += records
     if json_file is not None:
         options = {"threads": cores, "quick": quick, "repeat": repeat, "compare": sorted(compare)}
-        results.save(json_file, group, described, results.as_run(done, versions(), options))
-    if broken := results.failed(done):
+        results.save(json_file, group, described, results.as_run(measured, versions(), options))
+    if broken := results.failed(measured):
         first = broken[0]
         raise SatclipError(
-            f"{len(broken)} of {len(done)} failed; {first.case}: {first.contestant}: {first.note}"
+            f"{len(broken)} of {len(measured)} failed; {first.case}: {first.contestant}: {first.note}"
         )
 
 
@@ -175,14 +175,16 @@ def _run(
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a failure.")
 def report(file: Path, update: tuple[Path, ...], verbose: bool) -> None:
     """Print kept results as Markdown tables, or put them into documents."""
-    from satclip_engine.bench import results, tables
+    from satclip_engine.bench import result_tables, results
 
     content = results.read(file)
     if not update:
-        click.echo("\n\n".join(f"## {name}\n\n{text}" for name, text in tables.blocks(content).items()))
+        click.echo(
+            "\n\n".join(f"## {name}\n\n{text}" for name, text in result_tables.blocks(content).items())
+        )
     for document in update:
         try:
-            document.write_text(tables.fill(document.read_text(), content))
+            document.write_text(result_tables.fill(document.read_text(), content))
         except UsageError as error:
             raise UsageError(f"{document}: {error}") from error
 
@@ -192,7 +194,7 @@ main.add_command(report, name="report")
 
 @contextmanager
 def _terminal(quiet: bool) -> Iterator[tuple[Callable[..., None], Callable[[str], None]]]:
-    """How to show a result on stdout, and what is going on on stderr."""
+    """Functions that show a result on stdout, and progress on stderr."""
     from rich.console import Console
 
     console, errors = Console(), Console(stderr=True)

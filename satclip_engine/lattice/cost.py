@@ -25,6 +25,7 @@ from satclip_engine import _C
 from satclip_engine._version import __version__
 from satclip_engine.backends.protocols import Prepared
 from satclip_engine.lattice.nodes import empty_window
+from satclip_engine.processor import processor_name
 
 _REPEATS = 3
 
@@ -82,16 +83,9 @@ def measured_rates(network: Prepared) -> Rates:
 
 def _key(network: Prepared) -> str:
     sizes = [*(len(bias) for bias in network.layers.biases), network.layers.degrees]
-    what = (__version__, platform.machine(), _processor(), network.name, network.isa, network.device, sizes)
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    machine = (platform.machine(), processor_name())
+    parts = (__version__, *machine, network.name, network.isa, network.device, sizes)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _best(job: Callable[[], object]) -> float:

@@ -13,33 +13,37 @@ import torch
 from gpucheck.parity import VALUES, relative
 from gpucheck.rows import Note
 from gpucheck.speed import plain
-from gpucheck.speed.contest import Case, Contest, Contestant, Place
-from gpucheck.speed.points import host, plain_places
+from gpucheck.speed.comparison import Accelerator, Comparison, GpuImplementation, SpeedWorkload
+from gpucheck.speed.points import plain_points, prepared_backend
 from satclip_engine import backends, reference
-from satclip_engine.bench.workload import grid_multiply_adds, siren
+from satclip_engine.bench.inputs import grid_multiply_adds, pixel_centres, siren
 from satclip_engine.device import CPU, parse_device
 from satclip_engine.kernels.tools.workloads import KernelWorkload
-from satclip_engine.weights.layers import Layers
+from satclip_engine.weights import Layers
 
 _HOST = (("triton", "fast"), ("triton", "exact"), ("cuda", "exact"), ("cuda", "fast"), ("cpu", "exact"))
+_COMPARED_PIXELS = 64  # about
 
 
-def run(contest: Contest) -> None:
-    """All sizes, beside the same pixels as points."""
-    works = [Raster(*size, contest.sizes.widths, contest.place) for size in contest.sizes.grids]
+def run(comparison: Comparison) -> None:
+    """Measure all sizes, beside the same pixels as points."""
+    sizes, accelerator = comparison.sizes, comparison.accelerator
+    rasters = [Raster(*size, sizes.widths, accelerator) for size in sizes.grids]
     for row in backends.TABLE:
-        if row.name == "cuda" and (reason := missing("cuda", contest.place)):
-            contest.rows.add(Note("cuda", f"not measured: {reason}", ok=contest.place.dry))
-    for work in works:
-        contest.run(work.case, work.contestants())
+        if row.name == "cuda" and (reason := missing("cuda", accelerator)):
+            comparison.rows.add(Note("cuda", f"not measured: {reason}", ok=accelerator.dry))
+    for raster in rasters:
+        comparison.run(raster.workload, raster.implementations())
     for name in ("PyTorch eager, as points", "torch.compile, as points"):
-        contest.run(works[0].case, [works[0].plain(name)])
+        comparison.run(rasters[0].workload, [rasters[0].plain(name)])
 
 
-def missing(backend: str, place: Place) -> str | None:
-    """Why a row of the table is not there."""
+def missing(backend: str, accelerator: Accelerator) -> str | None:
+    """Reason why a row of the table cannot run here, or None."""
     row = next((row for row in backends.TABLE if row.name == backend), None)
-    return "no such backend" if row is None else row.missing() or row.unfit(parse_device(place.device))
+    if row is None:
+        return "no such backend"
+    return row.missing() or row.unfit(parse_device(accelerator.device))
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Raster:
     height: int
     width: int
     widths: tuple[int, ...]
-    place: Place
+    accelerator: Accelerator
 
     @cached_property
     def layers(self) -> Layers:
@@ -63,33 +67,35 @@ class Raster:
 
     @cached_property
     def touched(self) -> np.ndarray:
-        """The host's memory for the result, its pages there."""
+        """The host's memory for the result, with its pages mapped."""
         return np.zeros((self.height, self.width, self.widths[-1]), np.float32) + np.float32(1)
 
     @property
-    def case(self) -> Case:
+    def workload(self) -> SpeedWorkload:
         name = f"grid L={self.degrees}, {self.height}×{self.width}"
-        each = grid_multiply_adds(self.degrees, self.widths)
-        return Case(name, "pixels", float(self.height * self.width), each)
+        multiply_adds = grid_multiply_adds(self.degrees, self.widths)
+        return SpeedWorkload(name, "pixels", float(self.height * self.width), multiply_adds)
 
-    def contestants(self) -> Iterator[Contestant]:
+    def implementations(self) -> Iterator[GpuImplementation]:
         for precision in VALUES:
             for dtype in ("float32", "int8"):
                 yield self._triton(precision, dtype)
         for backend, precision in _HOST:
-            if backend == "cpu" or not missing(backend, self.place):
-                device = CPU if backend == "cpu" else parse_device(self.place.device)
-                yield host(backend, self.layers, device, precision, self._filled, self.error)
+            if backend == "cpu" or not missing(backend, self.accelerator):
+                device = CPU if backend == "cpu" else parse_device(self.accelerator.device)
+                yield prepared_backend(
+                    self.workload, backend, self.layers, device, precision, self._fill, self.error
+                )
 
-    def _filled(self, prepared: Any) -> Any:
+    def _fill(self, prepared: Any) -> Any:
         return prepared.encode_grid(*self.axes, out=self.touched)
 
-    def _triton(self, precision: str, dtype: str) -> Contestant:
-        def make() -> Callable[[], Any]:
+    def _triton(self, precision: str, dtype: str) -> GpuImplementation:
+        def prepare() -> Callable[[], Any]:
             from satclip_engine.kernels import grid as kernels
             from satclip_engine.kernels.device_functions.quantise import Quantise
 
-            device = self.place.device
+            device = self.accelerator.device
             network = kernels.prepare(self.degrees, *plain.tensors(self.layers, device), precision)
             axes = [torch.from_numpy(axis).to(device) for axis in self.axes]
             if dtype == "float32":
@@ -98,7 +104,7 @@ class Raster:
             quantise = Quantise(dtype, inverse, torch.zeros_like(inverse))
             return lambda: kernels.encode_grid(network, *axes, quantise=quantise)
 
-        scene = KernelWorkload(
+        launch = KernelWorkload(
             "grid",
             self.height,
             self.width,
@@ -109,22 +115,22 @@ class Raster:
         )
         # Codes are compared in parity.py; here their scale is any.
         check = self.error if dtype == "float32" else (lambda out: 0.0)
-        return Contestant(f"triton {precision} {dtype}", make, check, VALUES[precision], scenes=(scene,))
+        return self.workload.implementation(
+            f"triton {precision} {dtype}", prepare, check, VALUES[precision], launches=(launch,)
+        )
 
-    def plain(self, name: str) -> Contestant:
-        """PyTorch for the same pixels as places."""
-        lat, lon = self.axes
-        places = np.stack(np.meshgrid(lon, lat), -1).reshape(-1, 2)
-        there = torch.from_numpy(places).to(self.place.device)
+    def plain(self, name: str) -> GpuImplementation:
+        """PyTorch for the same pixels as points."""
+        lonlat = torch.from_numpy(pixel_centres(*self.axes)).to(self.accelerator.device)
 
         def error(out: Any) -> float:
             return self.error(out.view(self.height, self.width, -1))
 
-        return plain_places(name, self.layers, there, error, self.place)
+        return plain_points(self.workload, name, self.layers, lonlat, error, self.accelerator)
 
     def error(self, out: Any) -> float:
-        """Of some pixels of the last row."""
+        """Error of some pixels of the last row."""
         lat, lon = self.axes
-        some = np.arange(0, self.width, max(1, self.width // 64))
-        last = torch.as_tensor(out[-1]).cpu()[torch.from_numpy(some)]
-        return relative(last, reference.encode_grid(lat[-1:], lon[some], self.layers)[0])
+        columns = np.arange(0, self.width, max(1, self.width // _COMPARED_PIXELS))
+        last = torch.as_tensor(out[-1]).cpu()[torch.from_numpy(columns)]
+        return relative(last, reference.encode_grid(lat[-1:], lon[columns], self.layers)[0])

@@ -1,4 +1,4 @@
-"""Embeddings of scattered places that lie on the GPU."""
+"""Embeddings of scattered points that lie on the GPU."""
 
 from __future__ import annotations
 
@@ -12,38 +12,43 @@ import torch
 
 from gpucheck.parity import VALUES, relative
 from gpucheck.speed import plain
-from gpucheck.speed.contest import PEER, Case, Contest, Contestant, Place
+from gpucheck.speed.comparison import (
+    BASELINE_TOLERANCE,
+    Accelerator,
+    Comparison,
+    GpuImplementation,
+    SpeedWorkload,
+)
 from satclip_engine import backends, reference
-from satclip_engine.bench.workload import multiply_adds, scattered, siren
+from satclip_engine.bench.inputs import multiply_adds, scattered, siren
+from satclip_engine.bench.suites.torch_baselines import dense_encoder
 from satclip_engine.device import CPU
 from satclip_engine.kernels.tools.workloads import KernelWorkload
-from satclip_engine.weights.layers import Layers
+from satclip_engine.weights import Layers
 
-_COMPARED = 256  # places whose embeddings are compared
-_MOST = 1 << 18  # places for a CPU at L = 40; it takes seconds for more
+_COMPARED_POINTS = 256
+_MAX_CPU_POINTS = 1 << 18  # at L = 40; it takes seconds for more
 
 
-def run(contest: Contest) -> None:
-    """All sizes; torch.compile on the first, at the end."""
-    works = [
-        Places(degrees, count, contest.sizes.widths, contest.place) for degrees, count in contest.sizes.points
+def run(comparison: Comparison) -> None:
+    """Measure all sizes; torch.compile on the first, at the end."""
+    sizes = comparison.sizes
+    batches = [
+        PointBatch(degrees, count, sizes.widths, comparison.accelerator) for degrees, count in sizes.points
     ]
-    for work in works:
-        contest.run(work.case, work.contestants())
-    contest.run(
-        works[0].case,
-        [plain_places("torch.compile", works[0].layers, works[0].there, works[0].error, contest.place)],
-    )
+    for batch in batches:
+        comparison.run(batch.workload, batch.implementations())
+    comparison.run(batches[0].workload, [batches[0].plain("torch.compile")])
 
 
 @dataclass(frozen=True)
-class Places:
-    """Some places and a network."""
+class PointBatch:
+    """Points and a network."""
 
     degrees: int
     count: int
     widths: tuple[int, ...]
-    place: Place
+    accelerator: Accelerator
 
     @cached_property
     def layers(self) -> Layers:
@@ -54,66 +59,86 @@ class Places:
         return scattered(self.count)
 
     @cached_property
-    def there(self) -> Any:
-        return torch.from_numpy(self.lonlat).to(self.place.device)
+    def on_device(self) -> Any:
+        return torch.from_numpy(self.lonlat).to(self.accelerator.device)
 
     @property
-    def case(self) -> Case:
+    def workload(self) -> SpeedWorkload:
         name = f"points L={self.degrees}, N={self.count:,}"
-        return Case(name, "points", self.count, multiply_adds(self.degrees, self.widths))
+        return SpeedWorkload(name, "points", self.count, multiply_adds(self.degrees, self.widths))
 
-    def contestants(self) -> Iterator[Contestant]:
+    def implementations(self) -> Iterator[GpuImplementation]:
         for precision in VALUES:
             yield self._triton(precision)
-        yield plain_places("PyTorch eager", self.layers, self.there, self.error, self.place)
-        if self.degrees < 40 or self.count < _MOST:
-            yield host("cpu", self.layers, CPU, "exact", lambda row: row.encode(self.lonlat), self.error)
+        yield self.plain("PyTorch eager")
+        if self.degrees < 40 or self.count < _MAX_CPU_POINTS:
+            yield prepared_backend(
+                self.workload,
+                "cpu",
+                self.layers,
+                CPU,
+                "exact",
+                lambda prepared: prepared.encode(self.lonlat),
+                self.error,
+            )
 
-    def _triton(self, precision: str) -> Contestant:
-        def make() -> Callable[[], Any]:
+    def plain(self, name: str) -> GpuImplementation:
+        """PyTorch, eager or compiled as the name says."""
+        return plain_points(self.workload, name, self.layers, self.on_device, self.error, self.accelerator)
+
+    def _triton(self, precision: str) -> GpuImplementation:
+        def prepare() -> Callable[[], Any]:
             from satclip_engine.kernels import encode as kernels
 
-            given = plain.tensors(self.layers, self.place.device)
-            return lambda: kernels.forward(self.there, *given, precision=precision, keep=False)[0]
+            network = plain.tensors(self.layers, self.accelerator.device)
+            return lambda: kernels.forward(self.on_device, *network, precision=precision, keep=False)[0]
 
-        scene = KernelWorkload(
+        launch = KernelWorkload(
             "embed", self.count, degrees=self.degrees, sizes=self.widths, precision=precision
         )
-        return Contestant(f"triton {precision}", make, self.error, VALUES[precision], scenes=(scene,))
+        return self.workload.implementation(
+            f"triton {precision}", prepare, self.error, VALUES[precision], launches=(launch,)
+        )
 
     def error(self, out: Any) -> float:
-        """Of some embeddings."""
-        some = np.unique(np.linspace(0, self.count - 1, _COMPARED).astype(int))
+        """Error of some embeddings."""
+        rows = np.unique(np.linspace(0, self.count - 1, _COMPARED_POINTS).astype(int))
         values = torch.as_tensor(out)
-        found = values[torch.from_numpy(some).to(values.device)]
-        return relative(found, reference.encode(self.lonlat[some], self.layers))
+        compared = values[torch.from_numpy(rows).to(values.device)]
+        return relative(compared, reference.encode(self.lonlat[rows], self.layers))
 
 
-def plain_places(
-    name: str, layers: Layers, there: Any, error: Callable[[Any], float], place: Place
-) -> Contestant:
-    """Plain PyTorch for places, eager or compiled as the name says."""
+def plain_points(
+    workload: SpeedWorkload,
+    name: str,
+    layers: Layers,
+    lonlat: Any,
+    error: Callable[[Any], float],
+    accelerator: Accelerator,
+) -> GpuImplementation:
+    """Plain PyTorch for points on the device, eager or compiled as the name says."""
 
-    def make() -> Callable[[], Any]:
-        encode = plain.encoder(layers.degrees, torch.float32, place.device)
-        return plain.in_blocks(place.compile(encode) if "compile" in name else encode, layers, there)
+    def prepare() -> Callable[[], Any]:
+        encode = dense_encoder(layers.degrees, torch.float32, accelerator.device)
+        return plain.in_blocks(accelerator.compile(encode) if "compile" in name else encode, layers, lonlat)
 
-    return Contestant(name, make, error, PEER)
+    return workload.implementation(name, prepare, error, BASELINE_TOLERANCE)
 
 
-def host(
+def prepared_backend(
+    workload: SpeedWorkload,
     backend: str,
     layers: Layers,
     device: Any,
     precision: str,
     run: Callable[[Any], Any],
     error: Callable[[Any], float],
-) -> Contestant:
+) -> GpuImplementation:
     """A row of backends.TABLE, from arrays of the host to arrays of the host."""
 
-    def make() -> Callable[[], Any]:
+    def prepare() -> Callable[[], Any]:
         prepared = backends.resolve(backend, device).prepare(layers, device=device, precision=precision)
         return lambda: run(prepared)
 
     name = f"{backend} {precision}, host to host" if backend != "cpu" else "cpu"
-    return Contestant(name, make, error, VALUES[precision], on_gpu=False)
+    return workload.implementation(name, prepare, error, VALUES[precision], on_gpu=False)

@@ -1,4 +1,4 @@
-"""What contestants compute on: a network, places, and the reference's answers at some of them."""
+"""Random networks and points to compute on, and the float64 reference's answers at some of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from satclip_engine.weights import Layers
 
-_CHECKED = 256  # places at which an answer is compared; at L = 200 the reference takes a second for them
+LOGIT_SCALE = 14.3  # 1 / 0.07, where CLIP's training begins
+_COMPARED_POINTS = 256  # of an answer; at L = 200 the reference takes a second for them
 
 
 def siren(degrees: int, sizes: tuple[int, ...], seed: int = 0) -> Layers:
-    """A network with SIREN initialisation, w0 = 30, then 1; `sizes`: outputs of its layers."""
+    """Network with SIREN initialisation, w0 = 30, then 1; `sizes`: outputs of its layers."""
     rng = np.random.default_rng(seed)
     weights, biases, inputs = [], [], degrees**2
     for index, outputs in enumerate(sizes):
@@ -26,12 +27,12 @@ def siren(degrees: int, sizes: tuple[int, ...], seed: int = 0) -> Layers:
 
 
 def multiply_adds(degrees: int, sizes: tuple[int, ...]) -> float:
-    """Of one place through the dense layers; the harmonics themselves are not counted."""
+    """Multiply-adds of a point through the dense layers; the harmonics themselves are not counted."""
     return float(sum(a * b for a, b in pairwise((degrees**2, *sizes))))
 
 
 def grid_multiply_adds(degrees: int, sizes: tuple[int, ...]) -> float:
-    """Of one pixel of a product grid: a Fourier series of 2L − 1 terms takes the first layer's place.
+    """Multiply-adds of a product grid's pixel: a Fourier series of 2L − 1 terms replaces the first layer.
 
     What symmetries save and what a row costs once are not counted.
     """
@@ -44,27 +45,32 @@ def scattered(count: int, seed: int = 1) -> np.ndarray:
     return np.stack([rng.uniform(-180, 180, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))], axis=1)
 
 
+def pixel_centres(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """(H·W, 2) longitude and latitude of all pixels of a product grid, row by row."""
+    return np.stack(np.meshgrid(lon, lat), axis=-1).reshape(-1, 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Reference embeddings at some of `places`, computed when first compared with."""
+    """Reference embeddings at some of `lonlat`, computed when first compared with."""
 
     layers: Layers
-    places: np.ndarray  # (N, 2)
+    lonlat: np.ndarray  # (N, 2)
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Which places are compared: evenly spread, first and last included."""
-        return np.unique(np.linspace(0, len(self.places) - 1, _CHECKED).astype(int))
+        """Numbers of the points that are compared: evenly spread, first and last included."""
+        return np.unique(np.linspace(0, len(self.lonlat) - 1, _COMPARED_POINTS).astype(int))
 
     @cached_property
     def values(self) -> np.ndarray:  # (k, E) float64
         from satclip_engine import reference
 
-        return reference.encode(self.places[self.rows], self.layers)
+        return reference.encode(self.lonlat[self.rows], self.layers)
 
     def error(self, answer: np.ndarray, within: float = 90.0) -> float:
         """max |Δ| / rms of an (N, E) answer at |latitude| ≤ `within`; ∞ where it is NaN."""
-        near = np.abs(self.places[self.rows, 1]) <= within
+        near = np.abs(self.lonlat[self.rows, 1]) <= within
         return relative_error(np.asarray(answer)[self.rows[near]], self.values[near])
 
 

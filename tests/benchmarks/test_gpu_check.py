@@ -1,7 +1,8 @@
-"""benchmarks/gpu_check.sh without a GPU: a dry run, and what becomes of steps that fail or take too long."""
+"""benchmarks/gpu_check.sh without a GPU: a dry run, and steps that fail or take too long."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,9 +16,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import gpu_check  # noqa: E402
-from gpucheck import build, clock, document, machine, rows, sanitizer, targets  # noqa: E402
+from gpucheck import build, document, machine, rows, sanitizer, targets  # noqa: E402
 from gpucheck.rows import Check, Note, Rows, Time  # noqa: E402
-from gpucheck.speed.contest import DRY, Case, Contest, Contestant, here  # noqa: E402
+from gpucheck.speed.comparison import (  # noqa: E402
+    DRY,
+    FULL,
+    Comparison,
+    SpeedWorkload,
+    accelerator,
+)
 from gpucheck.steps import STEPS, Step  # noqa: E402
 
 ROOT = Path(gpu_check.__file__).parents[1]
@@ -25,14 +32,14 @@ ROOT = Path(gpu_check.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a dry run of all steps leaves."""
+    """Folder that a dry run of all steps leaves."""
     out = tmp_path_factory.mktemp("check")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHON"] = sys.executable
     command = [str(ROOT / "benchmarks" / "gpu_check.sh"), "--dry-run", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == f"{out / 'report.md'}\n"
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert process.stdout == f"{out / 'report.md'}\n"
     return out
 
 
@@ -46,12 +53,12 @@ def test_a_dry_run_takes_every_step(report: dict[str, Any]) -> None:
     assert all(step["ok"] and step["rows"] for step in report["steps"])
 
 
-def test_every_backend_and_rival_is_timed(report: dict[str, Any]) -> None:
+def test_every_backend_and_baseline_is_timed(report: dict[str, Any]) -> None:
     steps = {step["name"]: step["rows"] for step in report["steps"]}
     for name in ("points", "grid", "train", "loss"):
         times = {row["contestant"] for row in steps[name] if row["kind"] == "Time"}
         for word in ("triton", "PyTorch eager", "torch.compile", "cpu"):
-            assert any(word in contestant for contestant in times), (name, word)
+            assert any(word in implementation for implementation in times), (name, word)
 
 
 def test_every_error_has_a_bound_and_is_within(report: dict[str, Any]) -> None:
@@ -81,15 +88,15 @@ class Blocked:
         if name.split(".")[0] in blocked:
             raise ImportError(name)
 sys.meta_path.insert(0, Blocked())
-parts = [f"speed.{part}" for part in ("points", "grids", "training", "losses")]
-for name in ("steps", "parity", "differentiation", "small", "document", "targets", "machine", *parts):
+speed = [f"speed.{module}" for module in ("points", "grids", "training", "losses")]
+for name in ("steps", "parity", "differentiation", "small", "document", "targets", "machine", *speed):
     importlib.import_module(f"gpucheck.{name}")
 """
     environment = build.environment(dry / "tree", interpreted=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_build_compiles_with_cuda_into_its_own_folder(
@@ -127,17 +134,17 @@ def test_a_step_that_takes_too_long_is_stopped_and_keeps_its_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Rows(tmp_path / "kept.jsonl").add(Note("first", "found"))
-    kept, made = str(tmp_path / "kept.jsonl"), str(tmp_path / "made.jsonl")
-    program = f"import shutil, time; shutil.copy({kept!r}, {made!r}); time.sleep(60)"
-    found = run_step(monkeypatch, tmp_path, program, 3)
-    assert found.fault == "stopped after 3 s"
-    assert found.rows == [Note("first", "found")]
-    assert not found.ok
+    source, target = str(tmp_path / "kept.jsonl"), str(tmp_path / "made.jsonl")
+    program = f"import shutil, time; shutil.copy({source!r}, {target!r}); time.sleep(60)"
+    outcome = run_step(monkeypatch, tmp_path, program, 3)
+    assert outcome.fault == "stopped after 3 s"
+    assert outcome.rows == [Note("first", "found")]
+    assert not outcome.ok
 
 
 def test_a_step_that_dies_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = run_step(monkeypatch, tmp_path, "raise SystemExit(3)", 20)
-    assert found.fault == "ended with status 3"
+    outcome = run_step(monkeypatch, tmp_path, "raise SystemExit(3)", 20)
+    assert outcome.fault == "ended with status 3"
 
 
 def test_a_step_that_finds_nothing_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,44 +157,55 @@ def test_a_step_that_finds_nothing_is_a_fault(monkeypatch: pytest.MonkeyPatch, t
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = Rows(tmp_path / "rows.jsonl")
-    time = Time("case", "who", "points", 10.0, 1.0, 0.9, 1.1, 5)
+    time = Time("workload", "implementation", "points", 10.0, 1.0, 0.9, 1.1, 5)
     for row in (Check("a", 0.5, 1.0), Check("b", float("nan"), 1.0), time):
         written.add(row)
     assert written.attempt("c", lambda: 1 // 0) is None
-    found = rows.read(tmp_path / "rows.jsonl")
-    assert [row.ok for row in found] == [True, False, True, False]
-    assert found[2] == time
-    assert "ZeroDivisionError" in found[3].text
+    read = rows.read(tmp_path / "rows.jsonl")
+    assert [row.ok for row in read] == [True, False, True, False]
+    assert read[2] == time
+    assert "ZeroDivisionError" in read[3].text
 
 
 def test_wrong_answers_are_not_timed(tmp_path: Path) -> None:
-    contest = Contest(Rows(tmp_path / "rows.jsonl"), here(True), DRY)
-    wrong = Contestant("wrong", lambda: lambda: 1, lambda answer: 0.5, 0.1)
-    broken = Contestant("broken", lambda: lambda: 1 // 0, lambda answer: 0.0, 0.1)
-    contest.run(Case("case", "points", 1, 1), [wrong, broken])
-    found = rows.read(tmp_path / "rows.jsonl")
-    assert [type(row) for row in found] == [Check, Note]
-    assert not any(row.ok for row in found)
+    comparison = Comparison(Rows(tmp_path / "rows.jsonl"), accelerator(True), DRY)
+    workload = SpeedWorkload("workload", "points", 1, 1)
+    wrong = workload.implementation("wrong", lambda: lambda: 1, lambda answer: 0.5, 0.1)
+    broken = workload.implementation("broken", lambda: lambda: 1 // 0, lambda answer: 0.0, 0.1)
+    comparison.run(workload, [wrong, broken])
+    written = rows.read(tmp_path / "rows.jsonl")
+    assert [type(row) for row in written] == [Check, Note]
+    assert written[0].error == 0.5
+    assert "ZeroDivisionError" in written[1].text
+    assert not any(row.ok for row in written)
 
 
-def test_times_are_medians_of_as_many_rounds_as_the_budget_allows() -> None:
+@pytest.mark.parametrize(("budget", "expected"), [(1e-9, FULL.rounds.fewest), (60.0, FULL.rounds.most)])
+def test_times_are_medians_of_as_many_rounds_as_the_budget_allows(
+    tmp_path: Path, budget: float, expected: int
+) -> None:
     calls: list[int] = []
-    found = clock.measure(lambda: calls.append(1), on_gpu=False, budget=1e-9)
-    assert found.rounds == clock.FEWEST
-    assert len(calls) == clock.FEWEST + 3
-    assert found.q1 <= found.seconds <= found.q3
-    assert clock.measure(lambda: calls.append(1), on_gpu=False, budget=60).rounds == clock.MOST
+    sizes = dataclasses.replace(FULL, rounds=dataclasses.replace(FULL.rounds, budget=budget))
+    comparison = Comparison(Rows(tmp_path / "rows.jsonl"), accelerator(True), sizes)
+    workload = SpeedWorkload("workload", "points", 1, 1)
+    count = workload.implementation("count", lambda: lambda: calls.append(1), lambda answer: 0.0, 0.1)
+    comparison.run(workload, [count])
+    (time,) = rows.read(tmp_path / "rows.jsonl")
+    assert isinstance(time, Time)
+    assert time.rounds == expected
+    assert len(calls) == FULL.rounds.warm_up + expected
+    assert time.q1 <= time.seconds <= time.q3
 
 
 STEP = "L=40, batch 8,192"
 
 
-def timed(case: str, contestant: str, seconds: float, work: float = 8192.0) -> Time:
-    return Time(case, contestant, "samples", work, seconds, seconds, seconds, 5)
+def timed(workload: str, implementation: str, seconds: float, work: float = 8192.0) -> Time:
+    return Time(workload, implementation, "samples", work, seconds, seconds, seconds, 5)
 
 
 def test_targets_are_met_or_not() -> None:
-    found = [
+    measured = [
         timed(f"training step {STEP}", "PyTorch eager", 6.0),
         timed(f"training step {STEP}", "torch.compile", 1.5),
         timed(f"training step {STEP}", "triton exact", 1.0),
@@ -197,7 +215,7 @@ def test_targets_are_met_or_not() -> None:
         Check("exact: something", 1e-5, 2e-5),
         Check("fast: something", 6e-3, 5e-3),
     ]
-    values = {target.name: target.value(found) for target in targets.TARGETS}
+    values = {target.name: target.value(measured) for target in targets.TARGETS}
     met = {
         target.name: target.met(value)
         for target in targets.TARGETS
@@ -211,13 +229,13 @@ def test_targets_are_met_or_not() -> None:
 def test_the_report_names_what_failed() -> None:
     outcomes = [
         document.Outcome("a", "First", [Check("x", 2.0, 1.0), Note("y", "broken", ok=False)], 1.0),
-        document.Outcome("b", "Second", [timed("case", "who", 1.0)], 1.0, "stopped after 1 s"),
+        document.Outcome("b", "Second", [timed("workload", "implementation", 1.0)], 1.0, "stopped after 1 s"),
     ]
     text = document.markdown({"gpu": "none"}, outcomes, dry=False)
     assert "| a | 2 failed | 1 | 2 |" in text
     assert "**failed** y: broken" in text
     assert "**stopped after 1 s**" in text
-    assert [each["ok"] for each in document.as_json({}, outcomes)["steps"]] == [False, False]
+    assert [step["ok"] for step in document.as_json({}, outcomes)["steps"]] == [False, False]
 
 
 def test_the_sanitizer_reports_its_last_line_and_its_status(
@@ -236,15 +254,15 @@ def test_the_sanitizer_reports_its_last_line_and_its_status(
 
 
 def test_power_and_clocks_are_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_asked", lambda fields: [])
+    monkeypatch.setattr(machine, "_query", lambda fields: [])
     with machine.Sampler() as sampler:
         pass
     assert "not sampled" in sampler.summary()
     samples = iter(
         [["300 W", "1980 MHz", "2619 MHz", "50", "Active"], ["650 W", "1755 MHz", "2619 MHz", "60", "Active"]]
     )
-    monkeypatch.setattr(machine, "_asked", lambda fields: next(samples, []))
-    monkeypatch.setattr(machine, "_EVERY", 0.0)
+    monkeypatch.setattr(machine, "_query", lambda fields: next(samples, []))
+    monkeypatch.setattr(machine, "_SAMPLE_SECONDS", 0.0)
     sampler = machine.Sampler()
     sampler._run()
     assert "2 samples; power.draw 300–650 W; clocks.sm 1755–1980 MHz" in sampler.summary()

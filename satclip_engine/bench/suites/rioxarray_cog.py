@@ -1,6 +1,6 @@
-"""The same raster as rioxarray and GDAL's COG driver write it: the field in memory, then a file.
+"""Baseline of the write workloads: rioxarray and GDAL's COG driver, the raster in memory, then a file.
 
-    python -m satclip_engine.bench.rioxarray_cog OUTPUT RESOLUTION BANDS DTYPE COMPRESS THREADS
+    python -m satclip_engine.bench.suites.rioxarray_cog OUTPUT RESOLUTION BANDS DTYPE COMPRESS THREADS
 
 Values come from this package, so that only the writing differs; the driver gets all threads and the fastest
 level of compression.

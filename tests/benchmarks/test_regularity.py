@@ -22,8 +22,8 @@ def test_the_weights_interpolate_polynomials_of_degree_seven_exactly():
 
 
 def test_nodes_beyond_a_pole_lie_on_the_other_side():
-    found = _over_the_poles(np.array([[10.0, 92.0], [10.0, -95.0], [10.0, 89.0]]))
-    np.testing.assert_allclose(found, [[190, 88], [190, -85], [10, 89]])
+    moved = _over_the_poles(np.array([[10.0, 92.0], [10.0, -95.0], [10.0, 89.0]]))
+    np.testing.assert_allclose(moved, [[190, 88], [190, -85], [10, 89]])
 
 
 def test_rougher_fields_need_finer_lattices(tiny_weights):
@@ -31,14 +31,14 @@ def test_rougher_fields_need_finer_lattices(tiny_weights):
     rough["layers.0.weight"] *= 3
     smooth, other = load(tiny_weights), load(LocationWeights(rough, "orthonormal"))
     assert gain(other) == pytest.approx(3 * gain(smooth))
-    assert spacing(other, 1e-3, places=50) < 0.9 * spacing(smooth, 1e-3, places=50)
-    assert spacing(smooth, 1e-4, places=50) < spacing(smooth, 1e-3, places=50)
+    assert spacing(other, 1e-3, points=50) < 0.9 * spacing(smooth, 1e-3, points=50)
+    assert spacing(smooth, 1e-4, points=50) < spacing(smooth, 1e-3, points=50)
 
 
 def test_the_command_prints_a_table(tiny_weights, tmp_path):
     tiny_weights.save(tmp_path / "w.safetensors")
     arguments = [str(tmp_path / "w.safetensors"), "--places", "20", "--json", str(tmp_path / "a.json")]
-    done = click.testing.CliRunner().invoke(regularity.main, arguments)
-    assert done.exit_code == 0, done.output
-    assert "| w.safetensors | " in done.output
+    result = click.testing.CliRunner().invoke(regularity.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| w.safetensors | " in result.output
     assert '"spacing_degrees"' in (tmp_path / "a.json").read_text()

@@ -1,18 +1,18 @@
-"""Other ways to compute the same embeddings, written as somebody who knows PyTorch would write them.
+"""Baselines: PyTorch for the same embeddings and loss, written as somebody who knows it would write them.
 
     plain       blocked PyTorch, the L² features of a block in memory, recurrence vectorised over orders
     published   features as the published implementation has them: an expanded polynomial a degree and order
     torchgeo    the SatCLIP model of torchgeo >= 0.10, where that is installed
 
-Each is a function of (N, 2) float64 places returning (N, E). A peer in lower precision is wrong by its
-nature, so every peer states the error that is accepted from it.
+Each is a function of (N, 2) float64 points returning (N, E). A baseline in lower precision is wrong by its
+nature, so every one states the error that is accepted from it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 Encode = Callable[[np.ndarray], np.ndarray]  # (N, 2) float64 → (N, E)
 Coefficients = tuple["torch.Tensor", "torch.Tensor", list[float]]
 
-BLOCKS = (512, 1024, 2048, 4096, 16384)  # places at once, from which the fastest is chosen
-_CHOICE = 3.0  # seconds for choosing, all block sizes in turns
+BLOCKS = (512, 1024, 2048, 4096, 16384)  # points at once, from which the fastest is chosen
+_CHOICE_SECONDS = 3.0  # for choosing, all block sizes in turns
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """An encoder to compare with.
 
-    key: its name for --compare. build(layers, block): the encoder, computing `block` places at once.
+    key: its name for --compare. build(layers, block): the encoder, computing `block` points at once.
     blocks: block sizes to choose from; None computes all at once. tolerance: of the rms, at |latitude| ≤
     within. scaling: it is timed with one thread too.
     """
@@ -57,28 +57,33 @@ class Peer:
 
     @property
     def missing(self) -> str | None:
-        """Why it cannot run here."""
+        """Reason why it cannot run here, or None."""
         return None if find_spec(self.needs) else f"{self.needs} is not installed"
 
 
-def choose_block(peer: Peer, layers: Layers, places: np.ndarray, settings: Mapping[str, Any]) -> int | None:
-    """The fastest of the peer's block sizes on some of the places, or what `settings` say."""
+def choose_block(
+    baseline: Baseline, layers: Layers, lonlat: np.ndarray, settings: Mapping[str, Any]
+) -> int | None:
+    """Return the fastest of the baseline's block sizes on some of the points, or the one of `settings`."""
     if "block" in settings:
         return settings["block"]
-    if len(peer.blocks) == 1:
-        return peer.blocks[0]
+    if len(baseline.blocks) == 1:
+        return baseline.blocks[0]
 
-    tries = [(peer.build(layers, block), places[: max(block or len(places), 8192)]) for block in peer.blocks]
-    best = [math.inf] * len(tries)
-    for encode, some in tries:
-        encode(some)  # warm
-    end = time.perf_counter() + _CHOICE
+    trials = [
+        (baseline.build(layers, block), lonlat[: max(block or len(lonlat), 8192)])
+        for block in baseline.blocks
+    ]
+    best = [math.inf] * len(trials)
+    for encode, sample in trials:
+        encode(sample)  # warm
+    end = time.perf_counter() + _CHOICE_SECONDS
     while math.inf in best or time.perf_counter() < end:
-        for index, (encode, some) in enumerate(tries):
+        for index, (encode, sample) in enumerate(trials):
             start = time.perf_counter()
-            encode(some)
-            best[index] = min(best[index], (time.perf_counter() - start) / len(some))
-    return peer.blocks[best.index(min(best))]
+            encode(sample)
+            best[index] = min(best[index], (time.perf_counter() - start) / len(sample))
+    return baseline.blocks[best.index(min(best))]
 
 
 def plain(layers: Layers, block: int | None, *, recurrence: str = "float32") -> Encode:
@@ -88,11 +93,11 @@ def plain(layers: Layers, block: int | None, *, recurrence: str = "float32") -> 
     biases = [torch.tensor(bias, dtype=torch.float32)[:, None] for bias in layers.biases]
     dtype = getattr(torch, recurrence)
 
-    def encode(places: np.ndarray) -> np.ndarray:
+    def encode(lonlat: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            result = torch.empty(len(places), layers.embed_dim)
-            for lonlat, out in _blocks(places, result, block):
-                hidden = harmonics(lonlat, layers.degrees, dtype).float()  # [L², n], then [H, n]
+            result = torch.empty(len(lonlat), layers.embed_dim)
+            for points, out in _blocks(lonlat, result, block):
+                hidden = harmonics(points, layers.degrees, dtype).float()  # [L², n], then [H, n]
                 for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
                     hidden = torch.addmm(bias, weight, hidden).sin_()
                 torch.addmm(biases[-1].T, hidden.T, weights[-1].T, out=out)
@@ -106,7 +111,7 @@ def harmonics(
 ) -> torch.Tensor:  # [n, 2] -> [L², n]
     """Orthonormal real harmonics, all orders of a degree at once.
 
-    coefficients: of recurrence(); given, a compiler need not trace how they are made.
+    coefficients: of recurrence(); with them a compiler need not trace how they are made.
     """
     torch = _torch()
     lon, lat = torch.deg2rad(lonlat.to(dtype)).unbind(-1)
@@ -115,18 +120,18 @@ def harmonics(
     cosine, sine = (order * (lon + math.pi)).cos(), (order * (lon + math.pi)).sin()
     a, b, diagonal = coefficients or recurrence(degrees, dtype, lon.device)
     values = lon.new_empty(degrees**2, len(lon))
-    last = before = lon.new_empty(0, len(lon))
+    previous = before_previous = lon.new_empty(0, len(lon))
     for degree in range(degrees):
         legendre = lon.new_empty(degree + 1, len(lon))
-        legendre[degree] = diagonal[degree] * (s * last[-1] if degree else torch.ones_like(x))
+        legendre[degree] = diagonal[degree] * (s * previous[-1] if degree else torch.ones_like(x))
         if degree > 0:
-            torch.mul(last, x, out=legendre[:degree]).mul_(a[degree][:degree])
+            torch.mul(previous, x, out=legendre[:degree]).mul_(a[degree][:degree])
         if degree > 1:
-            legendre[: degree - 1].sub_(before * b[degree][: degree - 1])
+            legendre[: degree - 1].sub_(before_previous * b[degree][: degree - 1])
         middle = degree * (degree + 1)
         torch.mul(legendre, cosine[: degree + 1], out=values[middle : middle + degree + 1])
         values[middle - degree : middle] = (legendre[1:] * sine[1 : degree + 1]).flip(0)
-        last, before = legendre, last
+        previous, before_previous = legendre, previous
     return values
 
 
@@ -144,17 +149,42 @@ def recurrence(degrees: int, dtype: torch.dtype, device: torch.device) -> Coeffi
     return torch.tensor(a, dtype=dtype, device=device), torch.tensor(b, dtype=dtype, device=device), diagonal
 
 
+def dense_encoder(degrees: int, dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:
+    """Return (lonlat, weights, biases) → (N, E), all points at once, for autograd and compilers.
+
+    The recurrence's coefficients, which do not depend on points, are made before.
+    """
+    torch = _torch()
+    coefficients = recurrence(degrees, dtype, device)
+
+    def encode(lonlat: Any, weights: Sequence[Any], biases: Sequence[Any]) -> Any:
+        hidden = harmonics(lonlat, degrees, dtype, coefficients).T
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            hidden = torch.sin(torch.nn.functional.linear(hidden, weight, bias))
+        return torch.nn.functional.linear(hidden, weights[-1], biases[-1])
+
+    return encode
+
+
+def cross_entropy_loss(a: torch.Tensor, b: torch.Tensor, scale: Any) -> torch.Tensor:
+    """The contrastive loss: symmetric cross entropy of all pairs' logits, which lie in memory."""
+    torch = _torch()
+    logits, labels = scale * a @ b.T, torch.arange(len(a), device=a.device)
+    entropy = torch.nn.functional.cross_entropy
+    return (entropy(logits, labels) + entropy(logits.T, labels)) / 2
+
+
 def published(layers: Layers, block: int | None) -> Encode:
     """Float64 throughout; every feature is its expanded polynomial in cos θ, evaluated power by power."""
     torch = _torch()
     weights = [torch.tensor(weight) for weight in layers.weights]
     biases = [torch.tensor(bias) for bias in layers.biases]
 
-    def encode(places: np.ndarray) -> np.ndarray:
+    def encode(lonlat: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            result = torch.empty(len(places), layers.embed_dim, dtype=torch.float64)
-            for lonlat, out in _blocks(places, result, block):
-                lon, lat = lonlat.unbind(-1)
+            result = torch.empty(len(lonlat), layers.embed_dim, dtype=torch.float64)
+            for points, out in _blocks(lonlat, result, block):
+                lon, lat = points.unbind(-1)
                 phi, theta = torch.deg2rad(lon + 180), torch.deg2rad(lat + 90)
                 features = [
                     _expanded(degree, order, theta, phi)
@@ -201,7 +231,7 @@ def polynomial(degree: int, order: int) -> tuple[float, tuple[tuple[int, float],
 def torchgeo(layers: Layers, block: int | None) -> Encode:
     """torchgeo's model with the same weights in the convention that it expects."""
     torch = _torch()
-    models = need("torchgeo.models", extra="torch", why="this peer")
+    models = need("torchgeo.models", extra="torch", why="this baseline")
     model = models.SatCLIP(layers.degrees, layers.capacity, layers.embed_dim, len(layers.weights) - 1).eval()
     scales = [30.0, *[1.0] * (len(layers.weights) - 1)]  # the sine frequencies that Layers have multiplied in
     first = layers.weights[0] / column_factors(layers.degrees, "analytic")
@@ -213,11 +243,11 @@ def torchgeo(layers: Layers, block: int | None) -> Encode:
             target.weight.copy_(torch.tensor(weight / scale))
             target.bias.copy_(torch.tensor(bias / scale))
 
-    def encode(places: np.ndarray) -> np.ndarray:
+    def encode(lonlat: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            result = torch.empty(len(places), layers.embed_dim)
-            for lonlat, out in _blocks(places, result, block):
-                out[...] = model(lonlat)
+            result = torch.empty(len(lonlat), layers.embed_dim)
+            for points, out in _blocks(lonlat, result, block):
+                out[...] = model(points)
             return result.numpy()
 
     return encode
@@ -228,23 +258,23 @@ def _plain_float64(layers: Layers, block: int | None) -> Encode:
 
 
 def _blocks(
-    places: np.ndarray, result: torch.Tensor, block: int | None
+    lonlat: np.ndarray, result: torch.Tensor, block: int | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Places as tensors and where their embeddings go, block by block."""
-    size = block or max(1, len(places))
-    return zip(_torch().from_numpy(places).split(size), result.split(size), strict=True)
+    """Points as tensors and the rows of their embeddings, block by block."""
+    size = block or max(1, len(lonlat))
+    return zip(_torch().from_numpy(lonlat).split(size), result.split(size), strict=True)
 
 
 def _torch() -> Any:
     return need("torch", extra="torch", why="satclip-bench")
 
 
-PEERS: tuple[Peer, ...] = (
+BASELINES: tuple[Baseline, ...] = (
     # float32 recurrences and angles: a few 1e-4 of the rms at L = 40, more at higher degrees.
-    Peer("torch", "PyTorch float32", plain, tolerance=1e-2, scaling=True),
-    Peer("torch64", "PyTorch, float64 basis", _plain_float64, tolerance=2e-5),
+    Baseline("torch", "PyTorch float32", plain, tolerance=1e-2, scaling=True),
+    Baseline("torch64", "PyTorch, float64 basis", _plain_float64, tolerance=2e-5),
     *(
-        Peer(
+        Baseline(
             "torchgeo",
             name,
             torchgeo,
@@ -255,7 +285,7 @@ PEERS: tuple[Peer, ...] = (
         )
         for name, blocks in (("torchgeo, one call", (None,)), ("torchgeo, in blocks", BLOCKS))
     ),
-    Peer(
+    Baseline(
         "published",
         "published formulas",
         published,

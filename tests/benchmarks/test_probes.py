@@ -27,7 +27,7 @@ from satclip_engine.errors import MissingExtra, UsageError
 
 @pytest.fixture(scope="module")
 def lonlat() -> np.ndarray:
-    """700 places uniform by area."""
+    """700 points uniform by area."""
     u, v = np.random.default_rng(0).uniform(-1, 1, (2, 700))
     return np.stack([180 * u, np.degrees(np.arcsin(v))], 1)
 
@@ -69,11 +69,11 @@ def test_a_score_depends_on_its_seed_alone(lonlat, splits, probe):
     features, target = unit_vector(lonlat), np.sin(lonlat[:, 0] / 20)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one = score(features, target, splits[1], probe, 5)
+    first = score(features, target, splits[1], probe, 5)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert score(features, target, splits[1], probe, 5) == one
-    assert score(features, target, splits[1], probe, 6) != one
+    assert score(features, target, splits[1], probe, 5) == first
+    assert score(features, target, splits[1], probe, 6) != first
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,17 +82,17 @@ def test_a_split_never_shares_a_group_and_uses_every_row(lonlat, splits, seed):
         rng = np.random.default_rng(seed)
         train, test = split.hold_out(0.2, rng)
         learned, checked = split.hold_out(0.15, rng, train)
-        parts = [learned, checked, test]
-        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(lonlat)))
+        sets = [learned, checked, test]
+        assert np.array_equal(np.sort(np.concatenate(sets)), np.arange(len(lonlat)))
         assert 0.18 < len(test) / len(lonlat) < 0.22
-        groups = [set(split.groups[part]) for part in parts]
+        groups = [set(split.groups[rows]) for rows in sets]
         assert sum(map(len, groups)) == len(set.union(*groups))
         folds = split.folds(5, rng, train)
-        assert np.array_equal(np.sort(np.concatenate([held for _, held in folds])), train)
-        for kept, held in folds:
-            assert not set(split.groups[kept]) & set(split.groups[held])
-            assert len(kept) + len(held) == len(train)
-            assert abs(len(held) / len(train) - 0.2) < 0.03
+        assert np.array_equal(np.sort(np.concatenate([test_rows for _, test_rows in folds])), train)
+        for train_rows, test_rows in folds:
+            assert not set(split.groups[train_rows]) & set(split.groups[test_rows])
+            assert len(train_rows) + len(test_rows) == len(train)
+            assert abs(len(test_rows) / len(train) - 0.2) < 0.03
 
 
 def test_blocks_are_squares_of_the_map_with_poles_and_date_line_inside():
@@ -122,19 +122,19 @@ def test_score_refuses_what_does_not_fit(lonlat, splits):
 def test_positions_as_features_are_exact(lonlat):
     assert np.array_equal(unit_vector(np.array([[0, 0], [90, 0], [0, 90]])).round(15), np.eye(3))
     x, y, z = unit_vector(lonlat).T
-    wanted = [x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]
-    wanted += [x * x * x, x * x * y, x * x * z, x * y * y, x * y * z, x * z * z]
-    wanted += [y * y * y, y * y * z, y * z * z, z * z * z]
-    np.testing.assert_allclose(polynomial(lonlat), np.stack(wanted, 1), rtol=0, atol=1e-15)
+    expected = [x, y, z, x * x, x * y, x * z, y * y, y * z, z * z]
+    expected += [x * x * x, x * x * y, x * x * z, x * y * y, x * y * z, x * z * z]
+    expected += [y * y * y, y * y * z, y * z * z, z * z * z]
+    np.testing.assert_allclose(polynomial(lonlat), np.stack(expected, 1), rtol=0, atol=1e-15)
     assert np.linalg.matrix_rank(np.column_stack([polynomial(lonlat), np.ones(len(lonlat))])) == 16  # 4²
     assert np.array_equal(lonlat_degrees(lonlat), lonlat)
 
 
 def test_untrained_encoders_differ_by_seed(lonlat):
-    one, same, other = (untrained(lonlat[:5], seed, degrees=10) for seed in (1, 1, 2))
-    assert one.shape == (5, 256)
-    assert np.array_equal(one, same)
-    assert not np.allclose(one, other)
+    first, same, other = (untrained(lonlat[:5], seed, degrees=10) for seed in (1, 1, 2))
+    assert first.shape == (5, 256)
+    assert np.array_equal(first, same)
+    assert not np.allclose(first, other)
 
 
 def test_rows_have_names_of_their_own(tiny_weights, tmp_path):
@@ -151,8 +151,8 @@ def test_rows_have_names_of_their_own(tiny_weights, tmp_path):
         make_rows((), ())
 
 
-def _geoclip_by_hand(place: np.ndarray, weights: dict[str, torch.Tensor]) -> np.ndarray:
-    lon, lat = np.radians(place)
+def _geoclip_by_hand(point: np.ndarray, weights: dict[str, torch.Tensor]) -> np.ndarray:
+    lon, lat = np.radians(point)
     t = np.arcsin(np.sqrt(3) / 2 * np.sin(lat))
     a = geoclip.EQUAL_EARTH
     slope = a[0] + 3 * a[1] * t**2 + 7 * a[2] * t**6 + 9 * a[3] * t**8
@@ -161,8 +161,8 @@ def _geoclip_by_hand(place: np.ndarray, weights: dict[str, torch.Tensor]) -> np.
     values = {name: value.double().numpy() for name, value in weights.items()}
     total = 0.0
     for k in range(3):
-        turns = 2 * np.pi * values[f"LocEnc{k}.capsule.0.b"] @ (np.array([x, y]) * 66.50336 / 180)
-        h = np.concatenate([np.cos(turns), np.sin(turns)])
+        angles = 2 * np.pi * values[f"LocEnc{k}.capsule.0.b"] @ (np.array([x, y]) * 66.50336 / 180)
+        h = np.concatenate([np.cos(angles), np.sin(angles)])
         for layer in (1, 3, 5):
             weight, bias = (values[f"LocEnc{k}.capsule.{layer}.{kind}"] for kind in ("weight", "bias"))
             h = np.maximum(weight @ h + bias, 0)
@@ -185,19 +185,20 @@ def test_geoclip_is_its_formula():
         for k in range(3)
         for name, shape in shapes.items()
     }
-    places = np.array([[0, 0], [2.35, 48.86], [180, 90], [-180, -89.5], [-70.6, -33.4]], np.float32)
-    for place, found in zip(places, geoclip.embed(torch.from_numpy(places), weights), strict=True):
-        np.testing.assert_allclose(found, _geoclip_by_hand(place.astype(float), weights), atol=2e-5)
+    lonlat = np.array([[0, 0], [2.35, 48.86], [180, 90], [-180, -89.5], [-70.6, -33.4]], np.float32)
+    embeddings = geoclip.embed(torch.from_numpy(lonlat), weights)
+    for point, embedding in zip(lonlat, embeddings, strict=True):
+        np.testing.assert_allclose(embedding, _geoclip_by_hand(point.astype(float), weights), atol=2e-5)
 
 
 def test_geoclip_gives_what_its_own_class_gives():
-    """Of version 1.3.0 with its own weights, divided by its length."""
+    """Numbers of version 1.3.0 with its own weights, divided by its length."""
     try:
-        found = geoclip.geoclip(np.array([[2.35, 48.86]]))
+        embedding = geoclip.geoclip(np.array([[2.35, 48.86]]))
     except MissingExtra as error:
         pytest.skip(str(error))
-    assert found.shape == (1, 512)
-    np.testing.assert_allclose(found[0, :3], [-0.05663541, 0.03749561, -0.02850368], atol=1e-4)
+    assert embedding.shape == (1, 512)
+    np.testing.assert_allclose(embedding[0, :3], [-0.05663541, 0.03749561, -0.02850368], atol=1e-4)
 
 
 def test_a_raster_is_looked_up_by_pixel():
@@ -209,21 +210,21 @@ def test_a_raster_is_looked_up_by_pixel():
 def test_land_is_uniform_by_area_and_classes_are_common_ones():
     zones = np.full((180, 360), targets.OCEAN, np.uint8)
     zones[:90, 180:] = 5  # the northern half of the east
-    places = targets.land_places(zones, 4000)
-    assert places.shape == (4000, 2)
-    assert places.min() >= 0
-    assert abs((places[:, 1] > 30).mean() - 0.5) < 0.03  # half of a hemisphere's area
-    assert np.array_equal(targets.land_places(zones, 50), places[:50])
+    points = targets.land_points(zones, 4000)
+    assert points.shape == (4000, 2)
+    assert points.min() >= 0
+    assert abs((points[:, 1] > 30).mean() - 0.5) < 0.03  # half of a hemisphere's area
+    assert np.array_equal(targets.land_points(zones, 50), points[:50])
     lonlat, values = targets.common_classes(
-        places[:1000], np.where(np.arange(1000) < 9, 7, np.arange(1000) % 2)
+        points[:1000], np.where(np.arange(1000) < 9, 7, np.arange(1000) % 2)
     )
     assert set(values) == {0, 1}
     assert len(lonlat) == 991
 
 
 def test_airports_of_unknown_or_impossible_elevation_are_left_out():
-    feet = [100, 0, 200, -1266, 99999, -9999, 300]
-    table = np.array([[index, 0, one] for index, one in enumerate(feet)] + [[0, 0, 500]], float)
+    elevations = [100, 0, 200, -1266, 99999, -9999, 300]
+    table = np.array([[index, 0, feet] for index, feet in enumerate(elevations)] + [[0, 0, 500]], float)
     lonlat, metres = targets.clean_airports(table, 10)
     assert dict(zip(lonlat[:, 0].tolist(), metres.round(2).tolist(), strict=True)) == {
         0: 30.48,
@@ -241,20 +242,20 @@ def _stations(path: Path, rows: int = 120) -> Path:
 
 
 def test_stations_are_read_by_their_column_names(tmp_path):
-    read = targets.read_target("precip", places=5, stations=_stations(tmp_path / "s.csv"))
+    read = targets.read_target("precip", points=5, stations=_stations(tmp_path / "s.csv"))
     assert read.lonlat.shape == (121, 2)
     assert read.values[2] == 14
-    assert len(targets.read_target("temp", places=5, stations=tmp_path / "s.csv").values) == 120
+    assert len(targets.read_target("temp", points=5, stations=tmp_path / "s.csv").values) == 120
     (tmp_path / "bad.csv").write_text("Lon,Lat\n1,2\n")
     with pytest.raises(UsageError, match="column 'meanT' is missing"):
-        targets.read_target("temp", places=5, stations=tmp_path / "bad.csv")
+        targets.read_target("temp", points=5, stations=tmp_path / "bad.csv")
     (tmp_path / "bad.csv").write_text("Lon,Lat,meanT\n1,2,warm\n")
     with pytest.raises(UsageError, match=r"bad.csv: cannot be read.*warm"):
-        targets.read_target("temp", places=5, stations=tmp_path / "bad.csv")
+        targets.read_target("temp", points=5, stations=tmp_path / "bad.csv")
     with pytest.raises(UsageError, match="at least 100"):
-        targets.read_target("temp", places=5, stations=_stations(tmp_path / "few.csv", 7))
+        targets.read_target("temp", points=5, stations=_stations(tmp_path / "few.csv", 7))
     with pytest.raises(UsageError, match="needs --stations FILE"):
-        targets.read_target("temp", places=5)
+        targets.read_target("temp", points=5)
 
 
 def test_a_missing_package_is_named_with_its_command():
@@ -268,13 +269,15 @@ def test_a_missing_package_is_named_with_its_command():
 
 def test_results_do_not_depend_on_the_number_of_processes(lonlat):
     rows = [BASELINES["unit"], BASELINES["untrained10"]]
-    wanted = [Target("temp", lonlat[:300], lonlat[:300, 1].copy())]
-    heard = []
-    one, two = (measure(rows, wanted, ("linear",), (0, 1), jobs=jobs, done=heard.append) for jobs in (1, 2))
-    assert one == two
-    assert len(one) == 2 * 1 * 2 * 1 * 2
-    assert len(heard) == 4
-    assert {result.row for result in one} == {"unit vector", "untrained L=10"}
+    labelled = [Target("temp", lonlat[:300], lonlat[:300, 1].copy())]
+    reported = []
+    single, double = (
+        measure(rows, labelled, ("linear",), (0, 1), jobs=jobs, report=reported.append) for jobs in (1, 2)
+    )
+    assert single == double
+    assert len(single) == 2 * 1 * 2 * 1 * 2
+    assert len(reported) == 4
+    assert {result.row for result in single} == {"unit vector", "untrained L=10"}
 
 
 def test_the_table_has_a_line_a_row_and_random_before_block():
@@ -305,10 +308,10 @@ def test_the_command_prints_a_table_and_writes_everything(tmp_path):
     file, stations = tmp_path / "all.json", _stations(tmp_path / "s.csv")
     arguments = ["--stations", stations, "--targets", "temp", "--rows", "lonlat,unit", "--probes", "linear"]
     run = click.testing.CliRunner()
-    done = run.invoke(probes.main, [*map(str, arguments), "--seeds", "2", "--json", str(file)])
-    assert done.exit_code == 0, done.output
-    assert done.stdout.count("| lon/lat | ") == 2  # means, deviations
-    assert "2/2 unit vector on temp" in done.stderr
+    result = run.invoke(probes.main, [*map(str, arguments), "--seeds", "2", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("| lon/lat | ") == 2  # means, deviations
+    assert "2/2 unit vector on temp" in result.stderr
     content = json.loads(file.read_text())
     assert len(content["scores"]) == 2 * 2 * 2
     assert content["options"]["places"] == {"temp": 120}
@@ -338,17 +341,17 @@ def test_a_table_is_extended_by_rows_and_seeds(tmp_path, monkeypatch):
     ]
 
     def measured(*options: str) -> list[dict]:
-        done = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), *options])
-        assert done.exit_code == 0, done.output
+        result = click.testing.CliRunner().invoke(probes.main, [*map(str, arguments), *options])
+        assert result.exit_code == 0, result.output
         return json.loads(file.read_text())["scores"]
 
     measured("--rows", "lonlat", "--seeds", "1")
     marked = json.loads(file.read_text())
     marked["scores"][0]["score"] = 7.0  # whether it is measured again shows
     file.write_text(json.dumps(marked))
-    found = measured("--rows", "lonlat,unit", "--seeds", "2")
-    assert len(found) == 2 * 2 * 2
-    assert [one["score"] for one in found].count(7.0) == 1
+    scores = measured("--rows", "lonlat,unit", "--seeds", "2")
+    assert len(scores) == 2 * 2 * 2
+    assert [score["score"] for score in scores].count(7.0) == 1
     assert len(measured("--rows", "cubic", "--seeds", "1")) == 2 * 2 * 2 + 2  # the others stay in the file
     marked["versions"]["numpy"] = "0.1"
     file.write_text(json.dumps(marked))

@@ -1,4 +1,4 @@
-"""Records as tables: boxed on a terminal, aligned text in a pipe, Markdown in a document."""
+"""Tables of records: boxed on a terminal, aligned text in a pipe, Markdown in a document."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from satclip_engine.errors import UsageError
 
 _BYTES = {"int8": 1, "int16": 2, "float16": 2, "float32": 4}
 
-Row = Mapping[str, Any]  # a Record as a dictionary, as files have it
+Row = Mapping[str, Any]  # a BenchmarkRecord as a dictionary, as files have it
 
 
 @dataclass(frozen=True)
 class Column:
-    """A title and what stands below it."""
+    """A title and the text of a record's cell."""
 
     title: str
     text: Callable[[Row], str]
@@ -36,8 +36,8 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def _digits(value: float) -> str:
-    places = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:.{places}f}"
+    decimals = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{decimals}f}"
 
 
 def _rate(row: Row) -> str:
@@ -71,14 +71,14 @@ def _faster(row: Row) -> str:
 
 
 def _memory(row: Row) -> str:
-    """Of the whole process, and what the call added."""
+    """Bytes of the whole process, and those that the call added."""
     if row["peak_memory"] is None:
         return ""
     added = row["working_memory"]
     return number(row["peak_memory"], "B") + ("" if added is None else f" (+{number(added, 'B')})")
 
 
-def _fact(name: str, form: Callable[[Any], str]) -> Callable[[Row], str]:
+def _detail(name: str, form: Callable[[Any], str]) -> Callable[[Row], str]:
     return lambda row: form(row["facts"][name]) if name in row["facts"] else ""
 
 
@@ -104,10 +104,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "write": (
         _NAME,
         Column("wall", lambda row: f"{row['seconds']['median']:.1f} s" if row["seconds"] else _rate(row)),
-        Column("CPU", _fact("cpu_seconds", lambda value: f"{value:.1f} s")),
-        Column("cores busy", _fact("cores_busy", lambda value: f"{100 * value:.0f} %")),
+        Column("CPU", _detail("cpu_seconds", lambda value: f"{value:.1f} s")),
+        Column("cores busy", _detail("cores_busy", lambda value: f"{100 * value:.0f} %")),
         Column("raw data", _raw),
-        Column("file", _fact("file_bytes", lambda value: number(value, "B"))),
+        Column("file", _detail("file_bytes", lambda value: number(value, "B"))),
         Column("peak memory", _memory),
         Column("error", _error),
     ),
@@ -120,12 +120,12 @@ def cells(group: str, rows: Iterable[Row]) -> list[list[str]]:
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
-    """What is to be said of single contestants, below the table."""
+    """Notes on single implementations, below the table."""
     return list(dict.fromkeys(f"{row['contestant']}: {row['note']}" for row in rows if row["note"]))
 
 
 def as_text(group: str, rows: Sequence[Row]) -> str:
-    """A case as aligned text, with its name above."""
+    """A workload as aligned text, with its name above."""
     titles = [column.title for column in COLUMNS[group]]
     lines = [titles, *cells(group, rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(titles))]
@@ -140,7 +140,7 @@ def as_text(group: str, rows: Sequence[Row]) -> str:
 
 
 def as_rich(group: str, rows: Sequence[Row]) -> Any:
-    """A case as a rich table."""
+    """A workload as a rich table."""
     from rich import box
     from rich.table import Table
 
@@ -164,17 +164,21 @@ def _style(row: Row) -> str:
 
 
 def as_markdown(group: str, rows: Sequence[Row]) -> str:
-    """A group's cases below each other in one Markdown table each."""
-    parts = []
-    for _, found in groupby(rows, key=lambda row: row["case"]):
-        one = list(found)
-        lines = [[column.title for column in COLUMNS[group]]]
-        lines.append(["---:" if column.right else "---" for column in COLUMNS[group]])
-        lines += cells(group, one)
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        said = "".join(f"\n\n{note}." for note in notes(one))
-        parts.append(f"**{_title(one[0])}**\n\n{table}{said}")
-    return "\n\n".join(parts)
+    """Markdown tables of a group's workloads, below each other."""
+    return "\n\n".join(_markdown_table(group, records) for records in _by_workload(rows))
+
+
+def _by_workload(rows: Iterable[Row]) -> list[list[Row]]:
+    return [list(records) for _, records in groupby(rows, key=lambda row: row["case"])]
+
+
+def _markdown_table(group: str, rows: Sequence[Row]) -> str:
+    lines = [[column.title for column in COLUMNS[group]]]
+    lines.append(["---:" if column.right else "---" for column in COLUMNS[group]])
+    lines += cells(group, rows)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    remarks = "".join(f"\n\n{note}." for note in notes(rows))
+    return f"**{_title(rows[0])}**\n\n{table}{remarks}"
 
 
 def _title(row: Row) -> str:
@@ -184,8 +188,8 @@ def _title(row: Row) -> str:
 def blocks(content: Mapping[str, Any]) -> dict[str, str]:
     """Markdown of a file of results by name: a table for each group, `machine`, and `summary`."""
     runs = content["runs"]
-    found = {group: as_markdown(group, run["records"]) for group, run in runs.items()}
-    return {**found, "machine": _machine(content), "summary": summary(content)}
+    tables = {group: as_markdown(group, run["records"]) for group, run in runs.items()}
+    return {**tables, "machine": _machine(content), "summary": summary(content)}
 
 
 def _machine(content: Mapping[str, Any]) -> str:
@@ -194,20 +198,18 @@ def _machine(content: Mapping[str, Any]) -> str:
         versions |= run["versions"]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     memory = content["machine"]["memory_bytes"]
-    held = f", {number(memory, 'B')} of memory" if memory else ""
+    size = f", {number(memory, 'B')} of memory" if memory else ""
     quick = any(run["options"].get("quick") for run in content["runs"].values())
-    small = " Quick cases: a first look, not the measurement." if quick else ""
-    return f"{label(content['machine'])}{held}; {content['machine']['system']}; {listed}.{small}"
+    warning = " Quick workloads: a first look, not the measurement." if quick else ""
+    return f"{label(content['machine'])}{size}; {content['machine']['system']}; {listed}.{warning}"
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """The numbers that matter most: what this package does with all cores, and how others compare."""
+    """Table of the numbers that matter most: this package with all cores, and the others beside it."""
     lines: list[str] = []
     threads: set[int] = set()
     for group in ("points", "grid", "lattice", "loss", "train", "write"):
-        records = content["runs"].get(group, {}).get("records", [])
-        for _, found in groupby(records, key=lambda row: row["case"]):
-            rows = list(found)
+        for rows in _by_workload(content["runs"].get(group, {}).get("records", [])):
             if line := _summary_line(group, rows):
                 lines.append(line)
                 threads.add(_most_threads(rows))
@@ -235,9 +237,9 @@ def _summary_line(group: str, rows: Sequence[Row]) -> str:
     beside = [f"{_digits(row['faster'])} × {row['contestant']}" for row in others]
     if group in ("points", "loss", "train") and single and single[0]:
         beside.append(f"{single[0]} of SGEMM (1 thread)")
-    what = first["case"]
+    title = first["case"]
     if group == "write":
-        what += ", without preview" if first["peak_memory"] else ""
+        title += ", without preview" if first["peak_memory"] else ""
         measured = f"{first['seconds']['median']:.1f} s"
         if first["peak_memory"]:
             measured += f", {_memory(first)} at most"
@@ -245,23 +247,24 @@ def _summary_line(group: str, rows: Sequence[Row]) -> str:
             measured = f"{_raw(first)} of raw data"
     else:
         measured = f"{number(first['rate']['median'])} {first['unit']}/s".replace("  ", " ")
-    return f"| {what} | {measured} | {'; '.join(beside)} |"
+    return f"| {title} | {measured} | {'; '.join(beside)} |"
 
 
 def fill(document: str, content: Mapping[str, Any]) -> str:
-    """A document with everything between `<!-- bench NAME -->` and `<!-- /bench -->` replaced by that block.
+    """Replace everything between `<!-- bench NAME -->` and `<!-- /bench -->` of a document by that block.
 
     Raises UsageError for a NAME that the results do not have or a block that does not end.
     """
-    known = blocks(content)
-    head, *rest = document.split("<!-- bench ")
-    parts = [head]
-    for part in rest:
-        name, arrow, body = part.partition(" -->")
+    available = blocks(content)
+    head, *sections = document.split("<!-- bench ")
+    pieces = [head]
+    for section in sections:
+        name, arrow, body = section.partition(" -->")
         _, end, after = body.partition("<!-- /bench -->")
         if not arrow or not end:
             raise UsageError(f"the block {name.split()[0]!r} has no end: <!-- /bench --> is missing")
-        if name not in known:
-            raise UsageError(f"the results have no block {name!r}: choose from {', '.join(sorted(known))}")
-        parts.append(f"<!-- bench {name} -->\n\n{known[name]}\n\n<!-- /bench -->{after}")
-    return "".join(parts)
+        if name not in available:
+            choices = ", ".join(sorted(available))
+            raise UsageError(f"the results have no block {name!r}: choose from {choices}")
+        pieces.append(f"<!-- bench {name} -->\n\n{available[name]}\n\n<!-- /bench -->{after}")
+    return "".join(pieces)

@@ -1,4 +1,4 @@
-"""The machine's own float32 matrix product, as the yardstick for everything made of multiply-adds."""
+"""GEMM rooflines: the machine's own float32 matrix product, as the measure of everything made of them."""
 
 from __future__ import annotations
 
@@ -11,43 +11,46 @@ import numpy as np
 
 from satclip_engine._optional import need
 from satclip_engine.backends import available_cores
-from satclip_engine.bench.measure import Contestant, Made
-from satclip_engine.bench.workload import relative_error
+from satclip_engine.bench.inputs import relative_error
+from satclip_engine.bench.measure import Implementation, PreparedRun
 
 _ROWS = 2048  # measured on 2 cores of a Zen 4: within 5 % of the best from 1024 rows on
+_TOLERANCE = 1e-4
 
 
 def torch_threads(count: int) -> Callable[[], None]:
-    """Sets PyTorch's thread count when called."""
+    """Return a function that sets PyTorch's thread count."""
     return lambda: need("torch", extra="torch", why="satclip-bench").set_num_threads(count)
 
 
-def yardsticks(
+def gemm_rooflines(
     shapes: Sequence[tuple[int, int]], threads: int, *, rows: int = _ROWS, work: float | None = None
-) -> list[Contestant]:
+) -> list[Implementation]:
     """Products of (rows, inputs) and (inputs, outputs) for every shape, by PyTorch's library and by NumPy's.
 
-    work: what one call is in units of the case; by default its multiply-adds.
+    work: one call in units of the workload; by default its multiply-adds.
     """
     total = float(rows * sum(a * b for a, b in shapes))
     units = total if work is None else work
 
-    def entry(name: str, make: Callable[[Mapping[str, Any]], Made], missing: str | None) -> Contestant:
-        return Contestant(
-            name, threads, units, make, multiply_adds=total / units, yardstick=True, missing=missing
+    def entry(
+        name: str, prepare: Callable[[Mapping[str, Any]], PreparedRun], missing: str | None
+    ) -> Implementation:
+        return Implementation(
+            name, threads, units, prepare, multiply_adds=total / units, roofline=True, missing=missing
         )
 
-    alone = threads == available_cores() or find_spec("threadpoolctl") is not None
-    reason = None if alone else "threadpoolctl is not installed, so its threads cannot be limited"
+    can_limit = threads == available_cores() or find_spec("threadpoolctl") is not None
+    reason = None if can_limit else "threadpoolctl is not installed, so its threads cannot be limited"
     return [
         entry("SGEMM (PyTorch)", lambda settings: _torch(shapes, rows, threads), None),
         entry("SGEMM (NumPy)", lambda settings: _numpy(shapes, rows, threads), reason),
     ]
 
 
-def layer_yardsticks(degrees: int, sizes: tuple[int, ...], threads: int) -> list[Contestant]:
-    """The matrix products of a network and nothing else; a unit is one place."""
-    return yardsticks(list(pairwise((degrees**2, *sizes))), threads, work=float(_ROWS))
+def layer_rooflines(degrees: int, sizes: tuple[int, ...], threads: int) -> list[Implementation]:
+    """Matrix products of a network and nothing else; a unit is one point."""
+    return gemm_rooflines(list(pairwise((degrees**2, *sizes))), threads, work=float(_ROWS))
 
 
 def _operands(shapes: Sequence[tuple[int, int]], rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -68,7 +71,7 @@ def _check(operands: list[tuple[np.ndarray, np.ndarray]], results: list[np.ndarr
     )
 
 
-def _torch(shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> Made:
+def _torch(shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> PreparedRun:
     torch = need("torch", extra="torch", why="satclip-bench")
     operands = _operands(shapes, rows)
     left = [torch.from_numpy(a) for a, _ in operands]
@@ -80,10 +83,12 @@ def _torch(shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> Made:
             torch.mm(a, b, out=out)
         return [out.numpy() for out in results]
 
-    return Made(run, lambda answer: _check(operands, answer), 1e-4, before=torch_threads(threads))
+    return PreparedRun(
+        run, lambda answer: _check(operands, answer), _TOLERANCE, before=torch_threads(threads)
+    )
 
 
-def _numpy(shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> Made:
+def _numpy(shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> PreparedRun:
     operands = _operands(shapes, rows)
     right = [b.T.copy() for _, b in operands]
     results = [np.empty((rows, outputs), np.float32) for _, outputs in shapes]
@@ -93,11 +98,13 @@ def _numpy(shapes: Sequence[tuple[int, int]], rows: int, threads: int) -> Made:
             np.matmul(a, b, out=out)
         return results
 
-    return Made(run, lambda answer: _check(operands, answer), 1e-4, before=_blas_threads(threads))
+    return PreparedRun(
+        run, lambda answer: _check(operands, answer), _TOLERANCE, before=_blas_threads(threads)
+    )
 
 
 def _blas_threads(count: int) -> Callable[[], None]:
-    """Sets the thread count of NumPy's library when called; nothing without threadpoolctl."""
+    """Return a function that sets the thread count of NumPy's library; without threadpoolctl, nothing."""
     if find_spec("threadpoolctl") is None:
         return lambda: None
     controller = need("threadpoolctl", extra="dev", why="this").ThreadpoolController()
