@@ -33,6 +33,7 @@ from probing.targets import OF_STATIONS, TARGETS, read_target
 from satclip_engine.bench.machine import machine, versions
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.files import write_atomically
 
 __all__ = ["PROBES", "Split", "block_split", "main", "random_split", "score"]
 
@@ -196,12 +197,7 @@ def _data_versions() -> dict[str, str]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

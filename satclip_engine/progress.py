@@ -1,7 +1,8 @@
-"""Progress on stderr: a live bar on a terminal, a few plain lines elsewhere, nothing when asked to be quiet.
+"""Progress of long work on stderr, and sizes, rates and durations as text.
 
-All three answer to what long work reports: start(total), advance(count), stage(text), finish(). The raster
-writer counts pixels; others say what they count.
+A live bar on a terminal, a few plain lines elsewhere, nothing when asked to be quiet. All three answer to
+what long work reports: start(total), advance(count), stage(text), finish(). The raster writer counts pixels;
+others say what they count.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ _LINE_EVERY = 30.0  # seconds between plain lines
 
 
 class Progress(Protocol):
-    """What long work calls; `finish` may be called more than once."""
+    """Receiver of the progress of long work, always called from the thread that asked for the work.
 
-    def start(self, total: int) -> None: ...
+    `finish` may be called more than once.
+    """
 
-    def advance(self, count: int) -> None: ...
+    def start(self, total: int, /) -> None: ...
 
-    def stage(self, text: str) -> None: ...
+    def advance(self, count: int, /) -> None: ...
+
+    def stage(self, text: str, /) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -28,7 +32,7 @@ class Progress(Protocol):
 def progress_for(
     stream: TextIO | None = None, *, quiet: bool, command: str = "satclip-grid", unit: str = "px"
 ) -> Progress:
-    """The form of progress that suits `stream` (stderr); lines begin with the command's name."""
+    """Progress in the form that suits `stream` (stderr); lines begin with the command's name."""
     stream = stream or sys.stderr
     if quiet:
         return Silence()
@@ -48,7 +52,7 @@ class Silence:
 
 
 class Lines:
-    """For logs: a line a stage, and one every half minute with share, rate and time left."""
+    """Lines for logs: one a stage, and one every half minute with share, rate and time left."""
 
     def __init__(self, stream: TextIO, command: str = "satclip-grid", unit: str = "px") -> None:
         self._stream, self._total, self._done = stream, 0, 0
@@ -82,7 +86,7 @@ class Lines:
 
 
 class Bar:
-    """For terminals: stage, bar, share, pixels a second, time left; gone when finished."""
+    """Bar for terminals: stage, bar, share, pixels a second, time left; gone when finished."""
 
     def __init__(self, stream: TextIO, command: str = "satclip-grid", unit: str = "px") -> None:
         from rich.console import Console
@@ -139,7 +143,7 @@ class Bar:
 
 
 def rate_text(per_second: float, name: str = "px") -> str:
-    """123456.7 → "123 k px/s"."""
+    """Rate as text: 123456.7 → "123 k px/s"."""
     for limit, unit in ((1e9, "G "), (1e6, "M "), (1e3, "k ")):
         if per_second >= limit:
             value = per_second / limit
@@ -148,7 +152,7 @@ def rate_text(per_second: float, name: str = "px") -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """3.21 → "3.2 s", 200 → "3 min 20 s", 7500 → "2 h 5 min"."""
+    """Seconds as text: 3.21 → "3.2 s", 200 → "3 min 20 s", 7500 → "2 h 5 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -157,9 +161,9 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def bytes_text(size: float) -> str:
-    """234567890 → "235 MB"."""
+def size_text(size: float) -> str:
+    """Bytes as text: 234567890 → "235 MB"."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
+        if size >= 0.9995 * limit:  # what rounds to 1000 of a unit is 1 of the next
             return f"{size / limit:.3g} {unit}"
     return f"{size:.0f} bytes"

@@ -18,6 +18,7 @@ import numpy as np
 from satclip_engine.bench.cases import Case, parameters
 from satclip_engine.bench.measure import FAILED, Timing, quartiles, ratio
 from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.files import write_atomically
 
 _IDENTITY = ("cpu", "cores", "instruction_sets", "system")  # the memory differs a little from boot to boot
 
@@ -151,12 +152,7 @@ def save(path: str | os.PathLike[str], group: str, machine: dict[str, Any], run:
     target = Path(path)
     content = read(target) if target.exists() else {"machine": machine, "runs": {}}
     content["runs"][group] = run
-    temporary = target.with_name(target.name + ".partial")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+    write_atomically(target, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def as_run(done: Sequence[Record], versions: dict[str, str], options: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from satclip_engine import __version__
 from satclip_engine.cli._report import weights_name
 from satclip_engine.errors import OutputError
-from satclip_engine.progress import bytes_text, duration_text, progress_for
+from satclip_engine.progress import duration_text, progress_for, size_text
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
@@ -74,7 +74,7 @@ def run(options: Options, encoder: Encoder, *, dtype_given: bool) -> None:
         return
     found, weights = report.certificate, encoder.weights
     lines = [
-        ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.chunks} chunks"),
+        ("size", f"{size_text(report.bytes)}, {report.dtype}, {report.chunks} chunks"),
         ("lattice", f"every {report.spacing:.3g}° at order {report.order}, {report.nodes:,} nodes"),
         ("bands", f"{report.bands} of {weights.embed_dim}"),
         ("weights", f"{weights_name(encoder)} {weights.sha256[:8]}, {weights.harmonics} harmonics"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from satclip_engine.cli._report import lattice_lines, resolution_text
 from satclip_engine.geo.crs import crs_name
-from satclip_engine.progress import bytes_text, duration_text
+from satclip_engine.progress import duration_text, size_text
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
@@ -83,7 +83,7 @@ def as_text(outlook: Outlook) -> str:
         *lattice_lines(plan.summary()),
         (
             "size",
-            f"about {bytes_text(outlook.need.file)}, {bytes_text(outlook.need.peak)} while it is written",
+            f"about {size_text(outlook.need.file)}, {size_text(outlook.need.peak)} while it is written",
         ),
     ]
     head = f"{outlook.options.output} is not written; it would be:"

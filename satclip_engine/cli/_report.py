@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from satclip_engine import __version__
 from satclip_engine.geo.crs import crs_name
 from satclip_engine.lattice.certificate import up
-from satclip_engine.progress import bytes_text, duration_text, rate_text
+from satclip_engine.progress import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
     from satclip_engine.cli.grid import Options
@@ -174,7 +174,7 @@ def as_text(result: Result) -> str:
     height, width = grid.shape
     complete = was_complete(report)
     lines = [
-        ("size", f"{bytes_text(report.bytes)}, {report.dtype}, {report.compress}"),
+        ("size", f"{size_text(report.bytes)}, {report.dtype}, {report.compress}"),
         ("grid", f"{width} x {height} pixels of {resolution_text(grid)}, {crs_name(grid.crs)}"),
         ("extent", extent_text(grid)),
         ("bands", _bands_text(result.encoder, result.fit)),
@@ -186,7 +186,7 @@ def as_text(result: Result) -> str:
             ("rounding", _rounding_text(report)),
             *lattice_lines(report.reconstruction),
             ("time", _time_text(result)),
-            ("memory", f"{bytes_text(report.peak_memory)} at most"),
+            ("memory", f"{size_text(report.peak_memory)} at most"),
         ]
     if result.options.verbose:
         lines += _details(result)

@@ -15,7 +15,7 @@ import click
 from satclip_engine import __version__
 from satclip_engine._optional import need
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.progress import bytes_text, duration_text, progress_for
+from satclip_engine.progress import duration_text, progress_for, size_text
 from satclip_engine.training.config import TrainConfig, flag_of, kind_of, settings
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _as_text(done: Done, out: Path) -> str:
             ("place→image", f"R@1 {100 * scores.place_r1:.1f} %, R@10 {100 * scores.place_r10:.1f} %"),
             ("image→place", f"R@1 {100 * scores.image_r1:.1f} %, R@10 {100 * scores.image_r10:.1f} %"),
         ]
-    sizes = (f"{path.name} ({bytes_text(os.path.getsize(path))})" for path in done.files)
+    sizes = (f"{path.name} ({size_text(os.path.getsize(path))})" for path in done.files)
     lines.append(("wrote", ", ".join(sizes)))
     return "\n".join([head, *(f"  {name:<12} {text}" for name, text in lines)])
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from satclip_engine.errors import OutputError, UsageError, WeightsError
+from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.files import write_atomically
 from satclip_engine.weights.lightning_file import encode_ckpt, read_ckpt
 from satclip_engine.weights.safetensors_file import encode_safetensors, read_safetensors
 from satclip_engine.weights.schema import Stored
@@ -40,7 +38,7 @@ def write_checkpoint(path: Path, stored: Stored) -> None:
     suffix = path.suffix.lower()
     if suffix not in _ENCODERS:
         raise UsageError(f"{path}: expected a name ending in {' or '.join(SUFFIXES)}")
-    write_whole(path, _ENCODERS[suffix](stored))
+    write_atomically(path, _ENCODERS[suffix](stored))
 
 
 def _check_file(path: Path, source: str, suffix: str) -> None:
@@ -78,23 +76,3 @@ def _check_file(path: Path, source: str, suffix: str) -> None:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, sync, rename: the final name never holds a part."""
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # one line do not import each other.
 ORDER = (
     ("_version", "errors"),
-    ("_optional", "data", "device", "progress"),
+    ("_optional", "data", "device", "files", "progress"),
     ("geo",),
     ("weights",),
     ("reference",),

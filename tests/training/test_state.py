@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_former_state_whole_and_is_said_in_words(tmp_path
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("satclip_engine.weights.files.os.fsync", full)
+    monkeypatch.setattr("satclip_engine.files.os.fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before is whole"):
         save_state(tmp_path, content(3))
     monkeypatch.undo()

@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_former_checkpoint_whole(tmp_
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         synced(handle)
 
-    monkeypatch.setattr("satclip_engine.weights.files.os.fsync", full)
+    monkeypatch.setattr("satclip_engine.files.os.fsync", full)
     with pytest.raises(OutputError, match=r"No space left on device.*the checkpoint before is whole"):
         run(tmp_path, small_config(max_epochs=50, checkpoint_minutes=0.0))
     monkeypatch.undo()
