@@ -17,7 +17,7 @@ TEMPORARY_SUFFIX: Final = ".part"  # of files that are being written, or were wh
 _NO_FOLDER_SYNC: Final = (errno.EINVAL, errno.ENOTSUP)  # of file systems that keep no folders to force
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
 
     write: the content, or a function that writes it to an open file.
@@ -36,7 +36,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None] | bytes) -> N
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
+def replace_file(path: Path, write: Callable[[BinaryIO], object] | bytes) -> None:
     """Do what `write_atomically` does, for callers that explain a failure themselves. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
