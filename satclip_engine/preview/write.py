@@ -31,7 +31,7 @@ MAP_WIDTH, MAP_HEIGHT = 1624, 1240  # pixels; a world map fills the width, a tal
 LOCATOR_WIDTH = 230
 
 _MAX_LOCATOR_SHARE = 0.35  # a map that shows less of the globe than this gets a locator
-_TOLERANCE = 2e-3  # σ of a score: a seventh of a grey level, and coarse enough that a lattice always pays
+_TOLERANCE = 2e-3  # σ of a score: a seventh of a grey level, and coarse enough that a lattice mostly pays
 _POINTWISE_BACKENDS = ("reference", "cuda")  # which never interpolate single points
 
 Colours = NDArray[np.float32]  # [h, w, 3], 0..1
@@ -86,7 +86,8 @@ def render_preview(enc: Encoder, grid: Grid, *, title: str, source: str) -> Imag
     fit = global_pca(enc, min(3, enc.embed_dim))
     scores = scores_of(_interpolating(enc), fit)
     frame = frame_for(grid, max_width=MAP_WIDTH, max_height=MAP_HEIGHT)
-    colours = colour(embed_frame(scores, frame), fit)
+    tolerance = None if enc.backend == "atlas" else _TOLERANCE  # an atlas keeps its own
+    colours = colour(embed_frame(scores, frame, tolerance), fit)
     locator = None
     if _share_of_globe(frame) < _MAX_LOCATOR_SHARE:
         locator = _locator(scores, fit, frame)
@@ -95,10 +96,9 @@ def render_preview(enc: Encoder, grid: Grid, *, title: str, source: str) -> Imag
     )
 
 
-def embed_frame(enc: Encoder, frame: MapFrame) -> NDArray[np.float32]:
+def embed_frame(enc: Encoder, frame: MapFrame, tolerance: float | None = None) -> NDArray[np.float32]:
     """Embed the frame's pixels [h, w, E], interpolated where that is faster; zero off the map."""
     on_map = np.isfinite(frame.lon)
-    tolerance = None if enc.backend == "atlas" else _TOLERANCE  # an atlas keeps its own
     out = np.zeros((*frame.shape, enc.embed_dim), np.float32)
     out[on_map] = enc(np.stack([frame.lon[on_map], frame.lat[on_map]], axis=-1), tolerance=tolerance)
     return out
@@ -160,10 +160,23 @@ def _locator(enc: Encoder, fit: GlobalPCA, frame: MapFrame) -> tuple[Colours, Ma
     west, east = shortest_arc(frame.lon[on_map]) if on_map.any() else (0.0, 0.0)
     wraps = np.floor((west + 180) / 360) != np.floor((east + 180 - 1e-9) / 360) and east - west < 360
     middle = 180.0 if wraps else 0.0
-    world = equal_earth_frame(
-        (middle - 180, -90.0, middle + 180, 90.0), max_width=LOCATOR_WIDTH * 2, max_height=900
+    bounds = (middle - 180, -90.0, middle + 180, 90.0)
+    # Drawn at twice its size for the outline's sake; the field is smooth enough at the final size.
+    world, small = (
+        equal_earth_frame(bounds, max_width=width, max_height=900)
+        for width in (2 * LOCATOR_WIDTH, LOCATOR_WIDTH)
     )
-    colours = colour(embed_frame(enc, world), fit)
+    colours = colour(_resized(embed_frame(enc, small), world.shape), fit)
     cells = _cell_of(np.nan_to_num(world.lon), np.nan_to_num(world.lat), 0.5)
     region = _cells_shown(frame, 0.5)[cells] & np.isfinite(world.lat)
     return colours, world, region.astype(np.float32)
+
+
+def _resized(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Interpolate [h, w, K] bicubically to another size."""
+    from PIL import Image
+
+    bands = [Image.fromarray(np.ascontiguousarray(values[..., band])) for band in range(values.shape[-1])]
+    return np.stack(
+        [np.asarray(band.resize(shape[::-1], Image.Resampling.BICUBIC)) for band in bands], axis=-1
+    )

@@ -123,7 +123,7 @@ def test_interpolated_pixels_are_the_encoders_own_values(encoder, grid):
     """Within a colour step: a hundredth of the field's spread at every pixel on the map."""
     frame = frame_for(make_grid(**grid), max_width=600, max_height=480)
     on_map = frame.coverage > 0.99
-    field = embed_frame(encoder, frame)
+    field = embed_frame(encoder, frame, 2e-3)
     exact = encoder(np.stack([frame.lon[on_map], frame.lat[on_map]], axis=-1))
     spread = encoder.evaluate(make_grid(resolution=5)).reshape(-1, 5).std(axis=0)
     assert (np.abs(field[on_map] - exact) / spread).max() < 0.01
