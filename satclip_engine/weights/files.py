@@ -1,4 +1,4 @@
-"""Checkpoint files: the format by suffix, words for what is none, writing whole or not at all."""
+"""Checkpoint files (.ckpt, .safetensors): reading by suffix, atomic writing, and refusal of other files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUFFIXES: Final = tuple(_READERS)
 
 
 def read_checkpoint(path: Path, source: str) -> tuple[Stored, str]:
-    """Content and sha256 of the file at `path`; messages speak of `source`. Raises WeightsError."""
+    """Read content and sha256 of the file at `path`; messages name `source`. Raises WeightsError."""
     suffix = path.suffix.lower()
     _check_file(path, source, suffix)
     try:
@@ -42,7 +42,7 @@ def write_checkpoint(path: Path, stored: Stored) -> None:
 
 
 def _check_file(path: Path, source: str, suffix: str) -> None:
-    """Say in words what stands at `path` when it is no checkpoint."""
+    """Raise WeightsError for a `path` that is no checkpoint, saying what it is instead."""
     if path.is_dir():
         raise WeightsError(f"{source}: expected a file, found a directory")
     if not path.exists():
