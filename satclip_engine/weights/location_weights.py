@@ -75,7 +75,7 @@ class LocationWeights:
 
     tensors: layers.0.weight (H, L²), layers.0.bias (H,), ..., last_layer.weight (E, H), last_layer.bias (E,);
         read-only.
-    convention: how the harmonics behind the columns of layers.0.weight are scaled (conventions.column_factors).
+    convention: scale of the harmonics behind the columns of layers.0.weight (conventions.column_factors).
     harmonics: "exact", or "published": the polynomials that the published `analytic` code evaluates. The two
         differ for `analytic` weights with L > 20 only.
     w0: sine frequencies of the first and of the further hidden layers.
@@ -137,7 +137,7 @@ class LocationWeights:
         return hashlib.sha256(f"{tensors_sha256(self.tensors)} {rest}".encode()).hexdigest()
 
     def folded(self) -> Layers:
-        """Fold into one function on exact orthonormal harmonics, in float64, with unit sine frequencies."""
+        """Layers of the same function on exact orthonormal harmonics, float64, with unit sine frequencies."""
         return self._layers
 
     def converted(self, convention: Convention) -> LocationWeights:
