@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-_LINE_EVERY = 30.0  # seconds between plain lines
+_LINE_SECONDS = 30.0  # between plain lines
 
 
 class Progress(Protocol):
@@ -67,12 +67,12 @@ class Lines:
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._spoke >= _LINE_EVERY and self._total and now > self._began:
+        if now - self._spoke >= _LINE_SECONDS and self._total and now > self._began:
             self._spoke = now
             rate = self._done / (now - self._began)
-            left = (self._total - self._done) / rate if rate else 0.0
+            remaining = (self._total - self._done) / rate if rate else 0.0
             share = 100 * self._done / self._total
-            self._say(f"{share:.0f} %, {rate_text(rate, self._unit)}, {duration_text(left)} left")
+            self._say(f"{share:.0f} %, {rate_text(rate, self._unit)}, {duration_text(remaining)} left")
 
     def stage(self, text: str) -> None:
         if text != self._stage:

@@ -182,7 +182,7 @@ def with_published_w0(tensors: Mapping[str, np.ndarray], w0: tuple[float, float]
 
 def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
     """Call torch.load(weights_only=True); its many failures become one line each."""
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 6):
         raise WeightsError(
             f"{where}: torch {torch.__version__} cannot read it safely: expected torch 2.6 or newer, "
             'pip install "satclip-engine[torch]"'

@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.weights.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.conventions import (
     EXACT_DEGREES,
     PUBLISHED_DEGREES,
@@ -33,7 +34,6 @@ from satclip_engine.weights.conventions import (
     fold_published,
     folds_published,
 )
-from satclip_engine.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.layers import Layers, frozen
 from satclip_engine.weights.safetensors_file import tensors_sha256
 from satclip_engine.weights.schema import (

@@ -94,7 +94,7 @@ def network_names(tensors: Iterable[str], where: str, prefix: str = "") -> list[
             f"{where}: {prefix}layers.0.weight is missing: expected at least one hidden layer, found none"
         )
     layers = [f"layers.{index}" for index in range(hidden)] + ["last_layer"]
-    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     for name in names:
         if name not in present:
             raise WeightsError(f"{where}: {prefix}{name} is missing: found {', '.join(sorted(present)[:6])}")
