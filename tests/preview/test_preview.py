@@ -174,6 +174,14 @@ def test_an_embedding_of_fewer_than_three_bands_has_a_picture_too(encoder, bands
     assert picture.mode == "RGB"
 
 
+def test_a_backend_that_never_interpolates_has_the_same_picture(encoder):
+    pictures = [
+        np.asarray(render_preview(enc, make_grid(resolution=5), title="T", source="S"), dtype=int)
+        for enc in (encoder, load(encoder.weights, backend="reference"))
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
 def test_the_graticule_has_lines_every_thirty_degrees_on_a_world_map_and_closer_on_a_small_one():
     world = graticule(equal_earth_frame(WORLD, max_width=600, max_height=600))
     assert world.lat_step == world.lon_step == 30
