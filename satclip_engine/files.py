@@ -1,8 +1,9 @@
-"""Files on disk: atomic writes, fsync of folders, and an exclusive lock on a folder."""
+"""Files on disk: atomic writes, fsync of files and folders, and an exclusive lock on a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import uuid
@@ -13,9 +14,10 @@ from typing import BinaryIO, Final
 from satclip_engine.errors import OutputError
 
 TEMPORARY_SUFFIX: Final = ".part"  # of files that are being written, or were when their process was killed
+_NO_FOLDER_SYNC: Final = (errno.EINVAL, errno.ENOTSUP)  # of file systems that keep no folders to force
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
 
     write: the content, or a function that writes it to an open file.
@@ -26,6 +28,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None] | bytes) -> N
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
+    try:
+        replace_file(path, write)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object] | bytes) -> None:
+    """Do what `write_atomically` does, for callers that explain a failure themselves. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:
@@ -36,23 +48,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None] | bytes) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+    sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk, so that renames in it survive a crash. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Force a file's content to disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to disk, so that renames in it survive a crash. Raises OSError."""
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 @contextlib.contextmanager
@@ -78,7 +95,7 @@ def locked_folder(folder: Path) -> Iterator[Path]:
         os.close(lock)
     try:
         os.ftruncate(lock, 0)
-        with contextlib.suppress(OSError):  # a full disk must not keep a run from starting
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from going on
             os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield folder
     finally:

@@ -11,17 +11,20 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-_LINE_EVERY = 30.0  # seconds between plain lines
+_LINE_SECONDS = 30.0  # between plain lines
 
 
 class Progress(Protocol):
-    """Receiver of the progress of long work; `finish` may be called more than once."""
+    """Receiver of the progress of long work, always called from the thread that asked for the work.
 
-    def start(self, total: int) -> None: ...
+    `finish` may be called more than once.
+    """
 
-    def advance(self, count: int) -> None: ...
+    def start(self, total: int, /) -> None: ...
 
-    def stage(self, text: str) -> None: ...
+    def advance(self, count: int, /) -> None: ...
+
+    def stage(self, text: str, /) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -64,12 +67,12 @@ class Lines:
     def advance(self, count: int) -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._spoke >= _LINE_EVERY and self._total and now > self._began:
+        if now - self._spoke >= _LINE_SECONDS and self._total and now > self._began:
             self._spoke = now
             rate = self._done / (now - self._began)
-            left = (self._total - self._done) / rate if rate else 0.0
+            remaining = (self._total - self._done) / rate if rate else 0.0
             share = 100 * self._done / self._total
-            self._say(f"{share:.0f} %, {rate_text(rate, self._unit)}, {duration_text(left)} left")
+            self._say(f"{share:.0f} %, {rate_text(rate, self._unit)}, {duration_text(remaining)} left")
 
     def stage(self, text: str) -> None:
         if text != self._stage:
@@ -161,6 +164,6 @@ def duration_text(seconds: float) -> str:
 def size_text(size: float) -> str:
     """Bytes as text: 234567890 → "235 MB"."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
+        if size >= 0.9995 * limit:  # what rounds to 1000 of a unit is 1 of the next
             return f"{size / limit:.3g} {unit}"
     return f"{size:.0f} bytes"

@@ -26,6 +26,7 @@ from satclip_engine.atlas.file import (
 )
 from satclip_engine.atlas.packing import Packing
 from satclip_engine.errors import OutputError, SatclipError
+from satclip_engine.files import sync_file, sync_folder
 from satclip_engine.lattice.nodes import BLOCK_COLUMNS, BLOCK_ROWS
 from satclip_engine.lattice.zones import Zone
 
@@ -117,11 +118,13 @@ class Folder:
         _whole(lambda: self._group.update_attributes(contents.as_attributes()))
         _whole(lambda: _consolidate(self._group.store))
         files = [Path(folder) / name for folder, _, names in os.walk(self.temporary) for name in names]
-        for file in (*files, *(Path(folder) for folder, _, _ in os.walk(self.temporary))):
-            _flush(file)
+        for file in files:
+            sync_file(file)
+        for folder, _, _ in os.walk(self.temporary):
+            sync_folder(Path(folder))
         found = sum(file.stat().st_size for file in files), sum(file.name != _METADATA for file in files)
         self._rename()
-        _flush(self.temporary.parent)
+        sync_folder(self.temporary.parent)
         return found
 
     def _rename(self) -> None:
@@ -193,12 +196,3 @@ def _consolidate(store: Any) -> None:
     with warnings.catch_warnings():  # that they are not in format 3's text yet; readers may ignore them
         warnings.simplefilter("ignore")
         zarr().consolidate_metadata(store, zarr_format=3)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk keep a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,10 +3,10 @@
     write_atlas(enc, "earth.zarr")
     load("earth.zarr")          # an Encoder; from https:// or s3:// too, reading what it needs
 
-atlas_writer.py   chooses the lattice, writes it, measures the error of what was written, refines
-atlas_folder.py   where it is written until it is complete
-atlas_file.py     what the file holds, and how it is read; packing.py: its numbers
-stored.py         an Encoder's parts that answer from it; linear.py: some of its bands, or heads on them
+writer.py   chooses the lattice, writes it, measures the error of what was written, refines
+folder.py   the folder in which it is written until it is complete
+file.py     content of the file, and how it is read; packing.py: its numbers
+field.py    an Encoder's parts that answer from it; linear.py: some of its bands, or heads on them
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from satclip_engine.atlas.field import NAME
 from satclip_engine.atlas.file import SUFFIX
 from satclip_engine.atlas.folder import Folder, check_target
 from satclip_engine.atlas.packing import DTYPES
-from satclip_engine.atlas.writer import Progress, Writer
+from satclip_engine.atlas.writer import Writer
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.tolerance import tolerance_of
+from satclip_engine.progress import Silence
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
+    from satclip_engine.progress import Progress
 
 TOLERANCE = 1e-3  # σ
 LIMIT = 4 << 30  # bytes of all nodes before they are compressed
@@ -60,18 +62,6 @@ class AtlasReport:
         return {**content, "path": str(self.path), "certificate": certificate}
 
 
-class _Silent:
-    """No progress."""
-
-    def start(self, total: int) -> None: ...
-
-    def advance(self, count: int) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
-
-
 def write_atlas(
     enc: Encoder,
     path: str | os.PathLike[str],
@@ -98,7 +88,7 @@ def write_atlas(
     within the limit; OutputError for a path that cannot be written; MissingExtra without zarr.
     """
     started = time.perf_counter()
-    target, told = Path(path), progress or _Silent()
+    target, progress = Path(path), progress or Silence()
     _check(enc, path, dtype, threads)
     check_target(target, overwrite=overwrite)
     wanted = tolerance_of(enc.moments, tolerance)
@@ -112,12 +102,12 @@ def write_atlas(
                 dtype=dtype,
                 threads=threads or enc.threads,
                 limit=limit,
-                progress=told,
+                progress=progress,
             )
             contents, rounds = writer.write()
             size, chunks = folder.publish(contents)
         finally:
-            told.finish()
+            progress.finish()
     return AtlasReport(
         path=target,
         bytes=size,

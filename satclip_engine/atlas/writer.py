@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from satclip_engine.lattice.nodes import BLOCK_ROWS, EncodedNodes
 from satclip_engine.lattice.sampling import Globe, caps, near
 from satclip_engine.lattice.tolerance import Tolerance, spiral
 from satclip_engine.lattice.zones import Zone, zone_of
+from satclip_engine.progress import Progress
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -35,18 +36,6 @@ _POSITIONS = 16384  # where the bands' ranges are looked for, and where the erro
 _FURTHER = 128  # positions near the poles, near the pilot's worst, and in every zone
 _ENOUGH = 0.85  # of the tolerance: elsewhere the error may be a little larger than where it is measured
 _SHARE = 0.6  # of the tolerance that rounding may take
-
-
-class Progress(Protocol):
-    """What is told while an atlas is written, always from the calling thread; it counts nodes."""
-
-    def start(self, total: int) -> None: ...
-
-    def advance(self, count: int) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
 
 
 class Writer:

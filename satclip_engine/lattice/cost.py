@@ -24,6 +24,7 @@ import numpy as np
 from satclip_engine import _C
 from satclip_engine._version import __version__
 from satclip_engine.backends.protocols import Prepared
+from satclip_engine.files import write_atomically
 from satclip_engine.lattice.nodes import empty_window
 from satclip_engine.processor import processor_name
 
@@ -140,11 +141,9 @@ def _read(key: str) -> Rates | None:
 
 
 def _write(key: str, rates: Rates) -> None:
-    """Keep rates for the next process; a cache that cannot be written is only a pity."""
+    """Keep rates for the next process; a failure to write the cache is ignored."""
     with contextlib.suppress(OSError):
         path = _file()
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {**_stored(), key: asdict(rates)}
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        new.write_text(json.dumps(content, indent=1))
-        new.replace(path)
+        write_atomically(path, json.dumps(content, indent=1).encode())

@@ -15,7 +15,7 @@ Part = TypeVar("Part")
 
 
 class Stopped(Exception):
-    """Another part has failed, or the caller wants no more."""
+    """Raised inside a worker whose result is no longer wanted: another has failed, or the caller stops."""
 
 
 def run_parts(

@@ -1,1 +1,1 @@
-"""The picture beside a raster: principal components in colours, on a map."""
+"""Preview picture of a raster: principal components in colours, on a map."""

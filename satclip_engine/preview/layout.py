@@ -1,5 +1,7 @@
-"""The printed sheet around a map: title, legend, labels of the graticule, source line, locator. Pillow and
-its own font."""
+"""Figure layout around a map: title, legend, graticule labels, source line, locator map.
+
+Drawn with Pillow and its own font.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-    from satclip_engine.preview.map_frame import Canvas, Graticule
+    from satclip_engine.preview.map_frame import Graticule, MapFrame
     from satclip_engine.preview.pca import GlobalPCA
 
 PAPER = (252, 252, 250)
 INK = (38, 40, 46)
 GREY = (120, 123, 130)
-CHIPS = ((214, 92, 92), (98, 178, 104), (96, 120, 214))  # red, green, blue as the map's colours look
+LEGEND_SWATCHES = (
+    (214, 92, 92),
+    (98, 178, 104),
+    (96, 120, 214),
+)  # red, green, blue as the map's colours look
 
 MARGIN = 88
 HEADER = 176
@@ -28,12 +34,12 @@ FOOTER = 112
 MIN_WIDTH = 1200  # of the map area: room for the title and the source line
 _LINE_OPACITY = 0.30
 
-Locator = tuple[NDArray[np.float32], "Canvas", NDArray[np.float32]]
+Locator = tuple[NDArray[np.float32], "MapFrame", NDArray[np.float32]]
 
 
-def typeset(
+def layout_figure(
     colours: NDArray[np.float32],
-    canvas: Canvas,
+    frame: MapFrame,
     lines: Graticule,
     *,
     title: str,
@@ -41,18 +47,20 @@ def typeset(
     fit: GlobalPCA,
     locator: Locator | None = None,
 ) -> Image:
-    """Lay out the sheet. `colours` [h, w, 3] 0..1 belongs to `canvas`; `fit` gives the legend its shares of
-    variance."""
+    """Lay out the figure.
+
+    colours: [h, w, 3] 0..1, of `frame`. fit: gives the legend its shares of variance.
+    """
     from PIL import Image, ImageDraw
 
-    height, width = canvas.shape
+    height, width = frame.shape
     area = max(width, MIN_WIDTH)
-    sheet = Image.new("RGB", (area + 2 * MARGIN, HEADER + height + FOOTER), PAPER)
+    figure = Image.new("RGB", (area + 2 * MARGIN, HEADER + height + FOOTER), PAPER)
     left = MARGIN + (area - width) // 2
-    sheet.paste(_map(colours, canvas, lines), (left, HEADER))
-    draw = ImageDraw.Draw(sheet)
-    room = area - (locator[1].shape[1] // 2 + 40 if locator else 0)
-    title, font = _fitting(draw, title, (44, 40, 36, 32), room)
+    figure.paste(_map_image(colours, frame, lines), (left, HEADER))
+    draw = ImageDraw.Draw(figure)
+    title_width = area - (locator[1].shape[1] // 2 + 40 if locator else 0)
+    title, font = _fitting(draw, title, (44, 40, 36, 32), title_width)
     draw.text((MARGIN, 82), title, INK, font=font, anchor="lm")
     _legend(draw, (MARGIN, 122), fit)
     _labels(draw, lines, (left, HEADER))
@@ -61,28 +69,28 @@ def typeset(
     draw.text((MARGIN, bottom), source, GREY, font=font)
     if locator is not None:
         inset = _locator_image(*locator)
-        sheet.paste(inset, (MARGIN + area - inset.width, 36))
-    return sheet
+        figure.paste(inset, (MARGIN + area - inset.width, 36))
+    return figure
 
 
-def _map(colours: NDArray[np.float32], canvas: Canvas, lines: Graticule) -> Image:
+def _map_image(colours: NDArray[np.float32], frame: MapFrame, lines: Graticule) -> Image:
     from PIL import Image
 
     line = _LINE_OPACITY * lines.strength[..., None]
     rgb = colours * (1 - line) + line
-    cover = canvas.coverage[..., None]
+    cover = frame.coverage[..., None]
     rgb = 255 * rgb * cover + np.array(PAPER, np.float32) * (1 - cover)
     return Image.fromarray((rgb + 0.5).astype(np.uint8))
 
 
-def _legend(draw: ImageDraw, at: tuple[int, int], fit: GlobalPCA) -> None:
-    """Which colour is which component, and how much of the embedding's variance it holds."""
-    x, y = at
+def _legend(draw: ImageDraw, origin: tuple[int, int], fit: GlobalPCA) -> None:
+    """Name the component behind each colour, and its share of the embedding's variance."""
+    x, y = origin
     font = font_of(21)
     for i, share in enumerate(fit.explained):
         text = f"PC{i + 1}  {100 * share:.0f} %"
         draw.rounded_rectangle(
-            (x, y + 2, x + 20, y + 22), 5, fill=CHIPS[i] if len(fit.explained) > 1 else GREY
+            (x, y + 2, x + 20, y + 22), 5, fill=LEGEND_SWATCHES[i] if len(fit.explained) > 1 else GREY
         )
         draw.text((x + 30, y), text, GREY, font=font)
         x += 30 + int(draw.textlength(text, font=font)) + 34
@@ -90,8 +98,7 @@ def _legend(draw: ImageDraw, at: tuple[int, int], fit: GlobalPCA) -> None:
 
 
 def _labels(draw: ImageDraw, lines: Graticule, origin: tuple[int, int]) -> None:
-    """Degrees beside the graticule's ends; meridians that would crowd (where they meet at a pole) get
-    none."""
+    """Write degrees beside the graticule's ends; none for meridians that would crowd, as at a pole."""
     font = font_of(17)
     last = -100
     for row, column, lat in lines.left:
@@ -101,8 +108,8 @@ def _labels(draw: ImageDraw, lines: Graticule, origin: tuple[int, int]) -> None:
             last = row
     texts = [_degrees(lon, "E", "W", lines.lon_step) for _, _, lon in lines.bottom]
     columns = [column for column, _, _ in lines.bottom]
-    room = max((draw.textlength(text, font=font) for text in texts), default=0.0) + 12
-    if all(b - a >= room for a, b in pairwise(columns)):
+    spacing = max((draw.textlength(text, font=font) for text in texts), default=0.0) + 12
+    if all(b - a >= spacing for a, b in pairwise(columns)):
         for (column, row, _), text in zip(lines.bottom, texts, strict=True):
             draw.text((origin[0] + column, origin[1] + row + 10), text, GREY, font=font, anchor="mt")
 
@@ -115,12 +122,12 @@ def _degrees(value: float, positive: str, negative: str, step: float) -> str:
     return text + (positive if value > 0 else negative)
 
 
-def _locator_image(colours: NDArray[np.float32], world: Canvas, region: NDArray[np.float32]) -> Image:
-    """A pale world with the region in full colour and ringed, drawn at twice its size and reduced."""
+def _locator_image(colours: NDArray[np.float32], world: MapFrame, region: NDArray[np.float32]) -> Image:
+    """Draw a pale world with the region in full colour and ringed, at twice its size, and reduce it."""
     from PIL import Image, ImageFilter
 
     mask = Image.fromarray((255 * region).astype(np.uint8))
-    if np.count_nonzero(region) < 60:  # a small place: a dot that can be seen
+    if np.count_nonzero(region) < 60:  # a small region: a dot that can be seen
         mask = mask.filter(ImageFilter.MaxFilter(9))
     outer = mask.filter(ImageFilter.MaxFilter(7))
     inner, ring = (np.asarray(image, np.float32)[..., None] / 255 for image in (mask, outer))
@@ -133,20 +140,25 @@ def _locator_image(colours: NDArray[np.float32], world: Canvas, region: NDArray[
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
 
 
-def _fitting(draw: ImageDraw, text: str, sizes: tuple[int, ...], room: int) -> tuple[str, FreeTypeFont]:
-    """`text` in letters that the font has, and the largest of `sizes` at which it fits `room` pixels; if
-    none does, the smallest, with the middle of the text left out."""
+def _fitting(draw: ImageDraw, text: str, sizes: tuple[int, ...], width: int) -> tuple[str, FreeTypeFont]:
+    """Fit `text` into `width` pixels: in letters that the font has, at the largest of `sizes` that fits.
+
+    If none does, at the smallest with the middle of the text left out.
+    """
     missing = bytes(font_of(sizes[0]).getmask("\uffff"))
     text = "".join(c if c.isspace() or bytes(font_of(sizes[0]).getmask(c)) != missing else "?" for c in text)
-    font = next((f for f in map(font_of, sizes) if draw.textlength(text, font=f) <= room), font_of(sizes[-1]))
-    shown, keep = text, len(text)
-    while keep > 8 and draw.textlength(shown, font=font) > room:
-        keep -= 2
-        shown = text[: keep // 2] + "…" + text[-(keep - keep // 2) :]
+    font = next(
+        (f for f in map(font_of, sizes) if draw.textlength(text, font=f) <= width), font_of(sizes[-1])
+    )
+    shown, letters = text, len(text)
+    while letters > 8 and draw.textlength(shown, font=font) > width:
+        letters -= 2
+        shown = text[: letters // 2] + "…" + text[-(letters - letters // 2) :]
     return shown, font
 
 
 def font_of(size: int) -> FreeTypeFont:
+    """Pillow's own font in a size."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)  # type: ignore[return-value]

@@ -1,7 +1,6 @@
-"""Principal components of an embedding over the whole globe: the three-band RGB map, `--bands pca:K` and
-every preview.
+"""Principal components of an embedding over the whole globe, for `--bands pca:K` and every preview.
 
-Components are always fitted on the globe, each place weighted by the area it stands for, whatever the
+Components are always fitted on the globe, each point weighted by the area it stands for, whatever the
 raster's bounds: a regional map and a global one of the same weights therefore have the same colours.
 """
 
@@ -18,18 +17,18 @@ from satclip_engine.errors import UsageError, WeightsError
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
 
-# 120 × 240 = 28,800 places, a third of a second. With the default weights (L = 40) the deviations of the
+# 120 × 240 = 28,800 points, a third of a second. With the default weights (L = 40) the deviations of the
 # first eight components move by 3e-4 from 3° to 0.75° and by 6e-5 from 1.5° on.
 SAMPLE_DEGREES = 1.5
 
 # Loadings are rounded here so that the last bits, which depend on how many threads BLAS used, cannot change
 # the folded head (and with it the fingerprint by which an interrupted raster recognises itself).
-_DECIMALS = 9
+_LOADING_DECIMALS = 9
 
 # Of the squared mean: a constant embedding has variance in its last bits only.
-_NO_VARIANCE = 1e-24
+_MIN_RELATIVE_VARIANCE = 1e-24
 
-# By area; what lies outside is clipped or compressed when scores become colours.
+# By area; scores outside are clipped or compressed when they become colours.
 _STRETCH_QUANTILES = (0.02, 0.98)
 
 
@@ -37,9 +36,8 @@ _STRETCH_QUANTILES = (0.02, 0.98)
 class GlobalPCA:
     """Directions of largest variance on the globe, largest first; `score = components @ (e − mean)`."""
 
-    components: NDArray[
-        np.float64
-    ]  # [k, E], orthonormal rows, each one's loading of largest magnitude positive
+    # [k, E], orthonormal rows, each one's loading of largest magnitude positive
+    components: NDArray[np.float64]
     mean: NDArray[np.float64]  # [E], area-weighted
     stddev: NDArray[np.float64]  # [k], of the scores, area-weighted
     explained: NDArray[np.float64]  # [k], share of the total variance, 0..1
@@ -53,7 +51,7 @@ class GlobalPCA:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What a raster of the scores should say about them."""
+        """Metadata of a raster of the scores."""
         return {
             "pca_fit": f"area-weighted over the globe, {SAMPLE_DEGREES} degree sample",
             "pca_explained_variance": " ".join(f"{share:.4f}" for share in self.explained),
@@ -76,11 +74,13 @@ def global_pca(enc: Encoder, k: int) -> GlobalPCA:
     variances, vectors = np.linalg.eigh(covariance)  # ascending
     components = np.ascontiguousarray(vectors[:, ::-1][:, :k].T)
     strongest = np.take_along_axis(
-        components, np.abs(components.round(_DECIMALS)).argmax(axis=1)[:, None], axis=1
+        components, np.abs(components.round(_LOADING_DECIMALS)).argmax(axis=1)[:, None], axis=1
     )
-    components = (components * np.where(strongest < 0, -1.0, 1.0)).round(_DECIMALS) + 0.0  # + 0.0: no −0
+    components = (components * np.where(strongest < 0, -1.0, 1.0)).round(
+        _LOADING_DECIMALS
+    ) + 0.0  # + 0.0: no −0
     variances = variances[::-1]
-    variances = np.where(variances > _NO_VARIANCE * (mean @ mean), variances, 0.0)
+    variances = np.where(variances > _MIN_RELATIVE_VARIANCE * (mean @ mean), variances, 0.0)
     scores = values @ components.T
     low, high = np.array([_area_quantiles(scores[:, i], area) for i in range(k)]).T
     total = variances.sum()
@@ -89,15 +89,18 @@ def global_pca(enc: Encoder, k: int) -> GlobalPCA:
 
 
 def pca_head(enc: Encoder, k: int) -> tuple[Encoder, GlobalPCA]:
-    """`enc` with its last layer replaced by the first `k` global principal components (bands pca1 … pcaK),
-    and the fit."""
+    """Replace the last layer by the first `k` global principal components (pca1 … pcaK); and the fit."""
     fit = global_pca(enc, k)
-    return enc.with_head(fit.components, -fit.components @ fit.mean, names=fit.names), fit
+    return scores_of(enc, fit), fit
+
+
+def scores_of(enc: Encoder, fit: GlobalPCA) -> Encoder:
+    """Encoder of the scores: `enc` with the components of `fit` as its head."""
+    return enc.with_head(fit.components, -fit.components @ fit.mean, names=fit.names)
 
 
 def _sample_globe(enc: Encoder) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Embeddings on a regular grid over the globe [n, E], and the share of the sphere that each stands for
-    [n]."""
+    """Embed a regular grid over the globe [n, E]; and the share of the sphere that each stands for [n]."""
     from satclip_engine.geo.grid import make_grid
 
     grid = make_grid(resolution=SAMPLE_DEGREES)

@@ -1,4 +1,4 @@
-"""The picture beside a raster: the first three principal components of the embedding as red, green and blue.
+"""Preview picture (PNG) of a raster: the embedding's first three principal components as red, green, blue.
 
 Colours are a function of the weights alone (components and stretch are fitted on the whole globe), so
 previews of different regions, resolutions and band selections of the same weights can be laid side by side.
@@ -8,9 +8,7 @@ The picture shows the embedding itself, evaluated for the picture, not the raste
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +17,12 @@ from numpy.typing import NDArray
 
 from satclip_engine import __version__
 from satclip_engine.errors import OutputError
-from satclip_engine.preview.field import field_on, turn_covered
-from satclip_engine.preview.map_frame import Canvas, canvas_for, equal_earth_canvas, graticule
-from satclip_engine.preview.pca import GlobalPCA, pca_head
+from satclip_engine.files import write_atomically
+from satclip_engine.preview.map_frame import MapFrame, equal_earth_frame, frame_for, graticule, shortest_arc
+from satclip_engine.preview.pca import GlobalPCA, global_pca, scores_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.PngImagePlugin import PngInfo
 
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
@@ -33,7 +30,9 @@ if TYPE_CHECKING:
 MAP_WIDTH, MAP_HEIGHT = 1624, 1240  # pixels; a world map fills the width, a tall region the height
 LOCATOR_WIDTH = 230
 
-_LOCATOR_SHARE = 0.35  # a map that shows less of the globe than this gets a locator
+_MAX_LOCATOR_SHARE = 0.35  # a map that shows less of the globe than this gets a locator
+_TOLERANCE = 2e-3  # σ of a score: a seventh of a grey level, and coarse enough that a lattice mostly pays
+_POINTWISE_BACKENDS = ("reference", "cuda")  # which never interpolate single points
 
 Colours = NDArray[np.float32]  # [h, w, 3], 0..1
 
@@ -48,8 +47,7 @@ def write_preview(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the PNG picture of `enc` over the extent of `grid` (its pixels do not matter) and return its
-    path.
+    """Write the PNG picture of `enc` over the extent of `grid` (its pixels do not matter); return its path.
 
     `enc` is the encoder of the whole embedding (no head folded in), `source` the line below the map,
     `metadata` further text chunks of the file. The file appears under its name only when complete. Raises
@@ -65,15 +63,12 @@ def write_preview(
     for key, value in text.items():
         if value:
             chunks.add_itxt(key, value)
-    try:
-        _save_atomically(picture, path, chunks)
-    except OSError as error:
-        raise OutputError(f"cannot write the preview {path}: {error.strerror or error}") from error
+    write_atomically(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks, compress_level=6))
     return path
 
 
 def check_preview_path(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError now for what would make writing `path` fail later."""
+    """Raise OutputError before anything is drawn where writing `path` would fail."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write the preview {path}: there is no folder {path.parent}")
     if path.is_dir():
@@ -85,21 +80,45 @@ def check_preview_path(path: Path, *, overwrite: bool) -> None:
 
 
 def render_preview(enc: Encoder, grid: Grid, *, title: str, source: str) -> Image:
-    """The finished sheet: map, graticule, title, legend, source line and, for a region, a locator."""
-    from satclip_engine.preview.layout import typeset
+    """Draw the figure: map, graticule, title, legend, source line and, for a region, a locator map."""
+    from satclip_engine.preview.layout import layout_figure
 
-    head, fit = pca_head(enc, min(3, enc.embed_dim))
-    canvas = canvas_for(grid, max_width=MAP_WIDTH, max_height=MAP_HEIGHT)
-    colours = colour(field_on(head, canvas), fit)
+    fit = global_pca(enc, min(3, enc.embed_dim))
+    scores = scores_of(_interpolating(enc), fit)
+    frame = frame_for(grid, max_width=MAP_WIDTH, max_height=MAP_HEIGHT)
+    tolerance = None if enc.backend == "atlas" else _TOLERANCE  # an atlas keeps its own
+    colours = colour(embed_frame(scores, frame, tolerance), fit)
     locator = None
-    if _share_of_globe(canvas) < _LOCATOR_SHARE:
-        locator = _locator(head, fit, canvas)
-    return typeset(colours, canvas, graticule(canvas), title=title, source=source, fit=fit, locator=locator)
+    if _share_of_globe(frame) < _MAX_LOCATOR_SHARE:
+        locator = _locator(scores, fit, frame)
+    return layout_figure(
+        colours, frame, graticule(frame), title=title, source=source, fit=fit, locator=locator
+    )
+
+
+def embed_frame(enc: Encoder, frame: MapFrame, tolerance: float | None = None) -> NDArray[np.float32]:
+    """Embed the frame's pixels [h, w, E], interpolated where that is faster; zero off the map."""
+    on_map = np.isfinite(frame.lon)
+    out = np.zeros((*frame.shape, enc.embed_dim), np.float32)
+    out[on_map] = enc(np.stack([frame.lon[on_map], frame.lat[on_map]], axis=-1), tolerance=tolerance)
+    return out
+
+
+def _interpolating(enc: Encoder) -> Encoder:
+    """Encoder of the same function on a backend that interpolates, without which a picture takes minutes."""
+    from satclip_engine.encoder import load
+
+    if enc.backend not in _POINTWISE_BACKENDS:
+        return enc
+    other = load(enc.weights, threads=enc.threads)
+    return other if other.sha256 == enc.sha256 else enc  # not when it has a head or is a selection
 
 
 def colour(scores: NDArray[np.float32], fit: GlobalPCA) -> Colours:
-    """Scores [h, w, k ≤ 3] as colours: the globe's 2nd to 98th percentile over the range, soft shoulders
-    beyond, a little grey mixed in (three saturated primaries hide what the eye should see)."""
+    """Colours of scores [h, w, k ≤ 3]: the globe's 2nd to 98th percentile over the range, soft beyond.
+
+    A little grey is mixed in: three saturated primaries hide what the eye should see.
+    """
     middle, half = (fit.low + fit.high) / 2, (fit.high - fit.low) / 2
     z = ((scores - middle) / np.where(half > 0, half, 1.0)).astype(np.float32)
     z = 1.08 * z / np.sqrt(1 + 0.62 * z * z)  # ±1 → ±0.85, far outliers → ±1.37, cut to ±1
@@ -112,47 +131,52 @@ def colour(scores: NDArray[np.float32], fit: GlobalPCA) -> Colours:
     return 0.03 + 0.95 * (0.76 * rgb + 0.24 * grey)
 
 
-def _share_of_globe(canvas: Canvas) -> float:
-    """Share of the sphere's surface that the canvas shows, from a 3° census."""
-    return float(
-        (_census(canvas, 3.0) * np.cos(np.radians(88.5 - 3.0 * np.arange(60)))[:, None]).sum() / 4583.66
-    )
+def _share_of_globe(frame: MapFrame) -> float:
+    """Share of the sphere's surface that the frame shows, from cells of 3°."""
+    area = np.cos(np.radians(88.5 - 3.0 * np.arange(60)))[:, None]
+    return float((_cells_shown(frame, 3.0) * area).sum() / 4583.66)
 
 
-def _census(canvas: Canvas, step: float) -> NDArray[np.bool_]:
-    """Which cells of a world grid of `step` degrees, north first, hold a pixel of the canvas."""
-    on_map = np.isfinite(canvas.lat)
-    seen = np.zeros((round(180 / step), round(360 / step)), bool)
-    row = np.clip(((90 - canvas.lat[on_map]) / step).astype(int), 0, seen.shape[0] - 1)
-    column = ((canvas.lon[on_map] + 180) % 360 / step).astype(int) % seen.shape[1]
-    seen[row, column] = True
-    return seen
+def _cells_shown(frame: MapFrame, step: float) -> NDArray[np.bool_]:
+    """True for cells of a world grid of `step` degrees, north first, that hold a pixel of the frame."""
+    on_map = np.isfinite(frame.lat)
+    shown = np.zeros((round(180 / step), round(360 / step)), bool)
+    shown[_cell_of(frame.lon[on_map], frame.lat[on_map], step)] = True
+    return shown
 
 
-def _locator(enc: Encoder, fit: GlobalPCA, canvas: Canvas) -> tuple[Colours, Canvas, NDArray[np.float32]]:
-    """A small world map: its colours, its canvas, and 0..1 where the picture's region lies [h, w]."""
-    on_map = np.isfinite(canvas.lon)
-    west, east = turn_covered(canvas.lon[on_map]) if on_map.any() else (0.0, 0.0)
+def _cell_of(
+    lon: NDArray[np.floating], lat: NDArray[np.floating], step: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the cells that hold the points."""
+    rows, columns = round(180 / step), round(360 / step)
+    row = np.clip(((90 - lat) / step).astype(np.intp), 0, rows - 1)
+    return row, ((lon + 180) % 360 / step).astype(np.intp) % columns
+
+
+def _locator(enc: Encoder, fit: GlobalPCA, frame: MapFrame) -> tuple[Colours, MapFrame, NDArray[np.float32]]:
+    """Draw a small world map: its colours, its frame, and 1 where the region lies, else 0 [h, w]."""
+    on_map = np.isfinite(frame.lon)
+    west, east = shortest_arc(frame.lon[on_map]) if on_map.any() else (0.0, 0.0)
     wraps = np.floor((west + 180) / 360) != np.floor((east + 180 - 1e-9) / 360) and east - west < 360
     middle = 180.0 if wraps else 0.0
-    world = equal_earth_canvas(
-        (middle - 180, -90.0, middle + 180, 90.0), max_width=LOCATOR_WIDTH * 2, max_height=900
+    bounds = (middle - 180, -90.0, middle + 180, 90.0)
+    # Drawn at twice its size for the outline's sake; the field is smooth enough at the final size.
+    world, small = (
+        equal_earth_frame(bounds, max_width=width, max_height=900)
+        for width in (2 * LOCATOR_WIDTH, LOCATOR_WIDTH)
     )
-    colours = colour(field_on(enc, world, pixels=16_200), fit)
-    seen = _census(canvas, 0.5)
-    row = np.clip(((90 - np.nan_to_num(world.lat)) / 0.5).astype(int), 0, 359)
-    column = ((np.nan_to_num(world.lon) + 180) % 360 / 0.5).astype(int) % 720
-    return colours, world, (seen[row, column] & np.isfinite(world.lat)).astype(np.float32)
+    colours = colour(_resized(embed_frame(enc, small), world.shape), fit)
+    cells = _cell_of(np.nan_to_num(world.lon), np.nan_to_num(world.lat), 0.5)
+    region = _cells_shown(frame, 0.5)[cells] & np.isfinite(world.lat)
+    return colours, world, region.astype(np.float32)
 
 
-def _save_atomically(picture: Image, path: Path, chunks: PngInfo) -> None:
-    """Save under a hidden name in the same folder, then rename: the name never shows half a picture."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            picture.save(file, format="PNG", pnginfo=chunks, compress_level=6)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+def _resized(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Interpolate [h, w, K] bicubically to another size."""
+    from PIL import Image
+
+    bands = [Image.fromarray(np.ascontiguousarray(values[..., band])) for band in range(values.shape[-1])]
+    return np.stack(
+        [np.asarray(band.resize(shape[::-1], Image.Resampling.BICUBIC)) for band in bands], axis=-1
+    )

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.lattice.threads import Stopped
 from satclip_engine.quantize import Quantiser, Tally
 from satclip_engine.raster.codec import Codec, compressor
 from satclip_engine.raster.spool import PLACE, Record, Spool, level_file, remainder_file
@@ -68,10 +69,6 @@ class Job:
     quantiser: Quantiser
     codec: Codec
     spool: Spool
-
-
-class Stopped(Exception):
-    """The run is to end; raised inside workers."""
 
 
 class EncoderSource:

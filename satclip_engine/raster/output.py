@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from satclip_engine.errors import OutputError
+from satclip_engine.files import sync_folder
+from satclip_engine.progress import size_text as size_text
 
 # GDAL's metadata domain and name of a finished file's record of what it is, by which resuming can tell.
 STATE_DOMAIN, STATE_NAME = "SATCLIP", "STATE"
@@ -69,11 +71,7 @@ def publish(complete: Path, path: Path, *, replace: bool) -> None:
             ) from None
         except OSError:  # a file system without hard links
             os.rename(complete, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -86,12 +84,3 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         hint = "; what is finished is kept: make room and go on with resume" if error.errno in _FULL else ""
         raise OutputError(f"cannot write {path}: {error.strerror or error}{hint}") from error
-
-
-def size_text(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from satclip_engine._version import __version__
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
+from satclip_engine.progress import Progress, Silence
 from satclip_engine.quantize import SampleType, sample_type
 from satclip_engine.raster.codec import Codec
 from satclip_engine.raster.codec import codec as codec_named
@@ -26,30 +27,6 @@ from satclip_engine.raster.tiling import BLOCKSIZES, Plan, check_blocksize, choo
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
-
-
-class Progress(Protocol):
-    """What is told while a raster is written, always from the calling thread."""
-
-    def start(self, total_pixels: int) -> None: ...
-
-    def advance(self, pixels: int) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-class Silent:
-    """No progress."""
-
-    def start(self, total_pixels: int) -> None: ...
-
-    def advance(self, pixels: int) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +43,7 @@ class Options:
     overwrite: bool = False
     resume: bool = False
     tags: dict[str, str] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=Silence)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ verified when a run goes on: after a crash, what did not reach the disk is compu
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -31,6 +29,8 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.errors import OutputError
+from satclip_engine.files import locked_folder as locked_folder
+from satclip_engine.files import replace_file
 from satclip_engine.quantize import Tally
 
 Key = tuple[int, int, int]  # tier, row and column of a superblock
@@ -184,9 +184,7 @@ class Spool:
         path = self.folder / "index"
         kept = [r for r in _records(path.read_bytes() if path.exists() else b"") if self._intact(r)]
         packed = b"".join(record.pack() for record in kept)
-        replacement = self.folder / "index.new"
-        replacement.write_bytes(packed)
-        os.replace(replacement, path)
+        replace_file(path, packed)
         self.finished = {record.key: record for record in kept}
         ends: dict[str, int] = {"index": len(packed)}
         for file in self.folder.glob("level-*.tiles"):
@@ -248,36 +246,6 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return state if whole else None
 
 
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[Path]:
-    """Hold a spool's folder, made if need be, for this process alone.
-
-    Raises OutputError when another process holds it, OSError when it cannot be made.
-    """
-    while True:
-        folder.mkdir(exist_ok=True)
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            continue  # another run removed the folder between the two calls
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(lock)
-            raise OutputError(f"another run (process {owner}) is writing to {folder}") from None
-        if _is_same_file(lock, folder / "lock"):
-            break
-        os.close(lock)
-    try:
-        os.ftruncate(lock, 0)
-        with contextlib.suppress(OSError):  # a full disk must not keep a run from going on
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-        yield folder
-    finally:
-        os.close(lock)
-
-
 def empty_folder(folder: Path) -> None:
     """Remove what an earlier run left, but the lock."""
     for entry in folder.iterdir():
@@ -293,12 +261,7 @@ def remove_folder(folder: Path) -> None:
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write state.json whole or not at all."""
-    replacement = folder / "state.new"
-    with replacement.open("w") as file:
-        json.dump(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(replacement, folder / "state.json")
+    replace_file(folder / "state.json", json.dumps(state).encode())
 
 
 def write_all(descriptor: int, offset: int, data: bytes | memoryview) -> None:
@@ -307,13 +270,6 @@ def write_all(descriptor: int, offset: int, data: bytes | memoryview) -> None:
     while len(view):
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _records(data: bytes) -> Iterator[Record]:

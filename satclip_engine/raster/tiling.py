@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from satclip_engine.backends.protocols import CALLS, Calls
 from satclip_engine.errors import UsageError
-from satclip_engine.raster.output import size_text
+from satclip_engine.progress import size_text
 
 BLOCKSIZES = (64, 128, 256, 512)  # what the default chooses from
 MAX_BLOCKSIZE = 1024

@@ -22,12 +22,14 @@ import numpy as np
 
 from satclip_engine._version import __version__
 from satclip_engine.errors import OutputError
+from satclip_engine.files import locked_folder
 from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.lattice.choose import placed, planned
 from satclip_engine.lattice.nodes import CACHE_BYTES
 from satclip_engine.lattice.plan import Plan as LatticePlan
 from satclip_engine.lattice.plan import exact_plan
 from satclip_engine.lattice.sampling import region_of
+from satclip_engine.progress import Progress, Silence, size_text
 from satclip_engine.quantize import Quantiser, Tally, find_quantiser
 from satclip_engine.raster import cog, size_estimate
 from satclip_engine.raster.build import (
@@ -48,14 +50,12 @@ from satclip_engine.raster.output import (
     disk_errors,
     publish,
     recorded_state,
-    size_text,
 )
 from satclip_engine.raster.report import Report, clipping, largest_error, peak_memory
-from satclip_engine.raster.request import Options, Progress, Request, Silent, check_request
+from satclip_engine.raster.request import Options, Request, check_request
 from satclip_engine.raster.spool import (
     Spool,
     empty_folder,
-    locked_folder,
     read_state,
     remainder_file,
     remove_folder,
@@ -123,7 +123,7 @@ def write_raster(
         overwrite=overwrite,
         resume=resume,
         tags=dict(tags or {}),
-        progress=progress or Silent(),
+        progress=progress or Silence(),
     )
     request = check_request(enc, Path(path), grid, options)
     try:

@@ -1,4 +1,4 @@
-"""Conventions at the door: what the columns of a checkpoint's first weight mean in terms of our one basis."""
+"""Conventions of spherical harmonics: factors from a checkpoint's columns to the one basis of all kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PUBLISHED_DEGREES: Final = 40
 
 
 def column_factors(degrees: int, convention: Convention) -> np.ndarray:  # (L²,) float64
-    """What one feature of `convention` is in units of our orthonormal one, by column l² + l + m.
+    """Features of `convention` in units of our orthonormal ones, by column l² + l + m.
 
     `analytic` computes √((2l+1)/4·π) where √((2l+1)/(4π)) was meant, hence π at m = 0; `closed-form` has the
     Condon–Shortley phase (−1)^m.
@@ -32,12 +32,12 @@ def column_factors(degrees: int, convention: Convention) -> np.ndarray:  # (L²,
 
 
 def folds_published(degrees: int, convention: Convention, harmonics: Harmonics) -> bool:
-    """Whether such weights sit on polynomials that differ from exact harmonics."""
+    """True for weights on published polynomials that differ from exact harmonics."""
     return harmonics == "published" and convention == "analytic" and degrees > EXACT_DEGREES
 
 
 def fold_published(weight: np.ndarray) -> np.ndarray:  # (H, L²) float64 -> same
-    """Columns on the published polynomials (π at m = 0 divided out) → columns on exact harmonics; L ≤ 40.
+    """Fold columns on the published polynomials (π at m = 0 divided out) into exact harmonics; L ≤ 40.
 
     For each order m the published P(l, m) is Σ_l' T[m, l, l'] · P̄(l', m), hence
     W'(l', m) = Σ_l W(l, m) · T[m, l, l'].
@@ -48,13 +48,13 @@ def fold_published(weight: np.ndarray) -> np.ndarray:  # (H, L²) float64 -> sam
     for m in range(degrees):
         degree = np.arange(m, degrees)
         for order in {m, -m}:
-            at = degree**2 + degree + order
-            folded[:, at] = weight[:, at] @ table[m, m:degrees, m:degrees]
+            columns = degree**2 + degree + order
+            folded[:, columns] = weight[:, columns] @ table[m, m:degrees, m:degrees]
     return folded
 
 
 def published_by_order(degrees: int) -> tuple[np.ndarray, np.ndarray]:  # (2L−1, L), (2L−1, L, L)
-    """The table of `fold_published` as one batch of products, an order m = −(L−1)..L−1 each; L ≤ 40.
+    """Table of `fold_published` as one batch of products, an order m = −(L−1)..L−1 each; L ≤ 40.
 
     First the column (l, m) by order and degree, L² where there is none; then T[|m|, l, l'].
     """

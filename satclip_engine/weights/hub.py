@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub: hf://org/name[/file] → a file in the local hub cache.
+"""Download of weights from the Hugging Face hub: hf://org/name[/file] → a file in the local hub cache.
 
 HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub. The endpoint is
 passed on explicitly, because that library reads it once, when first imported.
@@ -22,7 +22,7 @@ from satclip_engine._optional import need
 from satclip_engine.errors import UsageError, WeightsError
 
 _SUFFIXES: Final = (".ckpt", ".safetensors")
-_PATIENCE: Final = 10.0  # seconds for the first answer; the library itself retries for half a minute
+_ANSWER_SECONDS: Final = 10.0  # for the first answer; the library itself retries for half a minute
 
 
 def download(source: str) -> Path:
@@ -41,7 +41,7 @@ def download(source: str) -> Path:
 
 
 def parse(source: str) -> tuple[str, str | None]:
-    """("org/name", file or None) of hf://org/name[/file]."""
+    """Split hf://org/name[/file] into "org/name" and file or None."""
     parts = source.removeprefix("hf://").strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
         raise UsageError(f"{source!r}: expected hf://org/name or hf://org/name/file")
@@ -50,7 +50,7 @@ def parse(source: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class _Remote:
-    """One repository on one hub, or what the cache has of it."""
+    """Repository on a hub, or the cache's copy of it."""
 
     library: ModuleType
     source: str
@@ -73,14 +73,14 @@ class _Remote:
             files = self._cached_files() if self.offline else self._listed_files()
         except Exception as error:
             raise self._failure(error) from error
-        found = sorted(name for name in files if name.lower().endswith(_SUFFIXES))
-        if not found:
+        checkpoints = sorted(name for name in files if name.lower().endswith(_SUFFIXES))
+        if not checkpoints:
             raise WeightsError(
                 f"{self.source}: the repository has no file ending in {' or '.join(_SUFFIXES)}"
             )
-        if len(found) > 1:
-            raise UsageError(f"{self.source}: several checkpoints, name one of {', '.join(found)}")
-        return found[0]
+        if len(checkpoints) > 1:
+            raise UsageError(f"{self.source}: several checkpoints, name one of {', '.join(checkpoints)}")
+        return checkpoints[0]
 
     def _listed_files(self) -> list[str]:
         return list(self.library.HfApi(endpoint=self.endpoint).list_repo_files(self.repository))
@@ -90,7 +90,7 @@ class _Remote:
         return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
     def _failure(self, error: Exception) -> WeightsError:
-        """One line for the many exceptions of huggingface_hub."""
+        """Turn the many exceptions of huggingface_hub into one line."""
         kind = type(error).__name__
         if self.offline:
             return WeightsError(
@@ -107,12 +107,14 @@ class _Remote:
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether the hub says anything at all; asked first, so that a laptop without network does not wait."""
+    """True where the hub answers at all; asked first, so that a laptop without network does not wait."""
     constants = need("huggingface_hub.constants", extra="hub", why="reading hf:// weights")
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()
+        urllib.request.urlopen(
+            urllib.request.Request(endpoint, method="HEAD"), timeout=_ANSWER_SECONDS
+        ).close()
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:

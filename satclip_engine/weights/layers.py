@@ -1,4 +1,4 @@
-"""What kernels eat: a network on exact orthonormal harmonics, in float64."""
+"""Network in the kernels' basis: exact orthonormal harmonics, float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Layers:
     degrees: int
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
-    plan: ClassVar[None] = None  # how an encoder of them has to compute: as it likes
+    plan: ClassVar[None] = None  # none is fixed; the encoder chooses
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(frozen(w, np.float64) for w in self.weights))
@@ -49,7 +49,7 @@ class Layers:
         return int(self.weights[0].shape[0])
 
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> Layers:
-        """The network whose outputs are `weight` (K, E) times these outputs plus `bias` (K,)."""
+        """Network whose outputs are `weight` (K, E) times these outputs plus `bias` (K,)."""
         head, offset = checked_head(weight, bias, self.embed_dim)
         return replace(
             self,
@@ -58,7 +58,7 @@ class Layers:
         )
 
     def select(self, index: Sequence[int]) -> Layers:
-        """The network with only these outputs."""
+        """Network with only these outputs."""
         return replace(
             self,
             weights=(*self.weights[:-1], self.weights[-1][index]),
@@ -77,7 +77,7 @@ class Layers:
 
 
 def checked_head(weight: np.ndarray, bias: np.ndarray | None, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """A head's weight (K, outputs) and bias (K,) in float64. Raises UsageError for other shapes."""
+    """Check a head: weight (K, outputs) and bias (K,) in float64. Raises UsageError for other shapes."""
     head = np.asarray(weight, np.float64)
     if head.ndim != 2 or head.shape[1] != outputs or head.shape[0] == 0:
         raise UsageError(f"head: expected weight of shape (K, {outputs}), got {head.shape}")
@@ -90,7 +90,7 @@ def checked_head(weight: np.ndarray, bias: np.ndarray | None, outputs: int) -> t
 
 
 def frozen(value: Any, dtype: Any = None) -> np.ndarray:
-    """A C-contiguous read-only array that shares no memory with a writable one."""
+    """Copy into a C-contiguous read-only array."""
     array = np.array(value, dtype=dtype, order="C")
     array.flags.writeable = False
     return array

@@ -1,4 +1,4 @@
-"""The published Lightning `.ckpt`: read without executing anything, written for the published loader."""
+"""Published Lightning `.ckpt` files: read without executing anything, written for the published loader."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _NO_IMAGE_ENCODER: Final[Mapping[str, Any]] = {
 
 
 def read_ckpt(path: Path, where: str) -> Stored:
-    """Read a Lightning checkpoint or a bare state dictionary; messages speak of `where`. Executes nothing."""
+    """Read a Lightning checkpoint or a bare state dictionary; messages name `where`. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
     content = _dictionary(load_safely(torch, path, where), where)
     state = _dictionary(content.get("state_dict", content), f"{where}: state_dict")
@@ -96,14 +96,14 @@ def read_ckpt(path: Path, where: str) -> Stored:
 
 
 def read_state(path: Path, where: str) -> Mapping[str, Any]:
-    """All tensors of a checkpoint by their own names, the image encoder's among them. Executes nothing."""
+    """Read all tensors of a checkpoint by their own names, the image encoder's too. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
     content = _dictionary(load_safely(torch, path, where), where)
     return _dictionary(content.get("state_dict", content), f"{where}: state_dict")
 
 
 def encode_ckpt(stored: Stored) -> bytes:
-    """The bytes of a `.ckpt` for the published code, loadable with torch.load(weights_only=True)."""
+    """Bytes of a `.ckpt` for the published code, loadable with torch.load(weights_only=True)."""
     torch = need("torch", extra="torch", why="writing .ckpt files")
     buffer = io.BytesIO()
     torch.save(lightning_dictionary(stored), buffer)
@@ -111,7 +111,7 @@ def encode_ckpt(stored: Stored) -> bytes:
 
 
 def lightning_dictionary(stored: Stored) -> dict[str, Any]:
-    """What torch.save writes: the network under both prefixes, and the hyper-parameters of the releases.
+    """Build what torch.save writes: the network under both prefixes, and the releases' hyper-parameters.
 
     The image encoder is one of zero layers, so that the published loader (which insists on one, and loads
     strictly) can build it; a trainer that has a real one replaces `model.visual.*` and the hyper-parameters
@@ -169,7 +169,7 @@ def lightning_dictionary(stored: Stored) -> dict[str, Any]:
 
 
 def with_published_w0(tensors: Mapping[str, np.ndarray], w0: tuple[float, float]) -> dict[str, np.ndarray]:
-    """The same network for sine frequencies (30, 1); the tensors themselves when it has those already."""
+    """Scale a network to sine frequencies (30, 1); the tensors themselves when it has those already."""
     if w0 == PUBLISHED_W0:
         return dict(tensors)
     first, hidden = (ours / published for ours, published in zip(w0, PUBLISHED_W0, strict=True))
@@ -181,8 +181,8 @@ def with_published_w0(tensors: Mapping[str, np.ndarray], w0: tuple[float, float]
 
 
 def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
-    """torch.load(weights_only=True), its many failures in one line each."""
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+    """Call torch.load(weights_only=True); its many failures become one line each."""
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 6):
         raise WeightsError(
             f"{where}: torch {torch.__version__} cannot read it safely: expected torch 2.6 or newer, "
             'pip install "satclip-engine[torch]"'
@@ -191,28 +191,28 @@ def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        if match:
             raise WeightsError(
-                f"{where}: refused: its pickle asks for {refused[1]}, which is no tensor or plain value "
+                f"{where}: refused: its pickle asks for {match[1]}, which is no tensor or plain value "
                 "(nothing was executed); save it again without that object"
             ) from error
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"{where}: damaged or not a checkpoint of torch ({said[0]})") from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(f"{where}: damaged or not a checkpoint of torch ({lines[0]})") from error
 
 
 def _check_archive(path: Path, where: str) -> bool:
-    """Whether the file is a zip archive (torch ≥ 1.6); WeightsError when it is a damaged or false one."""
+    """True for a zip archive (torch ≥ 1.6). Raises WeightsError for a damaged or false one."""
     if not zipfile.is_zipfile(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_parts(archive.infolist(), path.stat().st_size, where)
-            for part in archive.infolist():
+            _check_members(archive.infolist(), path.stat().st_size, where)
+            for member in archive.infolist():
                 # torch itself ignores checksums, so a flipped bit would become a wrong weight. It can be told
                 # to leave them out; they are zero then.
-                if part.CRC:
-                    with archive.open(part) as content:
+                if member.CRC:
+                    with archive.open(member) as content:
                         while content.read(1 << 20):
                             pass
     except WeightsError:
@@ -222,15 +222,15 @@ def _check_archive(path: Path, where: str) -> bool:
     return True
 
 
-def _check_parts(parts: list[zipfile.ZipInfo], size: int, where: str) -> None:
+def _check_members(members: list[zipfile.ZipInfo], size: int, where: str) -> None:
     """Refuse an archive that unpacks to more than it holds: torch stores without compression."""
-    unpacked = sum(part.file_size for part in parts)
+    unpacked = sum(member.file_size for member in members)
     if unpacked > size:
         raise WeightsError(f"{where}: refused: its parts unpack to {unpacked} bytes, the file has {size}")
 
 
 def _as_numpy(torch: ModuleType, value: Any, key: str, limit: int) -> np.ndarray:
-    """A tensor as a NumPy view; `limit` is the file's size in bytes, which no honest tensor exceeds."""
+    """View a tensor as a NumPy array; `limit` is the file's size in bytes, which no honest tensor exceeds."""
     if not isinstance(value, torch.Tensor):
         raise WeightsError(f"{key}: expected a tensor, found {type(value).__name__}")
     shape = shape_text(tuple(value.shape))
@@ -257,7 +257,7 @@ def _dictionary(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def _plain_entries(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint's simple top-level entries (epoch, global_step, versions)."""
+    """Simple top-level entries of a checkpoint (epoch, global_step, versions)."""
     return {
         str(key): value
         for key, value in content.items()

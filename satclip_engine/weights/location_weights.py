@@ -1,4 +1,4 @@
-"""Weights of a location encoder: the file's own tensors (LocationWeights), and the way to Layers.
+"""Weights of a location encoder: the file's own tensors (LocationWeights), folded into Layers for kernels.
 
     read_weights("default" | "x.ckpt" | "x.safetensors" | "hf://org/name[/file]").folded() -> Layers
 
@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.weights.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.conventions import (
     EXACT_DEGREES,
     PUBLISHED_DEGREES,
@@ -33,7 +34,6 @@ from satclip_engine.weights.conventions import (
     fold_published,
     folds_published,
 )
-from satclip_engine.weights.files import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.layers import Layers, frozen
 from satclip_engine.weights.safetensors_file import tensors_sha256
 from satclip_engine.weights.schema import (
@@ -56,7 +56,7 @@ BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights come from. `sha256` is that of the file; "" for weights that were never one."""
+    """Origin of weights. `sha256` is that of the file; "" for weights that were never one."""
 
     source: str = "memory"
     format: str = "memory"
@@ -65,7 +65,7 @@ class Provenance:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same in plain types, ready for JSON."""
+        """Provenance in plain types, ready for JSON."""
         return {name: plain(value) for name, value in vars(self).items()}
 
 
@@ -75,7 +75,7 @@ class LocationWeights:
 
     tensors: layers.0.weight (H, L²), layers.0.bias (H,), ..., last_layer.weight (E, H), last_layer.bias (E,);
         read-only.
-    convention: how the harmonics behind the columns of layers.0.weight are scaled, see basis.column_factors.
+    convention: scale of the harmonics behind the columns of layers.0.weight (conventions.column_factors).
     harmonics: "exact", or "published": the polynomials that the published `analytic` code evaluates. The two
         differ for `analytic` weights with L > 20 only.
     w0: sine frequencies of the first and of the further hidden layers.
@@ -97,9 +97,9 @@ class LocationWeights:
         if unknown:
             raise WeightsError(f"{where}: {unknown[0]}: expected only {', '.join(names)}")
         check_network({name: np.asarray(self.tensors[name]) for name in names}, where)
-        for value, known in ((self.convention, CONVENTIONS), (self.harmonics, HARMONICS)):
-            if value not in known:
-                raise UsageError(f"expected one of {', '.join(known)}, got {value!r}")
+        for value, choices in ((self.convention, CONVENTIONS), (self.harmonics, HARMONICS)):
+            if value not in choices:
+                raise UsageError(f"expected one of {', '.join(choices)}, got {value!r}")
         tensors = {name: frozen(self.tensors[name]) for name in names}
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
         if self._fold_published and self.degrees > PUBLISHED_DEGREES:
@@ -110,7 +110,7 @@ class LocationWeights:
 
     @property
     def degrees(self) -> int:
-        """L: harmonics of degree 0..L−1, L² features."""
+        """Number L of degrees: harmonics of degree 0..L−1, L² features."""
         return math.isqrt(self.tensors["layers.0.weight"].shape[1])
 
     L = degrees
@@ -137,11 +137,11 @@ class LocationWeights:
         return hashlib.sha256(f"{tensors_sha256(self.tensors)} {rest}".encode()).hexdigest()
 
     def folded(self) -> Layers:
-        """The same function on exact orthonormal harmonics, in float64, with unit sine frequencies."""
+        """Layers of the same function on exact orthonormal harmonics, float64, with unit sine frequencies."""
         return self._layers
 
     def converted(self, convention: Convention) -> LocationWeights:
-        """The same function under another convention; these weights themselves when it is theirs.
+        """Convert to the same function under another convention; these weights themselves when it is theirs.
 
         The result has harmonics="exact": only `analytic` has published polynomials, and weights on them have
         them folded in on the way. Tensors become float64, since neither π nor that fold fits into less.
@@ -207,7 +207,7 @@ class LocationWeights:
 
     @property
     def _fold_published(self) -> bool:
-        """Whether these weights sit on polynomials that differ from exact harmonics."""
+        """True for weights on published polynomials that differ from exact harmonics."""
         return folds_published(self.degrees, self.convention, self.harmonics)
 
     def _orthonormal_first_weight(self) -> np.ndarray:  # [H, L²] float64

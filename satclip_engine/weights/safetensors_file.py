@@ -1,9 +1,9 @@
-"""Our `.safetensors`: tensors, and metadata that says under which convention to read them. Needs no torch.
+"""Checkpoints as `.safetensors`: tensors, and metadata that names their convention. Needs no torch.
 
 Layout of a safetensors file: 8 bytes header length (little-endian), that many bytes of JSON (name → dtype,
-shape, data_offsets; `__metadata__`: text → text), then the tensors' bytes. It is parsed here instead of by
-the safetensors library because that library's NumPy side has no bfloat16, and because every refusal is to
-name the file and the key.
+shape, data_offsets; `__metadata__`: text → text), then the tensors' bytes. It is parsed here because the
+safetensors library's NumPy side reads no bfloat16, and because every refusal is to name the file and the key;
+that library says "invalid type: integer, line 1 column 126".
 
 Metadata written: satclip_format, L, convention, harmonics, w0_first, w0_hidden, hyper_parameters (JSON),
 provenance (JSON), tensors_sha256. Read as well: files with the simpler metadata L, basis, harmonics,
@@ -38,12 +38,12 @@ from satclip_engine.weights.schema import (
 )
 
 _DTYPES: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
-_LONGEST_HEADER: Final = 100_000_000  # the format's own limit
+_MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _OUR_METADATA: Final = ("satclip_format", "L", "convention", "basis", "harmonics", "w0_first", "w0_hidden")
 
 
 def read_safetensors(path: Path, where: str) -> Stored:
-    """Read and check a checkpoint, its hash included if it states one; messages speak of `where`."""
+    """Read and check a checkpoint, its hash included if it states one; messages name `where`."""
     with path.open("rb") as file:
         header, start = _read_header(file, path.stat().st_size, where)
         metadata = header.pop("__metadata__", {})
@@ -75,7 +75,7 @@ def read_safetensors(path: Path, where: str) -> Stored:
 
 
 def encode_safetensors(stored: Stored) -> bytes:
-    """The bytes of a `.safetensors` file that read_safetensors takes back bit by bit."""
+    """Bytes of a `.safetensors` file that read_safetensors gives back bit by bit."""
     from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in stored.tensors.items()}
@@ -105,11 +105,11 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _read_header(file: BinaryIO, size: int, where: str) -> tuple[dict[str, Any], int]:
-    """The JSON header and the offset at which the tensors' bytes begin."""
+    """Read the JSON header, and the offset at which the tensors' bytes begin."""
     if size < 8:
         raise WeightsError(f"{where}: damaged: expected a safetensors header, found {size} bytes")
     length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, _LONGEST_HEADER):
+    if length > min(size - 8, _MAX_HEADER_BYTES):
         raise WeightsError(f"{where}: damaged: its header claims {length} bytes, the file has {size}")
     try:
         header = json.loads(file.read(length).decode("utf-8"))
@@ -123,7 +123,7 @@ def _read_header(file: BinaryIO, size: int, where: str) -> tuple[dict[str, Any],
 
 
 def _read_tensor(file: BinaryIO, start: int, data_size: int, entry: Any, key: str) -> np.ndarray:
-    """One tensor; the header's claims are checked before any memory is asked for."""
+    """Read a tensor; the header's claims are checked before any memory is allocated."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         sound = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
@@ -137,14 +137,14 @@ def _read_tensor(file: BinaryIO, start: int, data_size: int, entry: Any, key: st
         raise WeightsError(
             f"{key}: expected one of {', '.join(_DTYPES)}, found {dtype} of shape {shape_text(shape)}"
         )
-    wanted = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
-    if end - begin != wanted or end > data_size:
+    needed = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    if end - begin != needed or end > data_size:
         raise WeightsError(
-            f"{key}: truncated or damaged: shape {shape_text(shape)} of {dtype} needs {wanted} bytes, "
+            f"{key}: truncated or damaged: shape {shape_text(shape)} of {dtype} needs {needed} bytes, "
             f"the header gives bytes {begin} to {end} of {data_size}"
         )
     file.seek(start + begin)
-    values = np.frombuffer(file.read(wanted), _DTYPES[dtype]).reshape(shape)
+    values = np.frombuffer(file.read(needed), _DTYPES[dtype]).reshape(shape)
     if dtype == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return values
@@ -161,7 +161,7 @@ def _json_entry(metadata: Mapping[str, Any], name: str, where: str) -> dict[str,
 
 
 def _convention(metadata: Mapping[str, Any], parameters: Mapping[str, Any], where: str) -> Convention | None:
-    """From `convention`, else the first word of `basis`, else the hyper-parameters."""
+    """Convention by `convention`, else the first word of `basis`, else the hyper-parameters."""
     if "convention" in metadata:
         return convention_of(metadata["convention"], f"{where}: metadata convention")
     if "basis" in metadata:

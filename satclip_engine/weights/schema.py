@@ -1,12 +1,12 @@
-"""What a checkpoint file says, whatever its format.
+"""Content of a checkpoint file, whatever its format: names, shapes, conventions, and their checks.
 
 A checkpoint holds one SIREN as `layers.0.weight` (H, L²), `layers.0.bias` (H,), ..., `last_layer.weight` (E,
 H) and `last_layer.bias` (E,), under one of PREFIXES. The columns of `layers.0.weight` are the spherical
 harmonics in order of degree l, then m = -l..l; `convention` says how those harmonics are scaled (see
-weights.column_factors).
+conventions.column_factors).
 
-lightning.py and tensorfile.py turn files into `Stored` and back with the checks below. Everything that can be
-wrong with a file is a WeightsError that names the file, the key, what was expected and what was found.
+lightning_file.py and safetensors_file.py turn files into `Stored` and back with the checks below. Everything
+that can be wrong with a file is a WeightsError that names the file, the key, what was expected and found.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _NETWORK_KEY = re.compile(r"(?P<prefix>.*?)(?P<name>(?:layers\.\d{1,4}|last_laye
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The content of one checkpoint file.
+    """Content of one checkpoint file.
 
     tensors: by the names above, without prefix, in order of evaluation; float16, float32 or float64 as in the
         file (bfloat16, which NumPy lacks, is widened to float32).
     convention: None when the file names none.
     harmonics: None when the file does not state it.
     w0: sine frequencies of the first and of every further hidden layer.
-    extras: what else the file says about itself (epoch, versions, training notes); plain values only.
+    extras: further entries of the file (epoch, versions, training notes); plain values only.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -63,21 +63,21 @@ def pick_network(
 
     A file may hold the network under several prefixes; then all copies must be equal.
     """
-    listed = [str(key) for key in keys]
-    found: dict[str, dict[str, str]] = {}
-    for key in listed:
+    all_keys = [str(key) for key in keys]
+    networks: dict[str, dict[str, str]] = {}  # keys by prefix and name
+    for key in all_keys:
         match = _NETWORK_KEY.fullmatch(key)
         if match and match["prefix"] in PREFIXES:
-            found.setdefault(match["prefix"], {})[match["name"]] = key
-    if not found:
-        some = ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "") if listed else "none"
+            networks.setdefault(match["prefix"], {})[match["name"]] = key
+    if not networks:
+        shown = ", ".join(all_keys[:4]) + (", ..." if len(all_keys) > 4 else "") if all_keys else "none"
         raise WeightsError(
-            f"{where}: no location network: expected keys such as {PREFIXES[0]}layers.0.weight, found {some}"
+            f"{where}: no location network: expected keys such as {PREFIXES[0]}layers.0.weight, found {shown}"
         )
     copies = {}
-    for prefix in sorted(found, key=PREFIXES.index):
-        names = network_names(found[prefix], where, prefix)
-        copies[prefix] = {name: fetch(found[prefix][name]) for name in names}
+    for prefix in sorted(networks, key=PREFIXES.index):
+        names = network_names(networks[prefix], where, prefix)
+        copies[prefix] = {name: fetch(networks[prefix][name]) for name in names}
         check_network(copies[prefix], where, prefix)
     believed, *others = copies
     for other in others:
@@ -85,16 +85,16 @@ def pick_network(
     return {name: np.array(value, order="C") for name, value in copies[believed].items()}
 
 
-def network_names(found: Iterable[str], where: str, prefix: str = "") -> list[str]:
-    """The tensors' names in order of evaluation, or WeightsError naming the first that `found` lacks."""
-    present = set(found)
+def network_names(tensors: Iterable[str], where: str, prefix: str = "") -> list[str]:
+    """Names of the tensors in order of evaluation. Raises WeightsError naming the first that is missing."""
+    present = set(tensors)
     hidden = 1 + max((int(name.split(".")[1]) for name in present if name.startswith("layers.")), default=-1)
     if hidden == 0:
         raise WeightsError(
             f"{where}: {prefix}layers.0.weight is missing: expected at least one hidden layer, found none"
         )
     layers = [f"layers.{index}" for index in range(hidden)] + ["last_layer"]
-    names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     for name in names:
         if name not in present:
             raise WeightsError(f"{where}: {prefix}{name} is missing: found {', '.join(sorted(present)[:6])}")
@@ -105,8 +105,8 @@ def check_network(tensors: Mapping[str, np.ndarray], where: str, prefix: str = "
     """Raise WeightsError unless the tensors form one SIREN on L² features, 1 ≤ L ≤ 200, of finite values."""
     for name in ("layers.0.weight", "last_layer.weight"):
         if tensors[name].ndim != 2:
-            found = shape_text(tensors[name].shape)
-            raise WeightsError(f"{where}: {prefix}{name}: expected two dimensions, found shape {found}")
+            shape = shape_text(tensors[name].shape)
+            raise WeightsError(f"{where}: {prefix}{name}: expected two dimensions, found shape {shape}")
     capacity, features = tensors["layers.0.weight"].shape
     outputs = tensors["last_layer.weight"].shape[0]
     if math.isqrt(features) ** 2 != features or not 1 <= math.isqrt(features) <= MAX_DEGREES:
@@ -146,10 +146,10 @@ def check_hyper_parameters(
 
 def check_architecture(parameters: Mapping[str, Any], where: str) -> None:
     """Raise WeightsError when the hyper-parameters describe another encoder than harmonics into a SIREN."""
-    for name, wanted in (("le_type", "sphericalharmonics"), ("pe_type", "siren")):
-        value = parameters.get(name, wanted)
-        if value != wanted:
-            raise WeightsError(f"{where}: hyper_parameters.{name}: expected {wanted!r}, found {value!r}")
+    for name, expected in (("le_type", "sphericalharmonics"), ("pe_type", "siren")):
+        value = parameters.get(name, expected)
+        if value != expected:
+            raise WeightsError(f"{where}: hyper_parameters.{name}: expected {expected!r}, found {value!r}")
     if parameters.get("num_hidden_layers") == 0:
         raise WeightsError(f"{where}: hyper_parameters.num_hidden_layers: expected at least 1, found 0")
 
@@ -186,7 +186,7 @@ def check_version(value: Any, where: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` in the types that JSON has; arrays and tensors become lists, anything else its text."""
+    """Convert `value` to the types that JSON has; arrays and tensors become lists, anything else its text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -197,7 +197,7 @@ def plain(value: Any) -> Any:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """(512, 1600) as text, without NumPy's or torch's own spelling."""
+    """Spell a shape as (512, 1600), without NumPy's or torch's own types."""
     return "(" + ", ".join(map(str, shape)) + (",)" if len(shape) == 1 else ")")
 
 
@@ -222,11 +222,11 @@ def _check_equal(
             )
 
 
-def _frequency(given: Any, key: str) -> float:
+def _frequency(stated: Any, key: str) -> float:
     try:
-        value = float(given)
+        value = float(stated)
     except (TypeError, ValueError):
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise WeightsError(f"{key}: expected a positive number, found {given!r}")
+        raise WeightsError(f"{key}: expected a positive number, found {stated!r}")
     return value

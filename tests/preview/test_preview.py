@@ -11,11 +11,9 @@ from PIL import Image
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import OutputError
 from satclip_engine.geo.grid import Grid, make_grid
-from satclip_engine.preview import equal_earth
-from satclip_engine.preview.field import Lattice, field_on, turn_covered
-from satclip_engine.preview.map_frame import canvas_for, equal_earth_canvas, graticule
+from satclip_engine.preview.map_frame import equal_earth_frame, frame_for, graticule, shortest_arc
 from satclip_engine.preview.pca import pca_head
-from satclip_engine.preview.write import colour, render_preview, write_preview
+from satclip_engine.preview.write import colour, embed_frame, render_preview, write_preview
 from satclip_engine.weights import LocationWeights
 
 WORLD = (-180.0, -90.0, 180.0, 90.0)
@@ -39,73 +37,75 @@ def _small_pictures(monkeypatch):
     monkeypatch.setattr("satclip_engine.preview.write.MAP_HEIGHT", 240)
 
 
-def test_the_projection_is_projs():
+def test_pixels_lie_where_proj_has_them():
     from pyproj import Proj
 
-    lat = np.linspace(-90, 90, 181)
-    x, y = Proj("+proj=eqearth +R=1")(np.full(181, 100.0), lat)
-    np.testing.assert_allclose(equal_earth.parallel_scale(lat) * np.radians(100), x, atol=1e-14)
-    np.testing.assert_allclose(equal_earth.northing(lat), y, atol=1e-14)
-    np.testing.assert_allclose(equal_earth.latitude(y), lat, atol=1e-10)
+    frame = equal_earth_frame((-60.0, -90.0, 60.0, 90.0), max_width=300, max_height=300)
+    inside = frame.coverage == 1
+    x, y = Proj("+proj=eqearth +R=1")(frame.lon[inside], frame.lat[inside])
+    row, column = np.nonzero(inside)
+    pixel = 2 * 1.3173627591574 / frame.shape[0]
+    np.testing.assert_allclose(x, (column + 0.5 - frame.shape[1] / 2) * pixel, atol=pixel / 4)
+    np.testing.assert_allclose(y, (frame.shape[0] / 2 - row - 0.5) * pixel, atol=pixel / 4)
 
 
 def test_a_world_map_shows_equal_areas_and_nothing_outside_its_outline():
-    canvas = equal_earth_canvas(WORLD, max_width=900, max_height=900)
-    assert canvas.shape == (438, 900)
-    assert canvas.coverage[0, 0] == 0
-    assert np.isnan(canvas.lon[0, 0])
-    north_of_60 = canvas.coverage[canvas.lat[:, 450] > 60].sum() / canvas.coverage.sum()
+    frame = equal_earth_frame(WORLD, max_width=900, max_height=900)
+    assert frame.shape == (438, 900)
+    assert frame.coverage[0, 0] == 0
+    assert np.isnan(frame.lon[0, 0])
+    north_of_60 = frame.coverage[frame.lat[:, 450] > 60].sum() / frame.coverage.sum()
     assert north_of_60 == pytest.approx((1 - np.sin(np.radians(60))) / 2, rel=0.01)
-    inside = canvas.coverage == 1
-    assert np.abs(canvas.lon[inside]).max() <= 180
-    assert np.abs(canvas.lat[inside]).max() < 90
+    inside = frame.coverage == 1
+    assert np.abs(frame.lon[inside]).max() <= 180
+    assert np.abs(frame.lat[inside]).max() < 90
 
 
 def test_a_region_across_the_antimeridian_is_centred_on_itself():
-    canvas = canvas_for(make_grid(resolution=0.5, bounds=(174, -23, 184, -14)), max_width=200, max_height=200)
-    middle = canvas.lon[:, canvas.shape[1] // 2]
+    frame = frame_for(make_grid(resolution=0.5, bounds=(174, -23, 184, -14)), max_width=200, max_height=200)
+    middle = frame.lon[:, frame.shape[1] // 2]
     np.testing.assert_allclose(middle, 179, atol=0.1)
-    assert np.nanmin(canvas.lon) >= 174
-    assert np.nanmax(canvas.lon) <= 184
+    assert np.nanmin(frame.lon) >= 174
+    assert np.nanmax(frame.lon) <= 184
 
 
 def test_a_projected_raster_is_drawn_in_its_own_crs_edge_to_edge():
     grid = make_grid(resolution=1000, bounds=(300000, 5000000, 700000, 5200000), crs="EPSG:32633")
-    canvas = canvas_for(grid, max_width=200, max_height=400)
-    assert canvas.shape == (100, 200)
-    assert canvas.projection == "EPSG:32633"
-    assert (canvas.coverage == 1).all()
+    frame = frame_for(grid, max_width=200, max_height=400)
+    assert frame.shape == (100, 200)
+    assert frame.projection == "EPSG:32633"
+    assert (frame.coverage == 1).all()
     expected = grid.lonlat(
         [1], [1]
     )  # the picture's pixels are four of the raster's: centre at its pixel corner (1, 1)
-    np.testing.assert_allclose([canvas.lon[0, 0], canvas.lat[0, 0]], expected[0, 0], atol=0.01)
+    np.testing.assert_allclose([frame.lon[0, 0], frame.lat[0, 0]], expected[0, 0], atol=0.01)
 
 
 def test_a_rotated_raster_leaves_the_corners_of_its_picture_empty():
     turn = 1000 * np.sqrt(0.5)
     transform = Affine(turn, turn, 4e5, turn, -turn, 5.2e6)
-    canvas = canvas_for(
+    frame = frame_for(
         Grid.from_geobox(GeoBox((100, 100), transform, "EPSG:32633")), max_width=100, max_height=100
     )
-    assert canvas.coverage[0, 0] == canvas.coverage[-1, -1] == 0
-    assert canvas.coverage[50, 50] == 1
-    assert canvas.coverage.mean() == pytest.approx(0.5, abs=0.02)
+    assert frame.coverage[0, 0] == frame.coverage[-1, -1] == 0
+    assert frame.coverage[50, 50] == 1
+    assert frame.coverage.mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_projection_that_does_not_fill_its_rectangle_is_cut_at_its_outline():
     grid = make_grid(
         resolution=100_000, bounds=(-18_000_000, -9_000_000, 18_000_000, 9_000_000), crs="ESRI:54009"
     )
-    canvas = canvas_for(grid, max_width=360, max_height=360)
-    assert canvas.coverage[0, 0] == 0
-    assert canvas.coverage.mean() == pytest.approx(np.pi / 4, abs=0.02)  # an ellipse in its rectangle
+    frame = frame_for(grid, max_width=360, max_height=360)
+    assert frame.coverage[0, 0] == 0
+    assert frame.coverage.mean() == pytest.approx(np.pi / 4, abs=0.02)  # an ellipse in its rectangle
 
 
 def test_a_south_up_raster_is_drawn_north_up():
     south_up = Grid.from_geobox(GeoBox((40, 80), Affine(1, 0, -40, 0, 1, -20), "EPSG:4326"))
-    canvas = canvas_for(south_up, max_width=80, max_height=80)
-    assert canvas.lat[0, 40] > 19
-    assert canvas.lat[-1, 40] < -19
+    frame = frame_for(south_up, max_width=80, max_height=80)
+    assert frame.lat[0, 40] > 19
+    assert frame.lat[-1, 40] < -19
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_south_up_raster_is_drawn_north_up():
 )
 def test_interpolated_pixels_are_the_encoders_own_values(encoder, grid):
     """Within a colour step: a hundredth of the field's spread at every pixel on the map."""
-    canvas = canvas_for(make_grid(**grid), max_width=600, max_height=480)
-    on_map = canvas.coverage > 0.99
-    field = field_on(encoder, canvas, pixels=60_000)
-    exact = encoder(np.stack([canvas.lon[on_map], canvas.lat[on_map]], axis=-1))
+    frame = frame_for(make_grid(**grid), max_width=600, max_height=480)
+    on_map = frame.coverage > 0.99
+    field = embed_frame(encoder, frame, 2e-3)
+    exact = encoder(np.stack([frame.lon[on_map], frame.lat[on_map]], axis=-1))
     spread = encoder.evaluate(make_grid(resolution=5)).reshape(-1, 5).std(axis=0)
     assert (np.abs(field[on_map] - exact) / spread).max() < 0.01
 
@@ -140,14 +140,7 @@ def test_interpolated_pixels_are_the_encoders_own_values(encoder, grid):
     ],
 )
 def test_the_shortest_arc_of_longitude_is_found(lon, arc):
-    assert turn_covered(np.array(lon)) == arc
-
-
-def test_a_lattice_never_leaves_the_globe():
-    canvas = equal_earth_canvas((-180, 60, 180, 90), max_width=300, max_height=300)
-    lattice = Lattice.under(canvas, 5000)
-    west, _, east, north = lattice.bounds
-    assert (east - west, north) == (360, 90)
+    assert shortest_arc(np.array(lon)) == arc
 
 
 def test_colours_depend_on_the_weights_and_not_on_the_region(encoder):
@@ -156,10 +149,10 @@ def test_colours_depend_on_the_weights_and_not_on_the_region(encoder):
     place = (15.3, 48.2)
     seen = []
     for bounds, width in ((WORLD, 900), ((5.0, 40.0, 25.0, 55.0), 300)):
-        canvas = equal_earth_canvas(bounds, max_width=width, max_height=900)
-        distance = np.hypot(canvas.lon - place[0], canvas.lat - place[1])
-        at = np.unravel_index(np.nanargmin(distance), canvas.shape)
-        seen.append(colour(field_on(head, canvas), fit)[at])
+        frame = equal_earth_frame(bounds, max_width=width, max_height=900)
+        distance = np.hypot(frame.lon - place[0], frame.lat - place[1])
+        at = np.unravel_index(np.nanargmin(distance), frame.shape)
+        seen.append(colour(embed_frame(head, frame), fit)[at])
     np.testing.assert_allclose(seen[0], seen[1], atol=0.02)
 
 
@@ -181,19 +174,27 @@ def test_an_embedding_of_fewer_than_three_bands_has_a_picture_too(encoder, bands
     assert picture.mode == "RGB"
 
 
+def test_a_backend_that_never_interpolates_has_the_same_picture(encoder):
+    pictures = [
+        np.asarray(render_preview(enc, make_grid(resolution=5), title="T", source="S"), dtype=int)
+        for enc in (encoder, load(encoder.weights, backend="reference"))
+    ]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
 def test_the_graticule_has_lines_every_thirty_degrees_on_a_world_map_and_closer_on_a_small_one():
-    world = graticule(equal_earth_canvas(WORLD, max_width=600, max_height=600))
+    world = graticule(equal_earth_frame(WORLD, max_width=600, max_height=600))
     assert world.lat_step == world.lon_step == 30
     assert [lat for _, _, lat in world.left] == [60, 30, 0, -30, -60]
     assert [lon for _, _, lon in world.bottom] == list(range(-150, 180, 30))
-    small = graticule(equal_earth_canvas((10, 45, 14, 48), max_width=600, max_height=600))
+    small = graticule(equal_earth_frame((10, 45, 14, 48), max_width=600, max_height=600))
     assert small.lat_step == 0.5
     assert 0 < small.strength.mean() < 0.1
 
 
 def test_labels_cross_the_antimeridian():
-    canvas = canvas_for(make_grid(resolution=0.5, bounds=(174, -23, 184, -14)), max_width=400, max_height=400)
-    assert [lon for _, _, lon in graticule(canvas).bottom] == [176, 178, 180, -178]
+    frame = frame_for(make_grid(resolution=0.5, bounds=(174, -23, 184, -14)), max_width=400, max_height=400)
+    assert [lon for _, _, lon in graticule(frame).bottom] == [176, 178, 180, -178]
 
 
 def test_the_picture_is_deterministic_and_says_where_it_comes_from(encoder, tmp_path):
@@ -208,14 +209,14 @@ def test_the_picture_is_deterministic_and_says_where_it_comes_from(encoder, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
-def test_the_sheet_is_near_white_outside_the_map_and_coloured_inside(encoder):
+def test_the_figure_is_near_white_outside_the_map_and_coloured_inside(encoder):
     picture = np.asarray(render_preview(encoder, make_grid(resolution=5), title="T", source="S"), dtype=int)
     assert picture[5, 5].min() > 245
     middle = picture[picture.shape[0] // 2]
     assert (np.ptp(middle, axis=1) > 20).any()
 
 
-def test_a_title_too_long_for_the_sheet_is_shortened_and_unknown_letters_are_replaced(encoder):
+def test_a_title_too_long_for_the_figure_is_shortened_and_unknown_letters_are_replaced(encoder):
     title = "Location embedding · " + "重み" * 300
     picture = render_preview(encoder, make_grid(resolution=5), title=title, source="x" * 900)
     plain = np.asarray(picture, dtype=int)

@@ -19,8 +19,8 @@ from rio_cogeo import cog_validate
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
+from satclip_engine.progress import Silence
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
-from satclip_engine.raster.request import Silent
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster as write_raster_by_plan
 
@@ -338,7 +338,7 @@ def test_an_unwritable_folder_is_named(tiny, tmp_path):
 def test_the_announced_size_is_right_or_slightly_high_overviews_included(tmp_path, dtype):
     report_of: dict[str, str] = {}
 
-    class Heard(Silent):
+    class Heard(Silence):
         def stage(self, text):
             if match := re.search(r"take about ([\d.]+) MB", text):
                 report_of["size"] = match[1]

@@ -264,10 +264,10 @@ def test_saving_needs_a_known_suffix_and_an_existing_folder(tmp_path: Path) -> N
         weights.save(tmp_path / "w.bin")
     with pytest.raises(UsageError, match="convention: expected one of"):
         weights.save(tmp_path / "w.ckpt", convention="analytical")  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match="does not exist"):
+    with pytest.raises(OutputError, match="there is no folder"):
         weights.save(tmp_path / "absent" / "w.safetensors")
     (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(OutputError, match="is a directory"):
+    with pytest.raises(OutputError, match="it is a folder"):
         weights.save(tmp_path / "folder.ckpt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.ckpt"]
 
@@ -283,7 +283,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"w\.safetensors: cannot be written \(No space left on device\)"):
+    with pytest.raises(OutputError, match=r"cannot write .*w\.safetensors: No space left on device"):
         make(seed=2).save(path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["w.safetensors"]
