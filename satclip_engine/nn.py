@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from satclip_engine import backends
 from satclip_engine._optional import need
 from satclip_engine.backends.protocols import check_precision
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.op import encode
-from satclip_engine.ops import dispatch
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
 from satclip_engine.weights.conventions import (
     PUBLISHED_DEGREES,
@@ -150,8 +150,8 @@ class LocationEncoder(nn.Module):
         dropout = self.dropout if self.training else 0.0
         seed = 0 if dropout == 0 else torch.randint(2**63 - 1, ()).item()
         wide = weights[0].dtype
-        if (narrow := dispatch.only_dtype(self.backend)) is not None:  # however wide the parameters are kept
-            weights, biases = [weight.to(narrow) for weight in weights], [bias.to(narrow) for bias in biases]
+        if backends.float32_only(self.backend):  # however wide the parameters are kept
+            weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
         out = encode(
             lonlat.reshape(-1, 2),
             weights,
@@ -301,7 +301,7 @@ def get_satclip(
     source = os.fspath(path)
     weights = read_weights(source, harmonics=harmonics)
     if backend == "auto":
-        backend = dispatch.resolve(backend, torch.empty(0, dtype=torch.float32, device=device))
+        backend = backends.resolve_for(backend, torch.empty(0, dtype=torch.float32, device=device)).name
     location = LocationEncoder.from_weights(weights, backend=backend, device=device, dtype=torch.float64)
     if not return_all:
         return location.eval()

@@ -16,9 +16,11 @@ from torch._dynamo import testing  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from satclip_engine import _C, backends, op, reference  # noqa: E402
-from satclip_engine.backends import cpu  # noqa: E402
+from satclip_engine.backends import cpu, triton  # noqa: E402
+from satclip_engine.backends.protocols import Dropout, Network  # noqa: E402
 from satclip_engine.errors import MissingExtra, UsageError  # noqa: E402
-from satclip_engine.reference import gradients  # noqa: E402
+from satclip_engine.ops import encode as encode_op  # noqa: E402
+from satclip_engine.reference import forward, gradients  # noqa: E402
 from satclip_engine.weights import Layers  # noqa: E402
 
 BACKENDS = ["reference", "cpu", "triton"]
@@ -163,7 +165,7 @@ def test_blocks_bound_memory_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     weights, biases = network(10, (9, 8, 7))
     lonlat, cotangent = places(23), torch.randn(23, 7, dtype=torch.float64)
     whole = all_gradients("reference", lonlat, weights, biases, cotangent, dropout=0.5, seed=1)
-    monkeypatch.setattr(reference, "_BLOCK_BYTES", 7 * 100 * 8)
+    monkeypatch.setattr(forward, "_BLOCK_BYTES", 7 * 100 * 8)
     blocks: list[int] = []
     features = reference.features
     monkeypatch.setattr(reference, "features", lambda at, L: blocks.append(len(at)) or features(at, L))
@@ -456,7 +458,7 @@ def test_auto_takes_the_kernels_for_float32_on_the_cpu_and_the_reference_for_the
     for backend in ("auto", "cpu"):
         found = op.encode(lonlat, *halves, backend=backend)
         assert torch.equal(found, op.encode(lonlat, *widened, backend="cpu"))
-    assert op.resolve("auto", narrow[0][0].to("meta")).name == "reference"
+    assert backends.resolve_for("auto", narrow[0][0].to("meta")).name == "reference"
 
 
 @pytest.mark.parametrize("trains", [False, True])
@@ -467,7 +469,7 @@ def test_cpu_by_name_refuses_what_it_does_not_compute(trains: bool) -> None:
     with pytest.raises(UsageError, match=refusal):
         op.encode(places(10), weights, biases, backend="cpu")
     with pytest.raises(UsageError, match=r"not torch\.float32 on meta"):
-        op.resolve("cpu", weights[0].float().to("meta"))
+        backends.resolve_for("cpu", weights[0].float().to("meta"))
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu"])
@@ -477,16 +479,16 @@ def test_a_backend_that_is_not_there_raises_by_name_and_is_passed_over_otherwise
     monkeypatch.setattr(cpu, "_C", None)
     monkeypatch.setattr(cpu, "MISSING", "no kernels", raising=False)
     if name == "auto":
-        assert op.resolve(name, torch.zeros(1)).name == "reference"
+        assert backends.resolve_for(name, torch.zeros(1)).name == "reference"
         return
     with pytest.raises(MissingExtra, match="backend 'cpu' cannot run here: no kernels"):
-        op.resolve(name, torch.zeros(1))
+        backends.resolve_for(name, torch.zeros(1))
 
 
 def test_the_size_of_what_is_saved_is_the_kernels_own() -> None:
     for count in (0, 1, 47, 48, 49, 500):
         for widths in ([1], [8, 9], [512, 512, 37]):
-            assert op.Cpu().saved_shape(count, widths) == (_C.train_saved(count, widths),)
+            assert cpu.Cpu().saved_shape(count, widths) == (_C.train_saved(count, widths),)
 
 
 class Asked(TorchDispatchMode):
@@ -503,13 +505,14 @@ class Asked(TorchDispatchMode):
 
 def test_a_device_is_asked_for_a_value_once_forwards_and_never_back() -> None:
     weights, biases = network(3, (6, 5), torch.float32)
-    lonlat, row = places(9), op.Triton()
+    lonlat, layers, dropout = places(9), Network(weights, biases), Dropout(0.5, 3)
+    backend = triton.Triton()
     with Asked() as asked:
-        op._check_values(lonlat, 0.5)
+        encode_op.check_values(lonlat, 0.5)
     assert asked.times == 1
     with Asked() as asked:
-        out, saved = row.forward(lonlat, weights, biases, 0.5, 3, "exact")
-        row.backward(out, lonlat, weights, biases, saved, 0.5, 3, "exact", True)
+        out, saved = backend.forward(lonlat, layers, dropout, "exact")
+        backend.backward(out, lonlat, layers, saved, dropout, "exact", True)
     assert asked.times == 0
 
 

@@ -154,7 +154,7 @@ def _backend(rows: Rows, device: torch.device, sizes: Sizes, backend: Any, layer
         if prepared is None:
             return
         places, (lat, lon) = _places(sizes.places), _axes(sizes)
-        if backend.trains:
+        if backend.grids_only is None:
             found = rows.attempt(f"{name} points", prepared.encode, places)
             expected = reference.encode(places, layers)
             if found is not None:
