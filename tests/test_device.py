@@ -161,6 +161,15 @@ def test_tensors_on_gpus_that_kernels_are_not_compiled_for_are_refused_too(machi
     assert triton.Triton().unfit_tensor(tensor) is None
 
 
+def test_operators_are_offered_by_the_rows_that_have_them():
+    torch = pytest.importorskip("torch")
+    assert backends.TRAINING_NAMES == ("auto", "triton", "cpu", "reference")
+    assert [row.name for row in backends.TABLE if row not in backends.TRAINING] == ["cuda"]
+    with pytest.raises(UsageError, match="unknown backend 'cuda': choose from auto, triton, cpu, reference"):
+        backends.resolve_for("cuda", torch.zeros(1))
+    assert backends.resolve_for("auto", torch.zeros(1, device="meta")).name == "reference"
+
+
 def test_without_a_gpu_triton_says_how_it_can_run_all_the_same(monkeypatch):
     launch = pytest.importorskip("satclip_engine.kernels.launch")
     assert backends.resolve("triton").name == "triton", "under the interpreter"

@@ -9,7 +9,7 @@ import numpy as np
 
 from satclip_engine.backends.compiled import _C, MISSING
 from satclip_engine.backends.protocols import CALLS, Calls, Check, Dropout, Network, Pairs, Prepared
-from satclip_engine.device import CPU, Device, available_cores, not_here
+from satclip_engine.device import CPU, Device, available_cores, cpu_only
 from satclip_engine.weights import Layers
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Cpu:
         return None if _C is not None else MISSING
 
     def unfit(self, device: Device) -> str | None:
-        return not_here(self.name, device)
+        return cpu_only(self.name, device)
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         return _C.harmonics(lonlat, degrees, threads)

@@ -1,4 +1,4 @@
-"""Protocols of backends, of networks that they have prepared, and the arguments of their training operators."""
+"""Protocols of backends and of prepared networks, and the arguments of training operators."""
 
 from __future__ import annotations
 

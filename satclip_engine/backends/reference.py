@@ -10,7 +10,7 @@ import numpy as np
 
 from satclip_engine import reference
 from satclip_engine.backends.protocols import CALLS, Calls, Check, Dropout, Network, Pairs, Prepared
-from satclip_engine.device import CPU, Device, not_here
+from satclip_engine.device import CPU, Device, cpu_only
 from satclip_engine.weights import Layers
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Reference:
         return None
 
     def unfit(self, device: Device) -> str | None:
-        return not_here(self.name, device)
+        return cpu_only(self.name, device)
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         return reference.harmonics(lonlat, degrees)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from satclip_engine.backends.device_copies import Lane
+    from satclip_engine.backends.device_copies import CopyStream
 
 
 class Triton:
@@ -146,7 +146,7 @@ class PreparedTriton:
         from satclip_engine.backends.device_copies import computing_stream
 
         self.layers, self.precision, self.threads = layers, precision, threads
-        self._device = concrete(device)
+        self._device = resolve_device(device)
         self._weights = [torch.tensor(w, dtype=torch.float32, device=self._device) for w in layers.weights]
         self._biases = [torch.tensor(b, dtype=torch.float32, device=self._device) for b in layers.biases]
         # One stream for all threads: their kernels would only compete, and each stream keeps its own memory.
@@ -242,9 +242,9 @@ class PreparedTriton:
     def _sent(self, array: np.ndarray) -> Tensor:
         import torch
 
-        from satclip_engine.backends.device_copies import sent
+        from satclip_engine.backends.device_copies import to_device
 
-        return sent(torch.from_numpy(np.ascontiguousarray(array)), self._device)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array)), self._device)
 
     def _run(
         self,
@@ -255,7 +255,7 @@ class PreparedTriton:
         check: Check | None,
     ) -> None:
         """Fill out[block] with compute(*block) for every block."""
-        from satclip_engine.backends.device_copies import copier, overlapped
+        from satclip_engine.backends.device_copies import copier, pipelined
 
         lane = self._lane()
         with copier(self.threads if threads is None else threads) as copy:
@@ -265,18 +265,18 @@ class PreparedTriton:
                     check()
                 lane.start(slot, lambda: compute(*block))
 
-            overlapped(blocks, start, lambda block, slot: copy(out[block], lane.finish(slot)))
+            pipelined(blocks, start, lambda block, slot: copy(out[block], lane.finish(slot)))
 
-    def _lane(self) -> Lane:
+    def _lane(self) -> CopyStream:
         """The calling thread's own."""
-        from satclip_engine.backends.device_copies import make_lane
+        from satclip_engine.backends.device_copies import make_copy_stream
 
-        if not hasattr(self._own, "lane"):
-            self._own.lane = make_lane(self._stream)
-        return self._own.lane
+        if not hasattr(self._own, "copies"):
+            self._own.copies = make_copy_stream(self._stream)
+        return self._own.copies
 
 
-def concrete(device: Device) -> Any:
+def resolve_device(device: Device) -> Any:
     """The torch.device, with its number."""
     import torch
 
@@ -286,7 +286,7 @@ def concrete(device: Device) -> Any:
 
 
 def architecture(device: torch.device, precision: str) -> str:
-    """What decides the bits of Triton's kernels: "triton 3.7.1 sm_90 exact"."""
+    """Name of all that decides the bits of Triton's kernels: "triton 3.7.1 sm_90 exact"."""
     import triton
 
     from satclip_engine.kernels.launch import capability
