@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from satclip_engine import backends
 from satclip_engine._optional import need
+from satclip_engine.backends.protocols import Pairs
 from satclip_engine.errors import UsageError
-from satclip_engine.ops import dispatch
 from satclip_engine.ops import loss as loss_op
+from satclip_engine.ops.autograd import no_autocast, refuse_tangents
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +63,10 @@ def contrastive_loss(
 
 
 def _operands(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operator takes, in float32 at least."""
+    """The operator's tensors, in float32 at least."""
     a, b = (rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows for rows in (a, b))
     factor = torch.as_tensor(scale, device=a.device).to(a.dtype)
-    dispatch.refuse_tangents("contrastive_loss", a, b, factor)
+    refuse_tangents("contrastive_loss", a, b, factor)
     return a, b, factor
 
 
@@ -80,22 +82,22 @@ def _agreed(
     try:
         operands = _operands(a, b, scale)
         loss_op.check_pairs(*operands)
-        dispatch.resolve(backend, operands[0])
+        backends.resolve_for(backend, operands[0])
         own = (len(a), f"rows of {a.shape[1]} {operands[0].dtype}", "")
     except Exception as error:  # whatever it is, the others must hear of it
         own, cause = (0, "", str(error) or repr(error)), error
     every: list[tuple[int, str, str]] = [own] * dist.get_world_size(group)
     dist.all_gather_object(every, own, group=group)
     sizes, kinds, faults = zip(*every, strict=True)
-    told = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
-    if not told:
-        told = [
+    complaints = [f"rank {rank}: {fault}" for rank, fault in enumerate(faults) if fault]
+    if not complaints:
+        complaints = [
             f"rank {rank}: expected {kinds[0]}, as rank 0 has, got {kind}"
             for rank, kind in enumerate(kinds)
             if kind != kinds[0]
         ]
-    if told:
-        raise UsageError("; ".join(told)) from cause
+    if complaints:
+        raise UsageError("; ".join(complaints)) from cause
     return operands, list(sizes)
 
 
@@ -109,7 +111,7 @@ class _SharedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, a: Tensor, b: Tensor, scale: Tensor, sizes: list[int], group: ProcessGroup, backend: str
     ) -> Tensor:
-        with loss_op.unnarrowed(a):
+        with no_autocast(a):
             return _SharedLoss._forward(ctx, a, b, scale, sizes, group, backend)
 
     @staticmethod
@@ -118,7 +120,8 @@ class _SharedLoss(torch.autograd.Function):
     ) -> Tensor:
         offset, count = sum(sizes[: dist.get_rank(group)]), sum(sizes)
         every_b = _gathered(b, sizes, group)  # [N, E]
-        row_lse, column_share, partner = loss_op.log_sum_exps(a, every_b, scale, offset, backend)
+        pairs = Pairs(a, every_b, scale, offset)
+        row_lse, column_share, partner = backends.resolve_for(backend, a).log_sum_exps(pairs)
         column_lse = _combined(column_share, group)
         own_columns = column_lse[offset : offset + len(a)]
         loss = loss_op.mean_loss(row_lse, own_columns, partner, count).double()
@@ -133,10 +136,10 @@ class _SharedLoss(torch.autograd.Function):
             raise RuntimeError("contrastive_loss has no second derivatives")
         a, every_b, scale, row_lse, column_lse = ctx.saved_tensors
         factor = grads[0] / (2 * len(every_b))
-        with loss_op.unnarrowed(a):
-            da, db, dscale = loss_op.gradients(
-                a, every_b, scale, row_lse, column_lse, ctx.offset, factor, ctx.backend
-            )
+        with no_autocast(a):
+            implementation = backends.resolve_for(ctx.backend, a)
+            pairs = Pairs(a, every_b, scale, ctx.offset)
+            da, db, dscale = implementation.loss_gradients(pairs, row_lse, column_lse, factor)
         dist.all_reduce(db, group=ctx.group)
         dist.all_reduce(dscale, group=ctx.group)
         processes = dist.get_world_size(ctx.group)
@@ -151,7 +154,7 @@ def _gathered(rows: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
     own[: len(rows)] = rows
     every = [torch.empty_like(own) for _ in sizes]
     dist.all_gather(every, own, group=group)
-    return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
+    return torch.cat([padded[:size] for padded, size in zip(every, sizes, strict=True)])
 
 
 def _combined(share: Tensor, group: ProcessGroup) -> Tensor:

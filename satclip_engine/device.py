@@ -1,4 +1,4 @@
-"""Where to compute: "cpu", "cuda" (the current one of torch, or the first) or "cuda:N"."""
+"""Compute devices by name: "cpu", "cuda" (the current one of torch, or the first) or "cuda:N"."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def parse_device(value: Any) -> Device:
 
 
 def absence(device: Device, count: int, who: str, why: str) -> str | None:
-    """In a sentence, why `who` cannot use this CUDA device where it sees `count`; None when it can.
+    """Reason, as a sentence, why `who` cannot use this CUDA device where it sees `count`; None when it can.
 
-    why: there are none at all.
+    why: the cause when there are none at all.
     """
     if count == 0:
         return f"device '{device}': this machine has no CUDA device that {who} can use ({why}): use 'cpu'"
@@ -47,14 +47,11 @@ def absence(device: Device, count: int, who: str, why: str) -> str | None:
     return None
 
 
-LEAST_CAPABILITY = (
-    8,
-    0,
-)  # of the oldest GPUs with rows in kernels/tuning.json and code of csrc/cuda
+LEAST_CAPABILITY = (8, 0)  # of the oldest GPUs with rows in kernels/tuning.json and code of csrc/cuda
 
 
 def too_old(device: object, capability: tuple[int, int]) -> str | None:
-    """Why our kernels do not run on a GPU of that compute capability, or None."""
+    """Reason why our kernels do not run on a GPU of that compute capability, or None."""
     if capability >= LEAST_CAPABILITY:
         return None
     needed, has = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
@@ -62,7 +59,7 @@ def too_old(device: object, capability: tuple[int, int]) -> str | None:
 
 
 def torch_absence(device: Device) -> str | None:
-    """The same of torch, which must be installed."""
+    """Reason why torch, which must be installed, cannot use this CUDA device; None when it can."""
     import torch
 
     if torch.cuda.is_available():
@@ -81,12 +78,12 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def not_here(name: str, device: Device) -> str | None:
-    """Why a backend of the CPU does not compute on a device."""
+def cpu_only(name: str, device: Device) -> str | None:
+    """Reason why a backend of the CPU does not compute on that device, or None."""
     return None if device == CPU else f"backend {name!r} computes on the CPU, not on device '{device}'"
 
 
 def too_old_for(name: str, device: Device, capability: tuple[int, int]) -> str | None:
-    """Why a backend does not compute on a GPU of that compute capability."""
+    """Reason why a backend does not compute on a GPU of that compute capability, or None."""
     reason = too_old(f"device '{device}'", capability)
     return None if reason is None else f"backend {name!r} {reason}: use 'cpu'"

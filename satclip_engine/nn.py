@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from satclip_engine import backends
 from satclip_engine._optional import need
 from satclip_engine.backends.protocols import check_precision
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.op import encode
-from satclip_engine.ops import dispatch
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
 from satclip_engine.weights.conventions import (
     PUBLISHED_DEGREES,
@@ -99,7 +99,7 @@ class LocationEncoder(nn.Module):
     The first weight is U(±1/L²), the others U(±√(6/inputs)/w0), biases as their weights, all drawn in float32
     on the CPU.
 
-    Places are never narrowed, and neither is anything under autocast. The result has the dtype of the
+    Locations are never narrowed, and neither is anything under autocast. The result has the dtype of the
     parameters, float32 at least. Raises UsageError for arguments that cannot be used.
     """
 
@@ -132,7 +132,7 @@ class LocationEncoder(nn.Module):
         self._register_fold()
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw the initial weights anew."""
+        """Draw the initial weights again."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         first, *others = self.nnet.all_layers()
         for layer in (first, *others):
@@ -143,15 +143,15 @@ class LocationEncoder(nn.Module):
                 parameter.data.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self, lonlat: Tensor) -> Tensor:  # (..., 2) -> (..., E)
-        """Embed places; NaN or infinite ones give NaN, |latitude| > 90 is an error naming the row."""
+        """Embed locations; NaN or infinite ones give NaN, |latitude| > 90 is an error naming the row."""
         if lonlat.ndim == 0 or lonlat.shape[-1] != 2:
             raise UsageError(f"lonlat must have shape (..., 2), longitude first, not {tuple(lonlat.shape)}")
         weights, biases = self.folded()
         dropout = self.dropout if self.training else 0.0
         seed = 0 if dropout == 0 else torch.randint(2**63 - 1, ()).item()
         wide = weights[0].dtype
-        if (narrow := dispatch.only_dtype(self.backend)) is not None:  # however wide the parameters are kept
-            weights, biases = [weight.to(narrow) for weight in weights], [bias.to(narrow) for bias in biases]
+        if backends.float32_only(self.backend):  # however wide the parameters are kept
+            weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
         out = encode(
             lonlat.reshape(-1, 2),
             weights,
@@ -232,7 +232,7 @@ class LocationEncoder(nn.Module):
         by_order = columns.index_select(0, self._column.flatten()).unflatten(0, self._column.shape)
         # In float64, which autocast leaves alone.
         folded = self._table.transpose(1, 2) @ by_order.double()  # [2L − 1, L, H]
-        return folded.flatten(0, 1).index_select(0, self._place).T.to(weight.dtype)
+        return folded.flatten(0, 1).index_select(0, self._position).T.to(weight.dtype)
 
     def _register_fold(self) -> None:
         """The constants of the fold where the parameters are and, exactly, as precise as they are."""
@@ -240,17 +240,17 @@ class LocationEncoder(nn.Module):
         dtype = torch.promote_types(like.dtype, torch.float32)
 
         def constant(name: str, values: np.ndarray | None, dtype: Any) -> None:
-            made = None if values is None else torch.tensor(values, dtype=dtype, device=like.device)
-            self.register_buffer(name, made, persistent=False)
+            tensor = None if values is None else torch.tensor(values, dtype=dtype, device=like.device)
+            self.register_buffer(name, tensor, persistent=False)
 
         constant("_factors", column_factors(self.degrees, self.convention), dtype)
-        column = place = table = None
+        column = position = table = None
         if folds_published(self.degrees, self.convention, self.harmonics):
             column, table = published_by_order(self.degrees)
-            place = np.argsort(column.ravel(), kind="stable")[: self.degrees**2]
+            position = np.argsort(column.ravel(), kind="stable")[: self.degrees**2]
         constant("_table", table, torch.float64)
         constant("_column", column, torch.int64)
-        constant("_place", place, torch.int64)
+        constant("_position", position, torch.int64)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         module = super()._apply(fn, recurse)
@@ -259,7 +259,7 @@ class LocationEncoder(nn.Module):
 
 
 class SatClip(nn.Module):
-    """What a whole checkpoint holds beside its location encoder; images are not encoded here.
+    """A whole checkpoint: its location encoder and what it holds beside that; images are not encoded here.
 
     location: LocationEncoder. logit_scale: logarithm of the scale of the similarities. visual_state: tensors
     of the image encoder by their names in it, for load_state_dict of a model built elsewhere.
@@ -276,8 +276,8 @@ class SatClip(nn.Module):
         return self.location(coords)
 
     def encode_image(self, image: Any) -> Tensor:
-        """Not here: raises UsageError."""
-        raise UsageError("satclip_engine encodes places only: load .visual_state into an image encoder")
+        """Raise UsageError: images are not encoded here."""
+        raise UsageError("satclip_engine encodes locations only: load .visual_state into an image encoder")
 
 
 def get_satclip(
@@ -301,7 +301,7 @@ def get_satclip(
     source = os.fspath(path)
     weights = read_weights(source, harmonics=harmonics)
     if backend == "auto":
-        backend = dispatch.resolve(backend, torch.empty(0, dtype=torch.float32, device=device))
+        backend = backends.resolve_for(backend, torch.empty(0, dtype=torch.float32, device=device)).name
     location = LocationEncoder.from_weights(weights, backend=backend, device=device, dtype=torch.float64)
     if not return_all:
         return location.eval()
@@ -337,9 +337,9 @@ def _check_shape(degrees: int, capacity: int, hidden_layers: int, embed_dim: int
 
 
 def _check_modes(degrees: int, convention: str, harmonics: str, dropout: float) -> None:
-    for value, known in ((convention, CONVENTIONS), (harmonics, HARMONICS)):
-        if value not in known:
-            raise UsageError(f"expected one of {', '.join(known)}, got {value!r}")
+    for value, choices in ((convention, CONVENTIONS), (harmonics, HARMONICS)):
+        if value not in choices:
+            raise UsageError(f"expected one of {', '.join(choices)}, got {value!r}")
     if folds_published(degrees, convention, harmonics) and degrees > PUBLISHED_DEGREES:  # type: ignore[arg-type]
         raise UsageError(f"harmonics='published' covers L up to {PUBLISHED_DEGREES}, not {degrees}")
     if not 0 <= dropout < 1:

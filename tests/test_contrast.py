@@ -39,11 +39,11 @@ EPSILON = 2.0**-24
 
 def normalised(rows: int, columns: int, embed: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    found = []
+    result = []
     for count in (rows, columns):
         values = rng.standard_normal((count, embed))
-        found.append((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32))
-    return found[0], found[1]
+        result.append((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32))
+    return result[0], result[1]
 
 
 def steepness(a: np.ndarray, b: np.ndarray, scale: float) -> float:
@@ -56,21 +56,21 @@ def compare(isa: str, a: np.ndarray, b: np.ndarray, scale: float, offset: int = 
     """Each output and each gradient with the float64 definition."""
     exact = [torch.from_numpy(rows.astype(np.float64)) for rows in (a, b)]
     expected = contrastive.log_sum_exps(*exact, scale, offset)
-    found = _C.loss_forward(a, b, scale, offset, 2, isa=isa)
+    result = _C.loss_forward(a, b, scale, offset, 2, isa=isa)
     slack = 8 * EPSILON * steepness(a, b, scale)
-    for name, value, right in zip(("row_lse", "column_lse", "partner"), found, expected, strict=True):
+    for name, value, right in zip(("row_lse", "column_lse", "partner"), result, expected, strict=True):
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, right.numpy(), rtol=0, atol=slack, err_msg=name)
 
     factor = 0.5 / len(b)
-    sums = [torch.from_numpy(lse.astype(np.float64)) for lse in found[:2]]
+    sums = [torch.from_numpy(lse.astype(np.float64)) for lse in result[:2]]
     right = contrastive.gradients(*exact, scale, *sums, offset, factor)
-    da, db, dscale = _C.loss_backward(a, b, scale, *found[:2], offset, factor, 2, isa=isa)
+    da, db, dscale = _C.loss_backward(a, b, scale, *result[:2], offset, factor, 2, isa=isa)
     # Each row of dS adds up to at most 4 · factor in size.
     unit = 4 * factor * 2 * slack
-    for name, value, wanted, others in (("da", da, right[0], b), ("db", db, right[1], a)):
+    for name, value, exact_value, others in (("da", da, right[0], b), ("db", db, right[1], a)):
         atol = unit * scale * np.abs(others).max(initial=0) * max(1, len(others) / len(b))
-        np.testing.assert_allclose(value, wanted.numpy(), rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(value, exact_value.numpy(), rtol=0, atol=atol, err_msg=name)
     assert dscale == pytest.approx(float(right[2]), abs=unit * len(a) * steepness(a, b, 1.0) + 1e-30)
 
 
@@ -104,10 +104,10 @@ def test_rows_of_any_length_neither_overflow_nor_vanish(isa, length):
     a, b = (length * a).astype(np.float32), (length * b).astype(np.float32)
     exact = [torch.from_numpy(rows.astype(np.float64)) for rows in (a, b)]
     expected = contrastive.log_sum_exps(*exact, 1.0)
-    found = _C.loss_forward(a, b, 1.0, isa=isa)
-    for value, right in zip(found, expected, strict=True):
+    result = _C.loss_forward(a, b, 1.0, isa=isa)
+    for value, right in zip(result, expected, strict=True):
         np.testing.assert_allclose(value, right.numpy(), rtol=0, atol=8 * EPSILON * steepness(a, b, 1.0))
-    da, db, dscale = _C.loss_backward(a, b, 1.0, *found[:2], 0, 1.0, isa=isa)
+    da, db, dscale = _C.loss_backward(a, b, 1.0, *result[:2], 0, 1.0, isa=isa)
     if length < 100:  # beyond, S is not known to better than 1, and exp S not at all
         compare(isa, a, b, 1.0)
     assert np.isfinite(da).all()
@@ -152,11 +152,11 @@ def test_the_exponential_errs_by_its_bound_at_most(isa):
     ends = np.array([0.0, -87.33, -104.0], np.float32)
     first, last = (int(bits) for bits in np.array([-0.0, -104.0], np.float32).view(np.uint32))
     x = np.concatenate([np.arange(first, last, 601, np.uint32).view(np.float32), ends])
-    found, exact = _C.exponentials(x, isa), np.exp(x.astype(np.float64))
+    result, exact = _C.exponentials(x, isa), np.exp(x.astype(np.float64))
     normal = x >= np.float32(-87.33)
-    units = np.abs(found - exact) / np.spacing(exact.astype(np.float32))
+    units = np.abs(result - exact) / np.spacing(exact.astype(np.float32))
     assert units[normal].max() < 1.2
-    assert (found[~normal] == 0).all()
+    assert (result[~normal] == 0).all()
     assert np.array_equal(_C.exponentials(np.array([-np.inf, -1e30, 0]), isa), [0, 0, 1])
     strange = np.array([0x7FC00000, 0x7FC00001, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)
     assert np.isnan(_C.exponentials(strange, isa)).all()
@@ -204,49 +204,50 @@ def cross_entropies(a, b, scale):
     ],
 )
 def test_loss_and_gradients_equal_two_cross_entropies(backend, dtype, count, tolerance):
-    given = pairs(count, 24, dtype)
-    expected = cross_entropies(*given)
-    loss = contrastive_loss(*given, backend=backend)
+    operands = pairs(count, 24, dtype)
+    expected = cross_entropies(*operands)
+    loss = contrastive_loss(*operands, backend=backend)
     assert loss.dtype == dtype
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=tolerance)
-    wanted = torch.autograd.grad(expected, given)
-    for name, found, right in zip(["a", "b", "scale"], torch.autograd.grad(loss, given), wanted, strict=True):
-        assert float((found - right).abs().max()) <= tolerance * float(right.abs().max()), name
+    exact_gradients = torch.autograd.grad(expected, operands)
+    gradients = torch.autograd.grad(loss, operands)
+    for name, result, right in zip(["a", "b", "scale"], gradients, exact_gradients, strict=True):
+        assert float((result - right).abs().max()) <= tolerance * float(right.abs().max()), name
 
 
 def test_the_reference_is_a_gradient():
-    given = pairs(11, 5, torch.float64)
-    assert torch.autograd.gradcheck(contrastive_loss, given)
-    loss, row_lse, column_lse = contrastive.contrastive_loss(*given)
+    operands = pairs(11, 5, torch.float64)
+    assert torch.autograd.gradcheck(contrastive_loss, operands)
+    loss, row_lse, column_lse = contrastive.contrastive_loss(*operands)
     explicit = contrastive.contrastive_loss_backward(
-        torch.tensor(3.0), *(t.detach() for t in (*given, row_lse, column_lse))
+        torch.tensor(3.0), *(t.detach() for t in (*operands, row_lse, column_lse))
     )
-    for found, right in zip(explicit, torch.autograd.grad(3 * loss, given), strict=True):
-        torch.testing.assert_close(found, right)
+    for result, right in zip(explicit, torch.autograd.grad(3 * loss, operands), strict=True):
+        torch.testing.assert_close(result, right)
 
 
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("auto", torch.float32), ("auto", torch.float64), ("triton", torch.float32)]
 )
 def test_both_operators_keep_the_rules(backend, dtype):
-    given = pairs(dtype=dtype)
-    torch.library.opcheck(loss_op.contrastive_loss, (*given, backend))
-    outputs = loss_op.contrastive_loss(*given, backend)
-    kept = [tensor.detach() for tensor in (outputs[0], *given, *outputs[1:])]
-    torch.library.opcheck(loss_op.contrastive_loss_backward, (*kept, backend))
+    operands = pairs(dtype=dtype)
+    torch.library.opcheck(loss_op.contrastive_loss, (*operands, backend))
+    outputs = loss_op.contrastive_loss(*operands, backend)
+    detached = [tensor.detach() for tensor in (outputs[0], *operands, *outputs[1:])]
+    torch.library.opcheck(loss_op.contrastive_loss_backward, (*detached, backend))
     assert [output.requires_grad for output in outputs] == [True, False, False]
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_it_compiles_into_one_graph(backend):
-    given = pairs()
+    operands = pairs()
     compiled = torch.compile(contrastive_loss, fullgraph=True)
-    loss, expected = (run(*given, backend=backend) for run in (compiled, contrastive_loss))
+    loss, expected = (run(*operands, backend=backend) for run in (compiled, contrastive_loss))
     assert torch.equal(loss, expected)
-    for found, right in zip(
-        torch.autograd.grad(loss, given), torch.autograd.grad(expected, given), strict=True
+    for result, right in zip(
+        torch.autograd.grad(loss, operands), torch.autograd.grad(expected, operands), strict=True
     ):
-        assert torch.equal(found, right)
+        assert torch.equal(result, right)
 
 
 def test_backends_are_those_of_encode():
@@ -259,17 +260,17 @@ def test_backends_are_those_of_encode():
     widened = contrastive_loss(*(t.float() for t in halves), scale)
     assert torch.equal(contrastive_loss(*halves, scale), widened)
     if torch.cuda.is_available():
-        found = contrastive_loss(*(t.cuda() for t in (a, b, scale)))
-        torch.testing.assert_close(found.cpu(), compiled)
+        result = contrastive_loss(*(t.cuda() for t in (a, b, scale)))
+        torch.testing.assert_close(result.cpu(), compiled)
 
 
 def test_under_autocast_it_is_computed_in_float32():
-    given = pairs()
-    expected = contrastive_loss(*(t.detach().bfloat16().float() for t in given[:2]), given[2])
+    operands = pairs()
+    expected = contrastive_loss(*(t.detach().bfloat16().float() for t in operands[:2]), operands[2])
     for op in (contrastive_loss, lambda *values: loss_op.contrastive_loss(*values, "auto")[0]):
-        halves = [t.detach().bfloat16().requires_grad_() for t in given[:2]]
+        halves = [t.detach().bfloat16().requires_grad_() for t in operands[:2]]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = op(*halves, given[2])
+            loss = op(*halves, operands[2])
         assert loss.dtype == torch.float32
         assert torch.equal(loss, expected)
         loss.backward()
@@ -307,16 +308,16 @@ def test_what_it_cannot_compute_is_refused():
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("of", [0, 1, 2])
 def test_forward_mode_derivatives_are_refused_rather_than_zero(of, requires_grad):
-    given = [value.detach().requires_grad_(requires_grad) for value in pairs()]
+    operands = [value.detach().requires_grad_(requires_grad) for value in pairs()]
 
     def loss(value):
-        return contrastive_loss(*given[:of], value, *given[of + 1 :])
+        return contrastive_loss(*operands[:of], value, *operands[of + 1 :])
 
     refusal = pytest.raises(NotImplementedError, match="contrastive_loss has no forward-mode derivatives")
     with refusal, torch.autograd.forward_ad.dual_level():
-        loss(torch.autograd.forward_ad.make_dual(given[of], torch.ones_like(given[of])))
+        loss(torch.autograd.forward_ad.make_dual(operands[of], torch.ones_like(operands[of])))
     with refusal:
-        torch.func.jvp(loss, (given[of],), (torch.ones_like(given[of]),))
+        torch.func.jvp(loss, (operands[of],), (torch.ones_like(operands[of]),))
 
 
 # Long calls
@@ -395,5 +396,5 @@ def test_the_reference_is_the_same_block_by_block(monkeypatch):
     monkeypatch.setattr(contrastive, "_BLOCK_BYTES", 8 * len(b) * 5)
     again = contrastive_loss(a, b, scale)
     torch.testing.assert_close(again, value, rtol=1e-12, atol=0)
-    for part, expected in zip(torch.autograd.grad(again, (a, b, scale)), whole, strict=True):
-        torch.testing.assert_close(part, expected, rtol=1e-10, atol=1e-13)
+    for gradient, expected in zip(torch.autograd.grad(again, (a, b, scale)), whole, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-13)

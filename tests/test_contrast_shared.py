@@ -79,8 +79,8 @@ def test_the_mean_gradient_over_processes_is_that_of_a_single_one(tmp_path, case
         loss, alone, grads, expected = json.loads(out.splitlines()[-1])
         assert loss == pytest.approx(alone, rel=1e-6)
         for name, right in expected.items():
-            found, wanted = torch.tensor(grads[name]), torch.tensor(right)
-            assert float((found - wanted).abs().max()) < 1e-6 * max(1.0, float(wanted.abs().max())), name
+            shared, single = torch.tensor(grads[name]), torch.tensor(right)
+            assert float((shared - single).abs().max()) < 1e-6 * max(1.0, float(single.abs().max())), name
 
 
 def test_a_group_of_one_process_equals_none(tmp_path):
@@ -92,9 +92,9 @@ def test_a_group_of_one_process_equals_none(tmp_path):
     try:
         results = []
         for group in (None, dist.group.WORLD):
-            given = [value.clone().requires_grad_() for value in values]
-            loss = contrastive_loss(*given, group=group)
-            results.append([loss, *torch.autograd.grad(loss, given)])
+            operands = [value.clone().requires_grad_() for value in values]
+            loss = contrastive_loss(*operands, group=group)
+            results.append([loss, *torch.autograd.grad(loss, operands)])
         for alone, shared in zip(*results, strict=True):
             torch.testing.assert_close(alone, shared, rtol=1e-6, atol=1e-8)
         halves = [value.bfloat16() for value in values[:2]]

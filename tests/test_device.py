@@ -154,13 +154,20 @@ def test_gpus_that_kernels_are_not_compiled_for_are_refused_in_a_sentence(machin
 
 def test_tensors_on_gpus_that_kernels_are_not_compiled_for_are_refused_too(machine):
     torch = pytest.importorskip("torch")
-    from satclip_engine.ops import dispatch
-
     tensor: Any = types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 1))
     machine(torch=2, cuda=2, capability=(7, 5))
-    assert dispatch.Triton().unfit(tensor) == "needs compute capability 8.0, cuda:1 has 7.5"
+    assert triton.Triton().unfit_tensor(tensor) == "needs compute capability 8.0, cuda:1 has 7.5"
     machine(torch=2, cuda=2, capability=(8, 0))
-    assert dispatch.Triton().unfit(tensor) is None
+    assert triton.Triton().unfit_tensor(tensor) is None
+
+
+def test_operators_are_offered_by_the_rows_that_have_them():
+    torch = pytest.importorskip("torch")
+    assert backends.TRAINING_NAMES == ("auto", "triton", "cpu", "reference")
+    assert [row.name for row in backends.TABLE if row not in backends.TRAINING] == ["cuda"]
+    with pytest.raises(UsageError, match="unknown backend 'cuda': choose from auto, triton, cpu, reference"):
+        backends.resolve_for("cuda", torch.zeros(1))
+    assert backends.resolve_for("auto", torch.zeros(1, device="meta")).name == "reference"
 
 
 def test_without_a_gpu_triton_says_how_it_can_run_all_the_same(monkeypatch):

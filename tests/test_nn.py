@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 from factories.weights import CONVENTIONS, GOLDEN, assert_same, make, tensors  # noqa: E402
 from test_golden import Case, cases, check_golden  # noqa: E402
-from test_op import places  # noqa: E402
+from test_op import scattered  # noqa: E402
 
 import satclip_engine as se  # noqa: E402
 from satclip_engine import reference  # noqa: E402
@@ -35,19 +35,19 @@ RELEASED = GOLDEN / "L10_analytic_c512_w1.ckpt"
 
 
 @cache
-def published_polynomials(count: int) -> Any:  # (count, 1600) at places(count)
+def published_polynomials(count: int) -> Any:  # (count, 1600) at scattered(count)
     """What the published `analytic` code evaluates at L = 40: its expanded polynomials, here in 60 digits."""
     file = np.load(GOLDEN / "published_polynomials_L40.npz")
-    found = np.empty((count, 1600))
+    result = np.empty((count, 1600))
     with mpmath.workdps(60):
-        for row, (lon, lat) in enumerate(places(count).tolist()):
+        for row, (lon, lat) in enumerate(scattered(count).tolist()):
             x, phi = -mpmath.sin(mpmath.radians(lat)), mpmath.radians(mpmath.mpf(lon) + 180)
             for m, degree in itertools.combinations_with_replacement(range(40), 2):
                 series = mpmath.polyval([mpmath.mpf(float(c)) for c in file["coef"][degree, m][::-1]], x)
                 legendre = mpmath.mpf(float(file["lead"][degree, m])) * mpmath.sqrt(1 - x * x) ** m * series
-                found[row, degree * (degree + 1) - m] = float(legendre * mpmath.sin(m * phi))
-                found[row, degree * (degree + 1) + m] = float(legendre * mpmath.cos(m * phi))
-    return torch.from_numpy(found)
+                result[row, degree * (degree + 1) - m] = float(legendre * mpmath.sin(m * phi))
+                result[row, degree * (degree + 1) + m] = float(legendre * mpmath.cos(m * phi))
+    return torch.from_numpy(result)
 
 
 def features(model: LocationEncoder, lonlat: Any) -> Any:  # (n, 2) -> (n, L²)
@@ -97,10 +97,10 @@ def test_gradients_of_the_parameters_are_those_of_the_published_formula(
         seed=1,
         dtype=torch.float64,
     )
-    lonlat, cotangent = places(5), torch.randn(5, 5, dtype=torch.float64)
+    lonlat, cotangent = scattered(5), torch.randn(5, 5, dtype=torch.float64)
     torch.manual_seed(6)
-    found = model(lonlat)
-    found.backward(cotangent)
+    result = model(lonlat)
+    result.backward(cotangent)
     torch.manual_seed(6)
     seed = torch.randint(2**63 - 1, ()).item()
     masks = [gradients.dropout_factors(torch.arange(5), 12, layer, dropout, seed) for layer in range(3)]
@@ -108,7 +108,7 @@ def test_gradients_of_the_parameters_are_those_of_the_published_formula(
     expected = naive_siren(model, lonlat, state, masks if dropout else None)
     expected.backward(cotangent)
     close = 1e-10  # arguments of the first sine are 30 sums of L² products of order one
-    torch.testing.assert_close(found, expected, rtol=0, atol=close)
+    torch.testing.assert_close(result, expected, rtol=0, atol=close)
     for name, parameter in model.named_parameters():
         scale = state[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=0, atol=close * scale, msg=name)
@@ -117,14 +117,14 @@ def test_gradients_of_the_parameters_are_those_of_the_published_formula(
 def test_steps_of_adamw_with_weight_decay_are_those_of_the_published_formula() -> None:
     model = LocationEncoder(6, 8, 2, 4, dropout=0.0, convention="analytic", seed=2, dtype=torch.float64)
     state = parameters_of(model)
-    lonlat, wanted = places(20), torch.randn(20, 4, dtype=torch.float64)
+    lonlat, target = scattered(20), torch.randn(20, 4, dtype=torch.float64)
     options: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
     ours = torch.optim.AdamW(model.parameters(), **options)
     theirs = torch.optim.AdamW(state.values(), **options)
     for _ in range(5):
-        for optimizer, embed in ((ours, model), (theirs, lambda at: naive_siren(model, at, state))):
+        for optimizer, embed in ((ours, model), (theirs, lambda points: naive_siren(model, points, state))):
             optimizer.zero_grad()
-            (embed(lonlat) - wanted).square().mean().backward()
+            (embed(lonlat) - target).square().mean().backward()
             optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, state[name], rtol=0, atol=1e-9, msg=name)
@@ -133,9 +133,9 @@ def test_steps_of_adamw_with_weight_decay_are_those_of_the_published_formula() -
 def test_parameters_have_the_published_names_and_nothing_else_is_in_the_state() -> None:
     model = LocationEncoder(40, 8, 2, 4, convention="analytic", harmonics="published")
     expected = [
-        f"nnet.{layer}.{part}"
+        f"nnet.{layer}.{kind}"
         for layer in ("layers.0", "layers.1", "last_layer")
-        for part in ("weight", "bias")
+        for kind in ("weight", "bias")
     ]
     assert list(model.state_dict()) == expected
     assert [name for name, _ in model.named_parameters()] == expected
@@ -150,8 +150,10 @@ def test_initial_weights_are_drawn_as_the_published_code_draws_them() -> None:
         for parameter in (layer.weight, layer.bias):
             assert torch.equal(parameter, torch.zeros(parameter.shape).uniform_(-bound, bound))
     again = LocationEncoder(5, 7, 2, 3, seed=9, dtype=torch.float64)
-    for one, other in zip(LocationEncoder(5, 7, 2, 3, seed=9).parameters(), again.parameters(), strict=True):
-        assert torch.equal(one.double(), other)
+    for narrow, wide in zip(
+        LocationEncoder(5, 7, 2, 3, seed=9).parameters(), again.parameters(), strict=True
+    ):
+        assert torch.equal(narrow.double(), wide)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -184,7 +186,7 @@ def test_a_trained_module_is_saved_and_loaded(name: str, tmp_path: Path) -> None
     again = LocationEncoder.from_weights(read_weights(tmp_path / name))
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
-    lonlat = places(5)
+    lonlat = scattered(5)
     with torch.no_grad():
         expected = model.eval()(lonlat)
     np.testing.assert_allclose(se.load(tmp_path / name)(lonlat.numpy()), expected.numpy(), atol=1e-6)
@@ -193,7 +195,7 @@ def test_a_trained_module_is_saved_and_loaded(name: str, tmp_path: Path) -> None
 
 def test_dropout_acts_in_training_alone_anew_in_each_call_and_by_the_generator_of_torch() -> None:
     model = LocationEncoder(4, 32, 2, 8, seed=0)
-    lonlat = places(10)
+    lonlat = scattered(10)
     assert torch.equal(model.eval()(lonlat), model(lonlat))
     torch.manual_seed(5)
     first, second = model.train()(lonlat), model(lonlat)
@@ -209,7 +211,7 @@ def test_dropout_acts_in_training_alone_anew_in_each_call_and_by_the_generator_o
 
 def test_any_leading_shape_is_kept() -> None:
     model = LocationEncoder(4, 8, 2, 5, seed=0).eval()
-    lonlat = places(24)
+    lonlat = scattered(24)
     flat = model(lonlat)
     assert torch.equal(model(lonlat.reshape(2, 3, 4, 2)), flat.reshape(2, 3, 4, 5))
     assert torch.equal(model(lonlat[7]), model(lonlat[7:8])[0])
@@ -217,7 +219,7 @@ def test_any_leading_shape_is_kept() -> None:
 
 
 def test_the_result_has_the_dtype_of_the_parameters_and_float32_at_least() -> None:
-    model, lonlat = LocationEncoder(4, 8, 2, 5, seed=0).eval(), places(3)
+    model, lonlat = LocationEncoder(4, 8, 2, 5, seed=0).eval(), scattered(3)
     assert model(lonlat).dtype == torch.float32
     assert model(lonlat.float()).dtype == torch.float32
     assert model.bfloat16()(lonlat).dtype == torch.float32
@@ -230,17 +232,17 @@ def test_a_float32_module_made_float64_folds_in_float64(harmonics: Any) -> None:
     widened = LocationEncoder(25, 6, 2, 4, **options).double()
     weights, _ = widened.folded()
     expected = widened.to_weights().folded().weights
-    for found, one in zip(weights, expected, strict=True):
-        np.testing.assert_allclose(found.detach().numpy(), one, rtol=1e-14, atol=1e-15)
+    for result, right in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(result.detach().numpy(), right, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("harmonics", ["exact", "published"])
 def test_autocast_changes_no_bit(harmonics: Any) -> None:
     model = LocationEncoder(25, 8, 2, 4, convention="analytic", harmonics=harmonics, seed=0).eval()
-    expected = model(places(6))
+    expected = model(scattered(6))
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(places(6))
-    assert torch.equal(found, expected)
+        result = model(scattered(6))
+    assert torch.equal(result, expected)
 
 
 def test_copies_and_pickles_are_apart_and_equal() -> None:
@@ -249,10 +251,10 @@ def test_copies_and_pickles_are_apart_and_equal() -> None:
     torch.save(model, buffer)
     buffer.seek(0)
     for twin in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
-        assert torch.equal(twin(places(5)), model(places(5)))
+        assert torch.equal(twin(scattered(5)), model(scattered(5)))
         with torch.no_grad():
             twin.nnet.last_layer.bias += 1
-        assert not torch.equal(twin(places(5)), model(places(5)))
+        assert not torch.equal(twin(scattered(5)), model(scattered(5)))
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("auto", torch.float64), ("triton", torch.float32)])
@@ -265,10 +267,10 @@ def test_compiled_whole_it_computes_the_same(mode: str, backend: str, dtype: Any
         results = []
         for run in (model, compiled):
             torch.manual_seed(count)
-            out = run(places(count))
+            out = run(scattered(count))
             results.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
-        for found, expected in zip(*results, strict=True):
-            torch.testing.assert_close(found, expected)
+        for result, expected in zip(*results, strict=True):
+            torch.testing.assert_close(result, expected)
 
 
 DISTRIBUTED = """
@@ -282,8 +284,8 @@ expected = torch.autograd.grad(model(lonlat).square().sum(), list(model.paramete
 store = torch.distributed.FileStore(sys.argv[1], 1)
 torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 torch.nn.parallel.DistributedDataParallel(model)(lonlat).square().sum().backward()
-for parameter, one in zip(model.parameters(), expected):
-    torch.testing.assert_close(parameter.grad, one)
+for parameter, gradient in zip(model.parameters(), expected):
+    torch.testing.assert_close(parameter.grad, gradient)
 torch.distributed.destroy_process_group()
 """
 
@@ -310,7 +312,7 @@ def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
         losses[name] = []
         for step in range(10):
             optimizer.zero_grad()
-            loss = (model(places(30, seed=step)) - 0.3).square().mean()
+            loss = (model(scattered(30, seed=step)) - 0.3).square().mean()
             loss.backward()
             optimizer.step()
             losses[name].append(loss.item())
@@ -318,7 +320,7 @@ def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["reference.gradients", "op", "nn", "ops.loss", "contrast", "ops.dispatch"]
+    "module", ["reference.gradients", "op", "nn", "ops.encode", "ops.loss", "contrast", "ops.autograd"]
 )
 def test_without_torch_the_command_that_installs_it_is_told(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None\nimport satclip_engine.{module}"
@@ -348,18 +350,18 @@ def test_a_narrower_backend_takes_wide_parameters_and_gives_wide_results() -> No
     for backend in ("cpu", "triton"):
         model = LocationEncoder(4, 8, 2, 5, seed=0, backend=backend, dtype=torch.float64).eval()
         exact = LocationEncoder(4, 8, 2, 5, seed=0, dtype=torch.float64).eval()
-        found = model(places(6))
-        assert found.dtype == torch.float64
-        torch.testing.assert_close(found, exact(places(6)), rtol=1e-4, atol=1e-5)
+        result = model(scattered(6))
+        assert result.dtype == torch.float64
+        torch.testing.assert_close(result, exact(scattered(6)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_precision_is_kept_and_another_word_refused() -> None:
     model = LocationEncoder(4, 8, 2, 5, seed=0, backend="triton", precision="fast").eval()
     exact = LocationEncoder(4, 8, 2, 5, seed=0).eval()
-    at = places(40)
+    points = scattered(40)
     with torch.no_grad():
-        found, right = model(at), exact(at)
-    difference = (found - right).abs().max() / right.square().mean().sqrt()
+        result, right = model(points), exact(points)
+    difference = (result - right).abs().max() / right.square().mean().sqrt()
     assert 1e-6 < difference < 5e-3
     assert model.encoder().precision == "fast"
     with pytest.raises(UsageError, match="precision must be exact or fast, not 'half'"):
@@ -371,16 +373,16 @@ def test_a_precision_is_kept_and_another_word_refused() -> None:
 def test_get_satclip_gives_the_published_embeddings(case: Case, backend: str) -> None:
     model = get_satclip(case.folder / f"{case.name}.ckpt", harmonics=case.harmonics, backend=backend)  # type: ignore[arg-type]
     with torch.no_grad():
-        check_golden(lambda at: model(torch.from_numpy(at)).numpy(), case, float32=backend == "cpu")
+        check_golden(lambda points: model(torch.from_numpy(points)).numpy(), case, float32=backend == "cpu")
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.ckpt")), ids=lambda path: path.stem)
 def test_get_satclip_gives_what_load_gives_to_the_bit(path: Path) -> None:
-    model, lonlat = get_satclip(path, "cpu"), places(300)
+    model, lonlat = get_satclip(path, "cpu"), scattered(300)
     with torch.no_grad():
-        found = model(lonlat)
-    assert found.dtype == torch.float64  # as the published one
-    assert np.array_equal(found.numpy(), se.load(path)(lonlat.numpy()).astype(np.float64))
+        result = model(lonlat)
+    assert result.dtype == torch.float64  # as the published one
+    assert np.array_equal(result.numpy(), se.load(path)(lonlat.numpy()).astype(np.float64))
 
 
 def test_get_satclip_returns_a_float64_module_in_evaluation_mode() -> None:
@@ -397,8 +399,8 @@ def test_get_satclip_takes_every_source_of_weights(tmp_path: Path) -> None:
     make("analytic", dtype=np.float32).save(tmp_path / "w.safetensors")
     for source in ("default", tmp_path / "w.safetensors"):
         with torch.no_grad():
-            found = get_satclip(source)(places(3))
-        assert np.array_equal(found.numpy(), se.load(source)(places(3).numpy()).astype(np.float64))
+            result = get_satclip(source)(scattered(3))
+        assert np.array_equal(result.numpy(), se.load(source)(scattered(3).numpy()).astype(np.float64))
 
 
 def whole_checkpoint(path: Path, **extras: Any) -> Path:
@@ -435,8 +437,8 @@ def test_return_all_gives_logit_scale_and_the_image_encoders_tensors_beside_the_
     assert list(model.visual_state) == ["fc.weight", "fc.bias"]
     assert torch.equal(model.visual_state["fc.weight"], torch.ones(3, 2))
     with torch.no_grad():
-        found = model.encode_location(places(4))
-        assert torch.equal(found, get_satclip(path)(places(4)))
+        result = model.encode_location(scattered(4))
+        assert torch.equal(result, get_satclip(path)(scattered(4)))
     with pytest.raises(UsageError, match="visual_state"):
         model.encode_image(torch.zeros(1))
 

@@ -175,7 +175,7 @@ class TrainConfig:
     backend: str = setting(
         "auto",
         "Backend of the location encoder and the loss; auto: the fastest on the device.",
-        choices=("auto", *(row.name for row in backends.TABLE if row.trains)),
+        choices=backends.TRAINING_NAMES,
         resumable=True,
     )
     location_precision: str = setting(

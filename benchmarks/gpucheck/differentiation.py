@@ -9,10 +9,10 @@ import torch
 
 from gpucheck.parity import GRADIENTS, LOSS, Sizes, relative, relative_rms
 from gpucheck.rows import Check, Note, Rows
+from satclip_engine import backends
 from satclip_engine.bench.inputs import LOGIT_SCALE, scattered, siren
 from satclip_engine.contrast import contrastive_loss
 from satclip_engine.op import encode
-from satclip_engine.ops import dispatch
 
 
 def run(rows: Rows, device: torch.device, sizes: Sizes) -> None:
@@ -69,10 +69,10 @@ def _contrast(rows: Rows, device: torch.device, sizes: Sizes) -> None:
 def _devices(rows: Rows, device: torch.device) -> list[tuple[str, torch.device]]:
     """Backends with gradients that run here, each with its device."""
     devices = []
-    for row in dispatch.TABLE:
+    for row in backends.TRAINING:
         if row.name == "reference":
             continue
-        if (missing := row.missing()) is not None:
+        if (missing := row.operators_missing()) is not None:
             rows.add(Note(f"autograd {row.name}", f"not compared: {missing}", ok=False))
             continue
         devices.append((row.name, torch.device("cpu") if row.name == "cpu" else device))

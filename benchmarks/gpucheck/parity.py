@@ -155,7 +155,7 @@ def _backend(rows: Rows, device: torch.device, sizes: Sizes, backend: Any, layer
         if prepared is None:
             return
         lonlat, (lat, lon) = _points(sizes.points), _axes(sizes)
-        if backend.trains:
+        if backend.grids_only is None:
             values = rows.attempt(f"{name} points", prepared.encode, lonlat)
             expected = reference.encode(lonlat, layers)
             if values is not None:

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 
 _GRIDS_ONLY = (
-    "backend 'cuda' computes grids of rows of latitude only: for single places and projected grids on a GPU, "
+    "backend 'cuda' computes grids of rows of latitude only: for single points and projected grids on a GPU, "
     "pip install \"satclip-engine[torch]\" and choose backend 'triton'"
 )
 
 
 class Cuda:
-    """Compiled CUDA kernels for product grids, where nvcc was there when the package was built."""
+    """Compiled CUDA kernels for product grids, present if nvcc was there when the package was built.
 
-    name, devices, trains, grids_only = "cuda", ("cuda",), False, _GRIDS_ONLY
+    It has no operators on tensors and does not train: its methods are those of Backend, not TrainingBackend.
+    """
+
+    name, devices, grids_only = "cuda", ("cuda",), _GRIDS_ONLY
 
     def missing(self) -> str | None:
         return MISSING if _C is None else getattr(_C, "cuda_missing", "reinstall satclip-engine")
@@ -34,10 +37,11 @@ class Cuda:
     def unfit(self, device: Device) -> str | None:
         if device.kind != "cuda":
             return "backend 'cuda' computes on a GPU: choose device 'cuda'"
-        found = _C.cuda_devices()
-        if (absent := absence(device, len(found), "a CUDA driver", _C.cuda_no_devices())) is not None:
+        gpus = _C.cuda_devices()
+        if (absent := absence(device, len(gpus), "a CUDA driver", _C.cuda_no_devices())) is not None:
             return absent
-        return too_old_for(self.name, device, found[device.index or 0][1])
+        _, capability = gpus[device.index or 0]
+        return too_old_for(self.name, device, capability)
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         raise MissingExtra(_GRIDS_ONLY)

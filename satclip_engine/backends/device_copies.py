@@ -1,9 +1,9 @@
-"""Results on their way back from a device: computing, copying and unpacking overlap.
+"""Copies from a device to the host, overlapped with computing and with unpacking of pinned buffers.
 
-    overlapped(blocks, lane.start, finish)
+    pipelined(blocks, copies.start, finish)
 
 While the host takes block k out of its pinned buffer, block k+1 is computed and on its way into another. Each
-calling thread has a Lane of its own: a stream of copies and two buffers.
+calling thread has a CopyStream of its own, with two buffers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ else:
     torch = need("torch", extra="torch", why="computing on a GPU")
 
 SLOTS = 2
-_SHARED = 4 << 20  # bytes of a block from which several threads copy it: below, telling them costs as much
+_SHARED_COPY_BYTES = 4 << 20  # of a block that several threads copy: below, starting them costs as much
 
 # Starting kernels takes a tenth of a millisecond, during which Triton's launcher (and its interpreter, which
 # computes meanwhile) must not meet itself in another thread. What has been started runs on without the lock.
@@ -36,7 +36,7 @@ _starting = threading.Lock()
 Block = TypeVar("Block")
 
 
-def overlapped(
+def pipelined(
     blocks: Iterable[Block], start: Callable[[Block, int], None], finish: Callable[[Block, int], None]
 ) -> None:
     """start(block, slot) for every block in turn, each before the former is finished; slots take turns."""
@@ -50,8 +50,8 @@ def overlapped(
         finish(*running.popleft())
 
 
-class Lane(Protocol):
-    """One thread's way to a device and back."""
+class CopyStream(Protocol):
+    """Copies of one thread's results to the host, through a buffer for each slot."""
 
     def start(self, slot: int, compute: Callable[[], Tensor]) -> None:
         """Begin to compute and to copy back."""
@@ -60,7 +60,7 @@ class Lane(Protocol):
         """Wait for it: the values, until the slot is started again."""
 
 
-class HostLane:
+class HostCopies:
     """On the CPU, under Triton's interpreter: nothing overlaps."""
 
     def __init__(self) -> None:
@@ -74,8 +74,8 @@ class HostLane:
         return self._values[slot]
 
 
-class CudaLane:
-    """Kernels in a stream that lanes share, copies in its own; each slot has a pinned buffer and an event.
+class CudaCopies:
+    """Kernels in a stream that threads share, copies in its own; each slot has a pinned buffer and an event.
 
     A call that ended early leaves copies under way; later ones into the same buffer follow in the same
     stream, so they are in order.
@@ -116,12 +116,12 @@ def computing_stream(device: torch.device) -> Any:
     return None if device.type == "cpu" else torch.cuda.Stream(device)
 
 
-def make_lane(computing: Any) -> Lane:
-    """A lane for the calling thread alone, whose kernels run in that stream."""
-    return HostLane() if computing is None else CudaLane(computing)
+def make_copy_stream(computing: Any) -> CopyStream:
+    """A copy stream for the calling thread alone, whose kernels run in the stream `computing`."""
+    return HostCopies() if computing is None else CudaCopies(computing)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device, in the order of its current stream, without waiting for what is before it."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -137,11 +137,11 @@ def copier(threads: int) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:
     with ThreadPoolExecutor(threads, thread_name_prefix="satclip-copy") as pool:
 
         def copy(out: np.ndarray, values: np.ndarray) -> None:
-            if values.nbytes < _SHARED:
+            if values.nbytes < _SHARED_COPY_BYTES:
                 np.copyto(out, values)
                 return
             edges = np.linspace(0, len(values), threads + 1).astype(int)
-            parts = [slice(*pair) for pair in itertools.pairwise(edges)]
-            list(pool.map(lambda part: np.copyto(out[part], values[part]), parts))
+            slices = [slice(*pair) for pair in itertools.pairwise(edges)]
+            list(pool.map(lambda rows: np.copyto(out[rows], values[rows]), slices))
 
         yield copy

@@ -1,9 +1,10 @@
-"""Protocols of backends: Backend, a row of the table, and Prepared, a network that it has laid out."""
+"""Protocols of backends and of prepared networks, and the arguments of training operators."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -98,7 +99,7 @@ class Prepared(Protocol):
 
 
 class Backend(Protocol):
-    """A row of the table."""
+    """An implementation of the encoder."""
 
     @property
     def name(self) -> str: ...
@@ -107,18 +108,14 @@ class Backend(Protocol):
         """Kinds of device on which "auto" may choose it."""
 
     @property
-    def trains(self) -> bool:
-        """Whether tensors.TABLE has a row of that name, with gradients."""
-
-    @property
     def grids_only(self) -> str | None:
-        """Why it computes only separable grids, and what computes others; None when it does more."""
+        """Reason why it computes only separable grids, and what computes others; None when it does more."""
 
     def missing(self) -> str | None:
-        """Why it cannot run here, or None."""
+        """Reason why it cannot run here, or None."""
 
     def unfit(self, device: Device) -> str | None:
-        """Why it does not compute on that device, in a sentence; or None. Asked where it is not missing."""
+        """Reason why it does not compute on that device, a sentence, or None. Asked if it is not missing."""
 
     def harmonics(self, lonlat: np.ndarray, degrees: int, threads: int = 1) -> np.ndarray:
         """(N, 2) float64 degrees → (N, L²) float64 orthonormal real harmonics in the order l² + l + m."""
@@ -127,3 +124,93 @@ class Backend(Protocol):
         self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
     ) -> Prepared:
         """Lay a network out for this backend; `threads` is the default of its calls."""
+
+
+class Network(NamedTuple):
+    """Tensors of a network, or their gradients: folded, by layer, all of one dtype on one device."""
+
+    weights: list[Tensor]  # (H, L²), (H, H)..., (E, H)
+    biases: list[Tensor]  # (H,)..., (E,)
+
+    @property
+    def degrees(self) -> int:
+        return math.isqrt(self.weights[0].shape[1])
+
+    @property
+    def hidden_widths(self) -> list[int]:
+        return [len(weight) for weight in self.weights[:-1]]
+
+    def empty(self, *shape: int) -> Tensor:
+        """New memory of the network's dtype, on its device."""
+        return self.weights[0].new_empty(shape)
+
+    def contiguous(self) -> Network:
+        return Network(*([tensor.contiguous() for tensor in tensors] for tensors in self))
+
+
+class Dropout(NamedTuple):
+    """Share p of the hidden pre-activations that are dropped, those of `seed`; the same by every backend."""
+
+    p: float = 0.0
+    seed: int = 0
+
+
+class Pairs(NamedTuple):
+    """Embeddings a (n, E) and b (N, E) and the scale () of their similarities, of one dtype on one device.
+
+    The partner of a's row i is b's row offset + i.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor
+    offset: int = 0
+
+
+@runtime_checkable
+class TrainingBackend(Backend, Protocol):
+    """A backend that computes the operators on PyTorch's tensors too, with gradients.
+
+    Arguments are checked before. Locations are (N, 2) float64 degrees; `saved` is the backend's own.
+    """
+
+    @property
+    def float32_only(self) -> bool:
+        """True where it takes no other dtype."""
+
+    def operators_missing(self) -> str | None:
+        """Reason why its operators cannot run here, or None."""
+
+    def unfit_tensor(self, tensor: Tensor) -> str | None:
+        """Reason why its operators do not take such tensors, or None. Asked where they are not missing."""
+
+    def embed(self, lonlat: Tensor, network: Network, precision: str) -> Tensor:
+        """Compute embeddings (N, E) without keeping anything for gradients."""
+
+    def saved_shape(self, count: int, hidden_widths: list[int]) -> tuple[int, ...]:
+        """Shape of what `forward` saves of so many locations, a number that may be a symbol."""
+
+    def forward(
+        self, lonlat: Tensor, network: Network, dropout: Dropout, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        """Compute embeddings (N, E), and what is saved for `backward`."""
+
+    def backward(
+        self,
+        grad: Tensor,
+        lonlat: Tensor,
+        network: Network,
+        saved: Tensor,
+        dropout: Dropout,
+        precision: str,
+        with_lonlat: bool,
+    ) -> tuple[Tensor | None, Network]:
+        """Compute gradients of the locations, when asked for, and of the network, from that of embeddings."""
+
+    def log_sum_exps(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute row_lse (n,), column_lse (N,) over these rows and S with the partners (n,)."""
+
+    def loss_gradients(
+        self, pairs: Pairs, row_lse: Tensor, column_lse: Tensor, factor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the share of a's rows in the gradients: da (n, E), db (N, E), dscale ()."""

@@ -1,7 +1,6 @@
 """Triton's kernels as a backend: on NVIDIA GPUs, or on the CPU by Triton's interpreter.
 
-Arrays of the host go in and out, or tensors that stay where they are. The kernels are those of the operators
-in satclip_engine.ops.
+Arrays of the host go in and out, or tensors that stay on their device.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.backends.protocols import Calls, Check, Prepared, gpu_calls
-from satclip_engine.device import CPU, Device, available_cores, too_old_for, torch_absence
+from satclip_engine.backends.protocols import Calls, Check, Dropout, Network, Pairs, Prepared, gpu_calls
+from satclip_engine.device import CPU, Device, available_cores, too_old, too_old_for, torch_absence
 from satclip_engine.geo.lonlat import as_lonlat, check_latitudes
 from satclip_engine.weights import Layers
 
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from satclip_engine.backends.device_copies import Lane
+    from satclip_engine.backends.device_copies import CopyStream
 
 
 class Triton:
-    """Triton's kernels on a GPU; on the CPU by its interpreter, when asked for by name."""
+    """Triton's kernels in float32 on a GPU; on the CPU by its interpreter, when asked for by name."""
 
-    name, devices, trains, grids_only = "triton", ("cuda",), True, None
+    name, devices, grids_only, float32_only = "triton", ("cuda",), None, True
 
     def missing(self) -> str | None:
         for module in ("torch", "triton"):
@@ -40,9 +39,7 @@ class Triton:
     def unfit(self, device: Device) -> str | None:
         if device.kind == "cuda":
             return torch_absence(device) or self._too_old(device)
-        from satclip_engine.kernels.launch import interpreted
-
-        if interpreted():
+        if _interpreted():
             return None
         return (
             "backend 'triton' computes on a GPU: choose device 'cuda', "
@@ -58,17 +55,84 @@ class Triton:
         import torch
 
         from satclip_engine.kernels.harmonics import harmonics
-        from satclip_engine.kernels.launch import interpreted
 
-        places = torch.from_numpy(np.ascontiguousarray(lonlat))
-        return harmonics(places if interpreted() else places.cuda(), degrees).cpu().numpy()
+        points = torch.from_numpy(np.ascontiguousarray(lonlat))
+        return harmonics(points if _interpreted() else points.cuda(), degrees).cpu().numpy()
 
     def prepare(
         self, layers: Layers, threads: int | None = None, *, device: Device = CPU, precision: str = "exact"
     ) -> Prepared:
-        from satclip_engine.backends.triton import PreparedTriton
-
         return PreparedTriton(layers, device, precision, threads or available_cores())
+
+    def operators_missing(self) -> str | None:
+        if (missing := self.missing()) is not None:
+            return missing
+        import torch
+
+        if torch.cuda.is_available() or _interpreted():
+            return None
+        return (
+            f"{torch_absence(Device('cuda'))}, or set TRITON_INTERPRET=1 before the start to run it "
+            "on the CPU, slowly"
+        )
+
+    def unfit_tensor(self, tensor: Tensor) -> str | None:
+        import torch
+
+        kind = tensor.device.type
+        if tensor.dtype != torch.float32 or not (kind == "cuda" or (kind == "cpu" and _interpreted())):
+            return f"takes torch.float32 on cuda, not {tensor.dtype} on {tensor.device}"
+        if kind == "cuda":
+            return too_old(tensor.device, torch.cuda.get_device_capability(tensor.device))
+        return None
+
+    def embed(self, lonlat: Tensor, network: Network, precision: str) -> Tensor:
+        from satclip_engine.kernels import encode
+
+        operands = lonlat.contiguous(), *network.contiguous()
+        return encode.forward(*operands, precision=precision, keep=False)[0]
+
+    def saved_shape(self, count: int, hidden_widths: list[int]) -> tuple[int, ...]:
+        return count, sum(hidden_widths)
+
+    def forward(
+        self, lonlat: Tensor, network: Network, dropout: Dropout, precision: str
+    ) -> tuple[Tensor, Tensor]:
+        from satclip_engine.kernels import encode
+
+        operands = lonlat.contiguous(), *network.contiguous()
+        return encode.forward(*operands, dropout=dropout.p, seed=dropout.seed, precision=precision)
+
+    def backward(
+        self,
+        grad: Tensor,
+        lonlat: Tensor,
+        network: Network,
+        saved: Tensor,
+        dropout: Dropout,
+        precision: str,
+        with_lonlat: bool,
+    ) -> tuple[Tensor | None, Network]:
+        from satclip_engine.kernels import encode
+        from satclip_engine.reference import gradients
+
+        operands = grad.contiguous(), lonlat.contiguous(), *network.contiguous(), saved
+        d_first, *d_network = encode.backward(*operands, dropout=dropout.p, precision=precision)
+        d_lonlat = gradients.lonlat_backward(d_first, lonlat, network.weights[0]) if with_lonlat else None
+        return d_lonlat, Network(*d_network)
+
+    def log_sum_exps(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        from satclip_engine.kernels import loss
+
+        return loss.log_sum_exps(*pairs)
+
+    def loss_gradients(
+        self, pairs: Pairs, row_lse: Tensor, column_lse: Tensor, factor: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from satclip_engine.kernels import loss
+
+        a, b, scale, offset = pairs
+        return loss.gradients(a, b, scale, row_lse, column_lse, offset, factor)
 
 
 class PreparedTriton:
@@ -82,7 +146,7 @@ class PreparedTriton:
         from satclip_engine.backends.device_copies import computing_stream
 
         self.layers, self.precision, self.threads = layers, precision, threads
-        self._device = concrete(device)
+        self._device = resolve_device(device)
         self._weights = [torch.tensor(w, dtype=torch.float32, device=self._device) for w in layers.weights]
         self._biases = [torch.tensor(b, dtype=torch.float32, device=self._device) for b in layers.biases]
         # One stream for all threads: their kernels would only compete, and each stream keeps its own memory.
@@ -178,9 +242,9 @@ class PreparedTriton:
     def _sent(self, array: np.ndarray) -> Tensor:
         import torch
 
-        from satclip_engine.backends.device_copies import sent
+        from satclip_engine.backends.device_copies import to_device
 
-        return sent(torch.from_numpy(np.ascontiguousarray(array)), self._device)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array)), self._device)
 
     def _run(
         self,
@@ -191,7 +255,7 @@ class PreparedTriton:
         check: Check | None,
     ) -> None:
         """Fill out[block] with compute(*block) for every block."""
-        from satclip_engine.backends.device_copies import copier, overlapped
+        from satclip_engine.backends.device_copies import copier, pipelined
 
         lane = self._lane()
         with copier(self.threads if threads is None else threads) as copy:
@@ -201,18 +265,18 @@ class PreparedTriton:
                     check()
                 lane.start(slot, lambda: compute(*block))
 
-            overlapped(blocks, start, lambda block, slot: copy(out[block], lane.finish(slot)))
+            pipelined(blocks, start, lambda block, slot: copy(out[block], lane.finish(slot)))
 
-    def _lane(self) -> Lane:
+    def _lane(self) -> CopyStream:
         """The calling thread's own."""
-        from satclip_engine.backends.device_copies import make_lane
+        from satclip_engine.backends.device_copies import make_copy_stream
 
-        if not hasattr(self._own, "lane"):
-            self._own.lane = make_lane(self._stream)
-        return self._own.lane
+        if not hasattr(self._own, "copies"):
+            self._own.copies = make_copy_stream(self._stream)
+        return self._own.copies
 
 
-def concrete(device: Device) -> Any:
+def resolve_device(device: Device) -> Any:
     """The torch.device, with its number."""
     import torch
 
@@ -222,12 +286,18 @@ def concrete(device: Device) -> Any:
 
 
 def architecture(device: torch.device, precision: str) -> str:
-    """What decides the bits of Triton's kernels: "triton 3.7.1 sm_90 exact"."""
+    """Name of all that decides the bits of Triton's kernels: "triton 3.7.1 sm_90 exact"."""
     import triton
 
     from satclip_engine.kernels.launch import capability
 
     return f"triton {triton.__version__} {capability(device)} {precision}"
+
+
+def _interpreted() -> bool:
+    from satclip_engine.kernels.launch import interpreted
+
+    return interpreted()
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

@@ -1,1 +1,1 @@
-"""PyTorch operators: dispatch to the backends, schemas, shapes and gradients."""
+"""PyTorch operators: schemas, shapes and gradients of what the backends compute."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from satclip_engine.errors import OutputError
 from satclip_engine.files import sync_folder
-from satclip_engine.progress import size_text as size_text
 
 # GDAL's metadata domain and name of a finished file's record of what it is, by which resuming can tell.
 STATE_DOMAIN, STATE_NAME = "SATCLIP", "STATE"

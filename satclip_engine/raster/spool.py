@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.errors import OutputError
-from satclip_engine.files import locked_folder as locked_folder
 from satclip_engine.files import replace_file
 from satclip_engine.quantize import Tally
 

@@ -1,4 +1,4 @@
-"""The definition: real spherical harmonics and the SIREN on them, in plain PyTorch float64.
+"""The definition of embeddings: real spherical harmonics and the SIREN on them, in plain PyTorch float64.
 
     x = cos θ = −sin(lat)    φ = lon + 180°
     Y_lm = P̄_l|m|(x) · (cos mφ for m > 0, 1 for m = 0, sin |m|φ for m < 0)
@@ -17,32 +17,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine._optional import need
+from satclip_engine.geo.lonlat import check_latitudes
 from satclip_engine.weights import Layers
 
 if TYPE_CHECKING:
     import torch
 
-_BLOCK_BYTES = 16 << 20  # harmonics of this many bytes are in memory at once
+_BLOCK_BYTES = 16 << 20  # of harmonics in memory at once
 
 
 def harmonics(lonlat: np.ndarray, degrees: int) -> np.ndarray:  # (N, 2) float64 -> (N, L²) float64
     """Orthonormal real spherical harmonics of degree 0..L−1, column l² + l + m, at (lon, lat) in degrees."""
-    places = _checked(lonlat)
-    values = np.empty((len(places), degrees**2))
-    for rows in blocks(len(places), degrees**2):
-        values[rows] = _features(places[rows], degrees).T.numpy()
+    lonlat = _checked(lonlat)
+    values = np.empty((len(lonlat), degrees**2))
+    for rows in blocks(len(lonlat), degrees**2):
+        values[rows] = _features(lonlat[rows], degrees).T.numpy()
     return values
 
 
 def encode(lonlat: np.ndarray, layers: Layers) -> np.ndarray:  # (N, 2) float64 -> (N, E) float64
     """Embeddings at (lon, lat) in degrees."""
     torch = _torch()
-    places = _checked(lonlat)
+    lonlat = _checked(lonlat)
     weights = [torch.tensor(weight) for weight in layers.weights]
     biases = [torch.tensor(bias)[:, None] for bias in layers.biases]
-    values = np.empty((len(places), layers.embed_dim))
-    for rows in blocks(len(places), layers.degrees**2):
-        hidden = _features(places[rows], layers.degrees)  # [L², n], then [H, n]
+    values = np.empty((len(lonlat), layers.embed_dim))
+    for rows in blocks(len(lonlat), layers.degrees**2):
+        hidden = _features(lonlat[rows], layers.degrees)  # [L², n], then [H, n]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             hidden = torch.sin(weight @ hidden + bias)
         values[rows] = (weights[-1] @ hidden + biases[-1]).T.numpy()
@@ -54,30 +55,30 @@ def encode_grid(
 ) -> np.ndarray:  # (H,), (W,) float64 -> (H, W, E) float64
     """Embeddings at every pair of a latitude and a longitude, in degrees."""
     lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
-    _check_latitudes(lat)
+    check_latitudes(lat)
     values = np.empty((len(lat), len(lon), layers.embed_dim))
     for rows in blocks(len(lat), max(1, len(lon)) * layers.degrees**2):
-        places = np.stack(np.meshgrid(lon, lat[rows]), axis=-1)  # [h, W, 2]
-        values[rows] = encode(places.reshape(-1, 2), layers).reshape(*places.shape[:2], -1)
+        pairs = np.stack(np.meshgrid(lon, lat[rows]), axis=-1)  # [h, W, 2]
+        values[rows] = encode(pairs.reshape(-1, 2), layers).reshape(*pairs.shape[:2], -1)
     return values
 
 
 def features(lonlat: torch.Tensor, degrees: int) -> torch.Tensor:  # (n, 2) float64 -> [L², n]
-    """Harmonics at places that are in [−90, 90] or not finite."""
+    """Harmonics at points whose latitudes are in [−90, 90] or not finite."""
     degree, order = _columns(degrees, lonlat.device)
-    legendre, waves = _legendre(lonlat[:, 1], degrees), _waves(lonlat[:, 0], degrees)
-    return legendre[degree, order.abs()] * waves[order + degrees - 1]
+    legendre, fourier = _legendre(lonlat[:, 1], degrees), fourier_basis(lonlat[:, 0], degrees)
+    return legendre[degree, order.abs()] * fourier[order + degrees - 1]
 
 
 def slopes(lonlat: torch.Tensor, degrees: int) -> tuple[torch.Tensor, torch.Tensor]:  # each [L², n]
-    """∂Y/∂lon and ∂Y/∂lat per degree of angle; at a pole ∂Y/∂lat is that along the place's own meridian.
+    """∂Y/∂lon and ∂Y/∂lat per degree of angle; at a pole ∂Y/∂lat is that along the point's own meridian.
 
     ∂P̄_lm/∂θ = ½ √((l+m)(l−m+1)) P̄_l(m−1) − ½ √((l−m)(l+m+1)) P̄_l(m+1) for harmonics of equal norm, without
     a division by sin θ, hence right at the poles; ours have √2 more for m > 0. θ grows with lat.
     """
     torch = _torch()
     degree, order = _columns(degrees, lonlat.device)
-    legendre, waves = _legendre(lonlat[:, 1], degrees), _waves(lonlat[:, 0], degrees)
+    legendre, fourier = _legendre(lonlat[:, 1], degrees), fourier_basis(lonlat[:, 0], degrees)
     l = torch.arange(degrees, dtype=torch.float64, device=lonlat.device)[:, None, None]  # noqa: E741
     m = torch.arange(degrees, dtype=torch.float64, device=lonlat.device)[:, None]
     lower = torch.sqrt(((l + m) * (l - m + 1)).clamp(min=0)) / 2
@@ -87,13 +88,13 @@ def slopes(lonlat: torch.Tensor, degrees: int) -> tuple[torch.Tensor, torch.Tens
     slope = torch.zeros_like(legendre)
     slope[:, 1:] += lower[:, 1:] * legendre[:, :-1]
     slope[:, :-1] -= upper[:, :-1] * legendre[:, 1:]
-    along_lon = -order[:, None] * legendre[degree, order.abs()] * waves[degrees - 1 - order]
-    along_lat = slope[degree, order.abs()] * waves[order + degrees - 1]
+    along_lon = -order[:, None] * legendre[degree, order.abs()] * fourier[degrees - 1 - order]
+    along_lat = slope[degree, order.abs()] * fourier[order + degrees - 1]
     return torch.deg2rad(along_lon), torch.deg2rad(along_lat)
 
 
-def _features(places: np.ndarray, degrees: int) -> torch.Tensor:  # (n, 2) -> [L², n]
-    return features(_torch().from_numpy(places.copy()), degrees)
+def _features(lonlat: np.ndarray, degrees: int) -> torch.Tensor:  # (n, 2) -> [L², n]
+    return features(_torch().from_numpy(lonlat.copy()), degrees)
 
 
 def _columns(degrees: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,14 +132,15 @@ def _next_degree(degree: int, x: torch.Tensor, last: torch.Tensor, before: torch
     return a * (x * last[:degree] - b * before[:degree])
 
 
-def _waves(lon: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [2L − 1, n]
+def fourier_basis(lon: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [2L − 1, n]
     """sin |m|φ for m = −(L−1)..−1, then cos mφ for m = 0..L−1, φ = lon + 180°."""
     torch = _torch()
-    turn = torch.deg2rad(_reduced(lon))
+    radians = torch.deg2rad(_wrapped(lon))
     m = torch.arange(degrees, device=lon.device)
     # cos mφ = (−1)^m cos(m lon); the sign costs no rounding.
     sign = 1 - 2 * (m % 2)
-    cosine, sine = sign[:, None] * torch.cos(m[:, None] * turn), sign[:, None] * torch.sin(m[:, None] * turn)
+    angle = m[:, None] * radians
+    cosine, sine = sign[:, None] * torch.cos(angle), sign[:, None] * torch.sin(angle)
     return torch.cat([sine[1:].flip(0), cosine])
 
 
@@ -154,28 +156,21 @@ def _colatitude(lat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return cosine, torch.where(tropics, torch.cos(near), torch.sin(far))
 
 
-def _reduced(lon: torch.Tensor) -> torch.Tensor:
+def _wrapped(lon: torch.Tensor) -> torch.Tensor:
     """The same longitude in [−180, 180]; both steps are exact."""
     torch = _torch()
-    turn = torch.fmod(lon, 360)
-    return torch.where(turn.abs() > 180, turn - 360 * torch.sign(turn), turn)
+    rest = torch.fmod(lon, 360)
+    return torch.where(rest.abs() > 180, rest - 360 * torch.sign(rest), rest)
 
 
 def _checked(lonlat: np.ndarray) -> np.ndarray:
-    places = np.asarray(lonlat, np.float64)
-    if places.ndim != 2 or places.shape[1] != 2:
+    lonlat = np.asarray(lonlat, np.float64)
+    if lonlat.ndim != 2 or lonlat.shape[1] != 2:
         raise ValueError(
-            f"expected an array of shape (N, 2), longitude and latitude in degrees, got {places.shape}"
+            f"expected an array of shape (N, 2), longitude and latitude in degrees, got {lonlat.shape}"
         )
-    _check_latitudes(places[:, 1])
-    return places
-
-
-def _check_latitudes(lat: np.ndarray) -> None:
-    outside = np.isfinite(lat) & (np.abs(lat) > 90)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise ValueError(f"row {row}: latitude {lat[row]} is outside [-90, 90]")
+    check_latitudes(lonlat[:, 1])
+    return lonlat
 
 
 def blocks(count: int, features: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""The definition of training: the network with dropout, and its gradients, in plain PyTorch formulas.
+"""The definition of training: the network with dropout and its gradients, in plain PyTorch formulas.
 
     a_i = drop_i(W_i h_(i−1) + b_i)    h_i = sin(a_i)    h_0 = Y    e = W h + b
     ∂W_i = Σ dz_i h_(i−1)ᵀ    ∂b_i = Σ dz_i    dz_i = drop_i(cos(a_i) · W_(i+1)ᵀ dz_(i+1))
@@ -43,9 +43,9 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:  # (..., 4) int64 -
 
 
 def dropout_factors(rows: Tensor, units: int, layer: int, p: float, seed: int) -> Tensor:
-    """What dropout multiplies pre-activations by: 0, or 1/(1 − p). (n,) int64 -> (n, units) float64.
+    """Factors of the pre-activations under dropout: 0, or 1/(1 − p). (n,) int64 -> (n, units) float64.
 
-    rows: index of each place in its batch. layer: 0 for the first hidden layer.
+    rows: indices of the points in their batch. layer: 0 for the first hidden layer.
     The word of (row, unit, layer) is a function of these and the seed alone: word unit mod 4 of the counter
     (low row, high row, unit div 4, layer) under the key (low seed, high seed). A unit is dropped if its word
     is below ⌊p·2³²⌋.
@@ -66,15 +66,14 @@ def encode_forward(
 ) -> tuple[Tensor, Tensor]:  # (N, 2) -> (N, E), (N, ΣH)
     """Embeddings, and the pre-activations a_i of all hidden layers side by side.
 
-    lonlat: float64 degrees, longitude first, latitudes checked; a place that is not finite gives rows of NaN.
+    lonlat: float64 degrees, longitude first, latitudes checked; a point that is not finite gives rows of NaN.
     """
     count, widths = len(lonlat), [len(weight) for weight in weights]
     out = weights[0].new_empty(count, widths[-1])
     saved = weights[0].new_empty(count, sum(widths[:-1]))
     for rows in _blocks(lonlat, weights):
         hidden = _harmonics(lonlat[rows], weights[0])
-        kept = saved[rows].split(widths[:-1], dim=1)
-        for layer, values in enumerate(kept):
+        for layer, values in enumerate(saved[rows].split(widths[:-1], dim=1)):
             values.copy_(hidden @ weights[layer].T + biases[layer])
             values.mul_(_factors(rows, values, layer, dropout, seed))
             hidden = torch.sin(values)
@@ -90,9 +89,9 @@ def encode_backward(
     saved: Tensor,
     dropout: float = 0.0,
     seed: int = 0,
-    places: bool = False,
+    with_lonlat: bool = False,
 ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
-    """Gradients of the places (when asked for), of all weights and of all biases; arguments as in forward.
+    """Gradients of the points (when asked for), of all weights and of all biases; arguments as in forward.
 
     grad: (N, E), the gradient of the embeddings; saved: what forward returned.
     """
@@ -100,24 +99,24 @@ def encode_backward(
     d_weights, d_biases = [torch.zeros_like(w) for w in weights], [torch.zeros_like(b) for b in biases]
     d_first = grad.new_empty(len(lonlat), widths[0])
     for rows in _blocks(lonlat, weights):
-        kept = saved[rows].split(widths, dim=1)
+        pre_activations = saved[rows].split(widths, dim=1)
         dz = grad[rows]
         for layer in range(len(weights) - 1, -1, -1):
-            hidden = torch.sin(kept[layer - 1]) if layer else _harmonics(lonlat[rows], weights[0])
+            hidden = torch.sin(pre_activations[layer - 1]) if layer else _harmonics(lonlat[rows], weights[0])
             d_weights[layer] += dz.T @ hidden
             d_biases[layer] += dz.sum(0)
             if layer:
-                dz = torch.cos(kept[layer - 1]) * (dz @ weights[layer])
+                dz = torch.cos(pre_activations[layer - 1]) * (dz @ weights[layer])
                 dz = dz * _factors(rows, dz, layer - 1, dropout, seed)
         d_first[rows] = dz
-    d_lonlat = places_backward(d_first, lonlat, weights[0]) if places else None
+    d_lonlat = lonlat_backward(d_first, lonlat, weights[0]) if with_lonlat else None
     return d_lonlat, d_weights, d_biases
 
 
-def places_backward(d_first: Tensor, lonlat: Tensor, weight: Tensor) -> Tensor:  # (N, H), (N, 2) -> (N, 2)
+def lonlat_backward(d_first: Tensor, lonlat: Tensor, weight: Tensor) -> Tensor:  # (N, H), (N, 2) -> (N, 2)
     """Gradient of longitude and latitude, in degrees, from that of the first layer's pre-activations.
 
-    NaN for places that are not finite. At a pole ∂lon is 0 and ∂lat is that along the place's own meridian.
+    NaN for points that are not finite. At a pole ∂lon is 0 and ∂lat is that along the point's own meridian.
     """
     degrees = math.isqrt(weight.shape[1])
     d_lonlat = torch.empty_like(lonlat)
@@ -125,8 +124,8 @@ def places_backward(d_first: Tensor, lonlat: Tensor, weight: Tensor) -> Tensor: 
         of_harmonics = (d_first[rows].double() @ weight.double()).T  # [L², n]
         slopes = reference.slopes(lonlat[rows], degrees)
         d_lonlat[rows] = torch.stack([(of_harmonics * slope).sum(0) for slope in slopes], dim=1)
-    nowhere = ~torch.isfinite(lonlat).all(dim=1, keepdim=True)
-    return d_lonlat.masked_fill(nowhere, math.nan)
+    finite = torch.isfinite(lonlat).all(dim=1, keepdim=True)
+    return d_lonlat.masked_fill(~finite, math.nan)
 
 
 def _harmonics(lonlat: Tensor, weight: Tensor) -> Tensor:  # (n, 2) -> (n, L²)
@@ -136,8 +135,8 @@ def _harmonics(lonlat: Tensor, weight: Tensor) -> Tensor:  # (n, 2) -> (n, L²)
 def _factors(rows: slice, like: Tensor, layer: int, dropout: float, seed: int) -> Tensor | float:
     if dropout == 0:
         return 1.0
-    places = torch.arange(rows.start, rows.stop, device=like.device)
-    return dropout_factors(places, like.shape[1], layer, dropout, seed).to(like.dtype)
+    indices = torch.arange(rows.start, rows.stop, device=like.device)
+    return dropout_factors(indices, like.shape[1], layer, dropout, seed).to(like.dtype)
 
 
 def _blocks(lonlat: Tensor, weights: Sequence[Tensor]) -> list[slice]:

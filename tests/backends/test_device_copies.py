@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("torch")
 
 from satclip_engine.backends import device_copies
-from satclip_engine.backends.device_copies import SLOTS, CudaLane, copier, overlapped
+from satclip_engine.backends.device_copies import SLOTS, CudaCopies, copier, pipelined
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 def test_a_block_is_started_before_the_one_before_it_is_finished(count):
     said: list[tuple[str, int, int]] = []
-    overlapped(
+    pipelined(
         range(count),
         lambda block, slot: said.append(("start", block, slot)),
         lambda block, slot: said.append(("finish", block, slot)),
@@ -39,7 +39,7 @@ def test_a_block_is_started_before_the_one_before_it_is_finished(count):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_several_threads_copy_what_one_does(monkeypatch, threads, rows):
-    monkeypatch.setattr(device_copies, "_SHARED", 0)
+    monkeypatch.setattr(device_copies, "_SHARED_COPY_BYTES", 0)
     values = np.random.default_rng(0).random((rows, 50, 3), np.float32)
     out = np.zeros((rows, 60, 7), np.float32)[::-1, 5:55, 2:5]
     with copier(threads) as copy:
@@ -147,35 +147,35 @@ def computed(late: Late, value: float, shape: tuple[int, ...]) -> LateTensor:
 
 
 def test_every_block_comes_back_whole_although_nothing_waits_for_the_device(late):
-    lane = CudaLane(LateStream("cuda:0"))
+    copies = CudaCopies(LateStream("cuda:0"))
     shapes = [(4, 3), (2, 5, 3), (9, 3), (1, 3), (4, 3)]
     found: list[np.ndarray] = []
-    overlapped(
+    pipelined(
         list(enumerate(shapes)),
-        lambda block, slot: lane.start(slot, lambda: computed(late, *block)),
-        lambda block, slot: found.append(lane.finish(slot).copy()),
+        lambda block, slot: copies.start(slot, lambda: computed(late, *block)),
+        lambda block, slot: found.append(copies.finish(slot).copy()),
     )
     assert [values.shape for values in found] == shapes
     assert [set(values.ravel().tolist()) for values in found] == [{float(k)} for k in range(len(shapes))]
 
 
 def test_memory_of_a_result_is_kept_until_it_is_copied(late):
-    lane = CudaLane(LateStream("cuda:0"))
+    copies = CudaCopies(LateStream("cuda:0"))
     made: list[LateTensor] = []
 
     def compute() -> LateTensor:
         made.append(computed(late, 1.0, (2, 3)))
         return made[-1]
 
-    lane.start(0, compute)
-    assert made[0].kept is lane._copying
+    copies.start(0, compute)
+    assert made[0].kept is copies._copying
 
 
 def test_a_call_that_ended_early_does_not_reach_into_the_next(late):
-    lane = CudaLane(LateStream("cuda:0"))
-    lane.start(0, lambda: computed(late, 1.0, (2, 3)))
-    lane.start(1, lambda: computed(late, 2.0, (2, 3)))  # and then Ctrl-C
-    lane.start(0, lambda: computed(late, 3.0, (2, 3)))
-    assert (lane.finish(0) == 3).all()
-    lane.start(1, lambda: computed(late, 4.0, (50, 3)))  # a larger buffer
-    assert (lane.finish(1) == 4).all()
+    copies = CudaCopies(LateStream("cuda:0"))
+    copies.start(0, lambda: computed(late, 1.0, (2, 3)))
+    copies.start(1, lambda: computed(late, 2.0, (2, 3)))  # and then Ctrl-C
+    copies.start(0, lambda: computed(late, 3.0, (2, 3)))
+    assert (copies.finish(0) == 3).all()
+    copies.start(1, lambda: computed(late, 4.0, (50, 3)))  # a larger buffer
+    assert (copies.finish(1) == 4).all()

@@ -124,9 +124,9 @@ def test_the_gradient_of_the_first_pre_activations_is_that_of_the_points() -> No
     d_first, _, _ = kernels.backward(grad, lonlat, weights, biases, saved)
     wide = gradients.encode_forward(lonlat, double(weights), double(biases))[1]
     expected = gradients.encode_backward(
-        grad.double(), lonlat, double(weights), double(biases), wide, places=True
+        grad.double(), lonlat, double(weights), double(biases), wide, with_lonlat=True
     )[0]
-    results = gradients.places_backward(d_first, lonlat, weights[0])
+    results = gradients.lonlat_backward(d_first, lonlat, weights[0])
     assert relative(results, expected) <= GRADIENT
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from satclip_engine.backends.device_copies import sent
+from satclip_engine.backends.device_copies import to_device
 from satclip_engine.device import Device, parse_device, torch_absence
 from satclip_engine.errors import UsageError
 
@@ -37,7 +37,7 @@ class ProcessContext:
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Copy a tensor to this process's device; a GPU is not waited for."""
-        return sent(tensor, self.device)
+        return to_device(tensor, self.device)
 
     def any_process(self, flag: bool) -> bool:
         """True where the flag is set in any process."""

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from satclip_engine import backends
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.nn import LocationEncoder
-from satclip_engine.ops import dispatch
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.loop.batches import derive_seed
 
@@ -91,7 +91,7 @@ class Model(nn.Module):
 def check_backend(config: TrainConfig, device: torch.device) -> None:
     """Raise UsageError or MissingExtra, naming the setting, where a backend cannot compute on the device."""
     try:
-        dispatch.resolve(config.backend, torch.empty(0, dtype=torch.float32, device=device))
+        backends.resolve_for(config.backend, torch.empty(0, dtype=torch.float32, device=device))
     except (UsageError, MissingExtra) as error:
         raise type(error)(f"backend: {error}", argument="backend") from error
 
