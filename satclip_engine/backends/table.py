@@ -30,11 +30,11 @@ def resolve(name: str = "auto", device: Device = CPU) -> Backend:
     for row in TABLE:
         if row.name == name:
             if (missing := row.missing()) is not None:
-                raise MissingExtra(f"backend {name!r} cannot run here: {missing}")
+                raise MissingExtra(f"backend {name!r} cannot run here: {missing}", argument="backend")
             if (unfit := row.unfit(device)) is not None:
-                raise UsageError(unfit)
+                raise UsageError(unfit, argument="device" if device.kind in row.devices else "backend")
             return row
-    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
+    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}", argument="backend")
 
 
 def grids_only(name: str) -> str | None:
@@ -50,6 +50,6 @@ def _best(device: Device) -> Backend:
         if reason is None:
             return row
     if unfit:
-        raise UsageError(str(next(iter(unfit.values()))))
+        raise UsageError(str(next(iter(unfit.values()))), argument="device")
     reasons = "; ".join(f"{row.name}: {reason}" for row, reason in missing.items())
-    raise MissingExtra(reasons if device == CPU else f"device '{device}': {reasons}")
+    raise MissingExtra(reasons if device == CPU else f"device '{device}': {reasons}", argument="device")

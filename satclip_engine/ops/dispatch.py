@@ -107,9 +107,12 @@ def resolve(name: str, tensor: Tensor) -> str:
         return next(row.name for row in TABLE if _may_take(row, tensor))
     row = _named(name)
     if (missing := row.missing()) is not None:
-        raise MissingExtra(f"backend {name!r} cannot run here: {missing}")
+        raise MissingExtra(f"backend {name!r} cannot run here: {missing}", argument="backend")
     if (unfit := row.unfit(tensor)) is not None:
-        raise UsageError(f"backend {name!r} {unfit}: convert the tensors, or choose 'auto' or 'reference'")
+        raise UsageError(
+            f"backend {name!r} {unfit}: convert the tensors, or choose 'auto' or 'reference'",
+            argument="backend",
+        )
     return name
 
 
@@ -122,7 +125,7 @@ def _named(name: str) -> Row:
     for row in TABLE:
         if row.name == name:
             return row
-    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}")
+    raise UsageError(f"unknown backend {name!r}: choose from {', '.join(NAMES)}", argument="backend")
 
 
 def _may_take(row: Row, tensor: Tensor) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satclip_engine import __version__
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import Argument, OutputError
 from satclip_engine.preview.field import field_on, turn_covered
 from satclip_engine.preview.map_frame import Canvas, canvas_for, equal_earth_canvas, graticule
 from satclip_engine.preview.pca import GlobalPCA, pca_head
@@ -80,7 +80,10 @@ def check_preview_path(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write the preview {path}: it is a folder")
     if path.exists() and not overwrite:
         raise OutputError(
-            f"the preview {path} exists already: remove it, give --preview another name, or use --overwrite"
+            f"the preview {path} exists already: remove it, give another name as ",
+            Argument("preview"),
+            ", or use ",
+            Argument("overwrite", True),
         )
 
 

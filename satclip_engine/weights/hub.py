@@ -44,7 +44,7 @@ def parse(source: str) -> tuple[str, str | None]:
     """("org/name", file or None) of hf://org/name[/file]."""
     parts = source.removeprefix("hf://").strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
-        raise UsageError(f"{source!r}: expected hf://org/name or hf://org/name/file")
+        raise UsageError(f"{source!r}: expected hf://org/name or hf://org/name/file", argument="source")
     return "/".join(parts[:2]), "/".join(parts[2:]) or None
 
 
@@ -79,7 +79,9 @@ class _Remote:
                 f"{self.source}: the repository has no file ending in {' or '.join(_SUFFIXES)}"
             )
         if len(found) > 1:
-            raise UsageError(f"{self.source}: several checkpoints, name one of {', '.join(found)}")
+            raise UsageError(
+                f"{self.source}: several checkpoints, name one of {', '.join(found)}", argument="source"
+            )
         return found[0]
 
     def _listed_files(self) -> list[str]:

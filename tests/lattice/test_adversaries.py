@@ -140,7 +140,7 @@ def test_numbers_of_any_kind_are_tolerances(smooth):
 
 def test_exact_with_a_tolerance_is_refused(smooth):
     for ask in (smooth.grid, lambda **how: smooth(random_points(9), **how)):
-        with pytest.raises(UsageError, match="give one of them"):
+        with pytest.raises(UsageError, match="exact and tolerance are mutually exclusive"):
             ask(exact=True, tolerance=1e-3)
 
 
