@@ -19,8 +19,8 @@ from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from satclip_engine import backends
-from satclip_engine.choices import PRECISIONS
 from satclip_engine.errors import UsageError
+from satclip_engine.options import PRECISIONS
 from satclip_engine.weights.schema import MAX_DEGREES
 
 # What the published layout calls the image encoders of the releases.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from satclip_engine.choices import PRECISIONS
 from satclip_engine.device import CPU, Device
 from satclip_engine.errors import UsageError
+from satclip_engine.options import PRECISIONS
 from satclip_engine.weights import Layers
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import click
 
 from satclip_engine.cli._types import Bands, MemoryType
 from satclip_engine.device import Device
-from satclip_engine.raster.options import RasterOptions, option_fields
+from satclip_engine.options import RasterOptions, option_fields
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 
@@ -75,16 +75,16 @@ def _option(name: str) -> Any:
     about, kind = entry.metadata, str(entry.type).removesuffix(" | None")
     if kind == "bool":
         return click.option(f"--{name}", is_flag=True, help=about["help"])
-    kind_of_value: Any = _TYPES[kind]
+    value_type: Any = _TYPES[kind]
     if about["choices"]:
-        kind_of_value = click.Choice(about["choices"])
+        value_type = click.Choice(about["choices"])
     elif about["least"] is not None:
-        kind_of_value = click.IntRange(min=about["least"])
+        value_type = click.IntRange(min=about["least"])
     elif name == "memory":
-        kind_of_value = MemoryType()
+        value_type = MemoryType()
     return click.option(
         f"--{name}",
-        type=kind_of_value,
+        type=value_type,
         default=about["shown"] or entry.default,
         show_default=entry.default is not None,
         metavar=about["metavar"],

@@ -14,12 +14,11 @@ import click
 from click.core import ParameterSource
 
 from satclip_engine import __version__
-from satclip_engine.choices import BACKENDS, HARMONICS, PRECISIONS
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
 from satclip_engine.cli._options import CommandLine, raster_options
 from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, ResolutionType
 from satclip_engine.errors import OutputError, UsageError
-from satclip_engine.raster.options import option_fields
+from satclip_engine.options import BACKENDS, HARMONICS, PRECISIONS, option_fields
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder

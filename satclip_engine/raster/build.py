@@ -75,12 +75,12 @@ class WorkerStopped(Exception):
 
 
 class EncoderSource:
-    """PyramidPass 0: the encoder's values for the pixels of a grid, or any other tile_records.
+    """Pixels of the first pass: the encoder's values for those of a grid.
 
     On a GPU, workers share it by turns: while one's strip is computed and copied back, in a fraction of a
     millisecond a megabyte, the others quantise, halve and compress theirs, which takes tens of times as long.
     So two workers suffice to hide the GPU behind the CPU's work, many to keep it busy, and nothing has to be
-    computed ahead; what overlaps within one call (staging.py) matters for strips longer than a metatile.
+    computed ahead; what overlaps within one call (device_copies.py) matters for longer strips.
     """
 
     def __init__(self, encoder: Any, grid: Any) -> None:
@@ -131,8 +131,8 @@ class TileRow:
     """A metatile's row of tiles of one level, filled from the top."""
 
     level: int
-    tile_row: int
-    tile_column: int
+    row: int  # of tiles
+    first_column: int
     tiles: np.ndarray  # (tiles, E, side, side) of the stored type
     valid: np.ndarray  # (tiles,) int64 pixels with data
     filled: int = 0
@@ -292,14 +292,12 @@ class Worker:
             written_from = time.thread_time()
             offset = self.job.spool.reserve(name, len(data))
             self.job.spool.write(name, offset, data)
-            column = tile_row.tile_column + number
-            metatile.tile_records.append(
-                (tile_row.level, tile_row.tile_row, column, zlib.crc32(data), offset)
-            )
+            column = tile_row.first_column + number
+            metatile.tile_records.append((tile_row.level, tile_row.row, column, zlib.crc32(data), offset))
             metatile.sizes.append(sizes)
             self.clock.compress += written_from - started
             self.clock.write += time.thread_time() - written_from
-        tile_row.tile_row += 1
+        tile_row.row += 1
         tile_row.filled = 0
         tile_row.valid[:] = 0
 

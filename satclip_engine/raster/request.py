@@ -15,10 +15,10 @@ from satclip_engine._version import __version__
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
+from satclip_engine.options import RasterOptions, identifying
 from satclip_engine.quantize import SampleType, sample_type
 from satclip_engine.raster.codec import Codec, codec_for
 from satclip_engine.raster.geotiff_keys import geo_tags
-from satclip_engine.raster.options import RasterOptions, identifying
 from satclip_engine.raster.output import DIGEST, check_path
 from satclip_engine.raster.tiff import Tag
 from satclip_engine.raster.tiling import BLOCKSIZES, Tiling, check_blocksize, choose_blocksize, make_tiling

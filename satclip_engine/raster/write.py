@@ -27,6 +27,7 @@ from satclip_engine.lattice.choose import placed, planned
 from satclip_engine.lattice.nodes import CACHE_BYTES
 from satclip_engine.lattice.plan import EXACT_TAGS
 from satclip_engine.lattice.plan import Plan as LatticePlan
+from satclip_engine.options import RasterOptions
 from satclip_engine.progress import Progress, Silence
 from satclip_engine.quantize import QuantisationStatistics, Quantiser, find_quantiser
 from satclip_engine.raster import cog
@@ -40,7 +41,6 @@ from satclip_engine.raster.build import (
     carry_over_bytes,
     run_tasks,
 )
-from satclip_engine.raster.options import RasterOptions
 from satclip_engine.raster.output import (
     STATE_DOMAIN,
     STATE_NAME,
@@ -297,7 +297,7 @@ class _Run:
         if free < disk.peak:
             raise OutputError(
                 f"{request.path} will take about {file}, and {peak} while it is written, but only "
-                f"{size_text(free)} are free in {request.path.parent}"
+                f"{size_text(free)} are free in {request.path.parent}: make room, or choose another folder"
             )
         self.progress.stage(
             f"computing; the file will take about {file} ({peak} of disk while it is written)"

@@ -13,15 +13,15 @@ import pytest
 from factories.cli_runs import SMALL, assert_one_line, run
 
 import satclip_engine as se
-from satclip_engine import backends, choices, errors
+from satclip_engine import backends, errors, options
 from satclip_engine.atlas.write import write_atlas
 from satclip_engine.backends import protocols
 from satclip_engine.cli.grid import main
 from satclip_engine.errors import Argument, MissingExtra, OutputError, SatclipError, UsageError
+from satclip_engine.options import RasterOptions, option_fields
 from satclip_engine.progress import Silence
 from satclip_engine.quantize import SAMPLE_TYPES
 from satclip_engine.raster.codec import CODECS
-from satclip_engine.raster.options import RasterOptions, option_fields
 from satclip_engine.raster.write import write_raster
 from satclip_engine.weights.schema import HARMONICS
 
@@ -242,11 +242,11 @@ def test_an_option_is_put_before_a_message_that_does_not_begin_with_it():
 
 
 def test_choices_are_those_of_the_librarys_tables():
-    assert choices.BACKENDS == backends.NAMES
-    assert choices.PRECISIONS == protocols.PRECISIONS
-    assert choices.HARMONICS == HARMONICS
-    assert tuple(SAMPLE_TYPES) == choices.DTYPES
-    assert tuple(CODECS) == choices.COMPRESSIONS
+    assert options.BACKENDS == backends.NAMES
+    assert options.PRECISIONS == protocols.PRECISIONS
+    assert options.HARMONICS == HARMONICS
+    assert tuple(SAMPLE_TYPES) == options.DTYPES
+    assert tuple(CODECS) == options.COMPRESSIONS
 
 
 def test_write_raster_takes_the_fields_of_its_options_with_their_defaults():

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     ("_version", "errors"),
     ("_optional", "data", "device", "progress"),
+    ("options",),
     ("geo",),
     ("weights",),
     ("reference",),

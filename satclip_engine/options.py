@@ -1,7 +1,9 @@
-"""Options of a raster's file, each with its default, help and limits.
+"""Options with their choices, defaults, help and limits.
 
-From these fields follow the options of `satclip-grid`, what `write_raster` takes, and what an interrupted run
-must have in common with the one that resumes it. Imports nothing heavy, so that `--help` is quick.
+From the fields of RasterOptions follow the options of `satclip-grid`, what `write_raster` takes, and what an
+interrupted run must have in common with the one that resumes it. Choices are written here, and a test holds
+the tables behind them (backends.TABLE, SAMPLE_TYPES, CODECS) to them: nothing heavy is imported, so that
+`--help` is quick.
 """
 
 from __future__ import annotations
@@ -11,9 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from satclip_engine.choices import COMPRESSIONS, DTYPES
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.progress import Progress, Silence
+
+BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
+# "exact": float32 throughout, on tensor cores as pairs of halves. "fast": 16-bit operands after the first
+# layer, float32 sums. It is the least accuracy: backends that know only exact arithmetic compute by that.
+PRECISIONS = ("exact", "fast")
+HARMONICS = ("exact", "published")
+DTYPES = ("int8", "int16", "float16", "float32")
+COMPRESSIONS = ("zstd", "deflate", "lerc", "none")
 
 
 def option(
