@@ -22,7 +22,7 @@ from satclip_engine.arrays.bands import band_names, parse_bands
 from satclip_engine.backends.buffers import aligned, check_out, fill_rows, kernel_order
 from satclip_engine.backends.protocols import Calls, Prepared, check_precision
 from satclip_engine.device import CPU, Device, parse_device
-from satclip_engine.errors import Argument, UsageError, listed
+from satclip_engine.errors import Argument, UsageError, listed, refuse_both
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.geo.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
 from satclip_engine.geo.pixels import Index, PixelGrid, Tiled, indices
@@ -396,8 +396,7 @@ class Encoder:
         from satclip_engine.lattice.certificate import LEAST_POSITIONS
         from satclip_engine.lattice.choose import placed, planned
 
-        if geobox is not None and like is not None:
-            raise UsageError("geobox and like are mutually exclusive", argument="like")
+        refuse_both(geobox=geobox, like=like)
         chosen = make_grid(
             resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox
         )

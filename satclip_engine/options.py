@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from satclip_engine.errors import Argument, UsageError
+from satclip_engine.errors import refuse_both
 from satclip_engine.progress import Progress, Silence
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
@@ -77,8 +77,8 @@ class RasterOptions:
     progress: Progress = field(default_factory=Silence)
 
     def __post_init__(self) -> None:
-        _refuse_both(self, "overwrite", "resume")
-        _refuse_both(self, "exact", "tolerance")
+        refuse_both(overwrite=self.overwrite, resume=self.resume)
+        refuse_both(exact=self.exact, tolerance=self.tolerance)
 
     @property
     def reconstruction(self) -> str:
@@ -86,13 +86,6 @@ class RasterOptions:
         if self.exact:
             return "exact"
         return "default" if self.tolerance is None else f"{float(self.tolerance)!r} σ"
-
-
-def _refuse_both(options: RasterOptions, first: str, second: str) -> None:
-    if getattr(options, first) and getattr(options, second) not in (None, False):
-        raise UsageError(
-            Argument(first), " and ", Argument(second), " are mutually exclusive", argument=second
-        )
 
 
 def option_fields() -> dict[str, dataclasses.Field[Any]]:
