@@ -65,7 +65,7 @@ def packed(
         inverse_scale=quantiser.inverse_scale if integer else None,
         offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
         clipped=statistics.clipped,
-        excess=statistics.excess,
+        excess=statistics.overshoot,
         valid=valid,
         isa=isa,
     )
@@ -126,7 +126,7 @@ def test_what_half_precision_cannot_hold_is_clipped_and_counted():
     tiles, statistics = packed(pixels, Quantiser(SAMPLE_TYPES["float16"]), 16, 1)
     np.testing.assert_array_equal(tiles[0, 0, 0, :4], np.array([65504, -65504, 3, np.nan], np.float16))
     assert statistics.clipped[0] == 2
-    assert statistics.excess[0] == pytest.approx(1e6 - 65504)
+    assert statistics.overshoot[0] == pytest.approx(1e6 - 65504)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
@@ -144,7 +144,7 @@ def test_nodata_is_never_produced_by_data_and_clipping_is_counted_per_band(dtype
         statistics.clipped, beyond.sum((0, 1)), atol=2
     )  # float32 codes may fall on the other side
     np.testing.assert_allclose(
-        statistics.excess, np.where(beyond, distance, 0).max((0, 1)), rtol=1e-4, atol=0.02
+        statistics.overshoot, np.where(beyond, distance, 0).max((0, 1)), rtol=1e-4, atol=0.02
     )
 
 
