@@ -22,7 +22,7 @@ from satclip_engine.arrays.bands import band_names, parse_bands
 from satclip_engine.backends.buffers import aligned, check_out, fill_rows, kernel_order
 from satclip_engine.backends.protocols import Calls, Prepared, check_precision
 from satclip_engine.device import CPU, Device, parse_device
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError, listed, refuse_both
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.geo.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
 from satclip_engine.geo.pixels import Index, PixelGrid, Tiled, indices
@@ -80,10 +80,12 @@ def _is_atlas(source: Any) -> bool:
 
 def _check_atlas_options(**given: Any) -> None:
     usual = {"harmonics": None, "backend": "auto", "device": "cpu", "precision": "exact"}
-    if other := [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]:
+    if other := [Argument(name, value) for name, value in given.items() if value != usual[name]]:
         raise UsageError(
-            f"an atlas holds no network: {', '.join(other)} would change nothing; leave it out, "
-            "or load the weights that the atlas was made of"
+            "an atlas holds no network: ",
+            *listed(other),
+            " would change nothing; leave it out, or load the weights that the atlas was made of",
+            argument=other[0].name,
         )
 
 
@@ -121,7 +123,7 @@ class Encoder:
         place; `head` whether that ends in a head, `plan` how it computes; None: exactly.
         """
         if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
-            raise UsageError(f"threads must be a positive whole number, not {threads!r}")
+            raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
         self._weights: Any = weights
         self._layers: Any = weights.folded() if layers is None else layers
         self._own_layers, self._head = layers is not None, head
@@ -275,7 +277,7 @@ class Encoder:
         """
         if is_tensor(lonlat):
             if out is not None:
-                raise UsageError("out is for arrays; a tensor gives a new tensor")
+                raise UsageError("out is for arrays; a tensor gives a new tensor", argument="out")
             return self._embed_tensor(lonlat, exact, tolerance)
         places = as_lonlat(lonlat)
         shape = (*places.shape[:-1], self.embed_dim)
@@ -394,21 +396,24 @@ class Encoder:
         from satclip_engine.lattice.certificate import LEAST_POSITIONS
         from satclip_engine.lattice.choose import placed, planned
 
-        if geobox is not None and like is not None:
-            raise UsageError("geobox and like both describe the grid: give one of them")
+        refuse_both(geobox=geobox, like=like)
         chosen = make_grid(
             resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox
         )
         encoder = self if bands is None else self.select(bands)
         codes = _code_type(dtype, out)
         if chunks is not None and (out is not None or codes is not None):
-            raise UsageError("out and integers are filled at once, chunks is for later: give one of them")
+            raise UsageError(
+                "out and integers are filled at once, chunks is for later: give one of them", argument="out"
+            )
         if codes is not None:
             return lazy.coded_array(
                 encoder, chosen, codes, out, scale_offset, exact=exact, tolerance=tolerance
             )
         if scale_offset is not None:
-            raise UsageError('scale_offset is for integers: give dtype="int8" or "int16" too')
+            raise UsageError(
+                'scale_offset is for integers: give dtype="int8" or "int16" too', argument="scale_offset"
+            )
         # Who looks at an array later may look at little of it: the first look should not take long.
         positions = LEAST_POSITIONS if out is None and chunks is None else None
         planned_encoder = planned(encoder, chosen, exact=exact, tolerance=tolerance, positions=positions)
@@ -466,7 +471,7 @@ def _code_type(dtype: Any, out: Any) -> np.dtype[Any] | None:
     except TypeError:
         kind = np.dtype(object)
     if kind.name not in ("float32", "int8", "int16"):
-        raise UsageError(f'dtype must be "float32", "int8" or "int16", not {dtype!r}')
+        raise UsageError(f'dtype must be "float32", "int8" or "int16", not {dtype!r}', argument="dtype")
     return None if kind == np.float32 else kind
 
 

@@ -1,29 +1,77 @@
-"""What can go wrong, in words for the person who typed the command.
+"""Exceptions of the package, worded for the person who typed the command or the call.
 
 Every message is one line that says what was given, what was expected and what to do. The command line prints
 the message alone (no traceback without `-v`) and exits with `exit_code`.
+
+An error names the argument that it refuses (`argument="blocksize"`), and a message holds an `Argument` where
+it speaks of another one, so that each reader meets arguments as they type them:
+
+    UsageError("4 is no multiple of 16", argument="blocksize")     --blocksize: 4 is no multiple of 16
+    OutputError("… or use ", Argument("overwrite", True))          … or use --overwrite
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument that a message speaks of, alone or with the value to give: overwrite=True in Python."""
+
+    name: str
+    value: object = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+
+def listed(arguments: Sequence[Argument]) -> list[str | Argument]:
+    """Pieces of a message: one and two and three."""
+    pieces = [piece for argument in arguments for piece in (" and ", argument)]
+    return pieces[1:]
+
 
 class SatclipError(Exception):
-    """A failure that the user can act on.
-
-    argument: name of the argument or setting at fault; a command line spells it as its option.
-    """
+    """A failure that the user can act on; `argument` is the one that was refused, if it was one."""
 
     exit_code = 1
 
-    def __init__(self, *args: object, argument: str | None = None) -> None:
-        super().__init__(*args)
-        self.argument = argument
+    def __init__(self, *message: object, argument: str | None = None) -> None:
+        super().__init__("".join(map(str, message)))
+        self.message, self.argument = message, argument
+
+    def worded(self, option: Callable[[Argument], str | None]) -> str:
+        """The message for whoever types options: `option` gives their names, None where there is none.
+
+        It begins with the option that was refused, unless it speaks of it anyway.
+        """
+        mentioned = [piece for piece in self.message if isinstance(piece, Argument)]
+        text = "".join(
+            option(piece) or str(piece) if isinstance(piece, Argument) else str(piece)
+            for piece in self.message
+        )
+        name = option(Argument(self.argument)) if self.argument else None
+        if name is None:
+            return text
+        rest = text.removeprefix(str(self.argument))
+        if rest != text and rest[:1] in (" ", ":"):
+            return f"{name}{rest}"
+        return text if self.argument in [piece.name for piece in mentioned] else f"{name}: {text}"
 
 
 class UsageError(SatclipError, ValueError):
     """An argument or option has a value that cannot be used."""
 
     exit_code = 2
+
+
+def refuse_both(**arguments: object) -> None:
+    """Raise UsageError when two arguments that exclude each other are both given: neither None nor False."""
+    if all(value is not None and value is not False for value in arguments.values()):
+        first, second = map(Argument, arguments)
+        raise UsageError(first, " and ", second, " are mutually exclusive", argument=second.name)
 
 
 class WeightsError(SatclipError, ValueError):

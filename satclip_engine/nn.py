@@ -145,7 +145,10 @@ class LocationEncoder(nn.Module):
     def forward(self, lonlat: Tensor) -> Tensor:  # (..., 2) -> (..., E)
         """Embed locations; NaN or infinite ones give NaN, |latitude| > 90 is an error naming the row."""
         if lonlat.ndim == 0 or lonlat.shape[-1] != 2:
-            raise UsageError(f"lonlat must have shape (..., 2), longitude first, not {tuple(lonlat.shape)}")
+            raise UsageError(
+                f"lonlat must have shape (..., 2), longitude first, not {tuple(lonlat.shape)}",
+                argument="lonlat",
+            )
         weights, biases = self.folded()
         dropout = self.dropout if self.training else 0.0
         seed = 0 if dropout == 0 else torch.randint(2**63 - 1, ()).item()

@@ -1,4 +1,4 @@
-"""Numbers as a raster stores them: integer codes with a scale and an offset per band, or floats.
+"""Quantisation: integer codes with a scale and an offset per band, or floats, as a raster stores them.
 
     value = code · scale + offset
 
@@ -17,24 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 
-# How many pixels are evaluated to find every band's range; rasters of up to as many are looked at completely.
+# Pixels evaluated to find every band's range; rasters of up to as many are evaluated completely.
 SAMPLE_PIXELS = 1 << 16
 # By how much a sampled range is widened at either end, as a fraction of it. With 65536 pixels a tail of a
 # Gaussian band reaches beyond the sample with about 1.5e-5 of its values; a quarter of a standard deviation
 # more leaves a third of that, so that all of 256 bands stay below MAX_CLIPPED.
 MARGIN = 0.03
 MAX_CLIPPED = 1e-4  # of a band's values; more is reported as a warning
-_ROUNDS = (
-    4  # samples taken until enough pixels have data: a projection's domain may be a small part of the raster
-)
-_ENOUGH = 1 / 8  # of the sample
+# Samples taken until enough pixels have data: a projection's domain may be a small part of the raster.
+SAMPLING_ROUNDS = 4
+MIN_VALID_SHARE = 1 / 8  # of the sample
 
 
 @dataclass(frozen=True)
 class SampleType:
-    """How one dtype is stored in a TIFF: the tags BitsPerSample, SampleFormat, Predictor, GDAL_NODATA."""
+    """Storage of one dtype in a TIFF: the tags BitsPerSample, SampleFormat, Predictor, GDAL_NODATA."""
 
     name: str
     largest_code: int | None  # None for floats
@@ -83,7 +82,7 @@ class Quantiser:
 
     @property
     def inverse_scale(self) -> np.ndarray:
-        """What values are multiplied by, (E,) float32. Integers only."""
+        """Factors of values, (E,) float32: 1 / scale. Integers only."""
         assert self.scale is not None
         return (1.0 / self.scale).astype(np.float32)
 
@@ -106,24 +105,24 @@ class Quantiser:
 
 
 @dataclass(eq=False)
-class Tally:
-    """What quantising did to the pixels of the raster (overviews not counted).
+class QuantisationStatistics:
+    """Counts of what quantising did to the pixels of the raster (overviews not counted).
 
-    Adding tallies is exact in any order.
+    Adding them is exact in any order.
     """
 
     clipped: np.ndarray  # (E,) int64 values beyond the largest code
-    excess: np.ndarray  # (E,) float32 the farthest of them, in codes (floats: in value)
+    overshoot: np.ndarray  # (E,) float32 the farthest of them, in codes (floats: in value)
     valid: int = 0  # pixels with data
     pixels: int = field(default=0)
 
     @classmethod
-    def zero(cls, bands: int) -> Tally:
+    def zero(cls, bands: int) -> QuantisationStatistics:
         return cls(np.zeros(bands, np.int64), np.zeros(bands, np.float32))
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: QuantisationStatistics) -> None:
         self.clipped += other.clipped
-        np.maximum(self.excess, other.excess, out=self.excess)
+        np.maximum(self.overshoot, other.overshoot, out=self.overshoot)
         self.valid += other.valid
         self.pixels += other.pixels
 
@@ -138,7 +137,7 @@ def codes_of(values: np.ndarray, inverse_scale: np.ndarray, offset: np.ndarray, 
 def sample_type(dtype: str) -> SampleType:
     """The storage of a dtype by name. Raises UsageError for one that rasters cannot have."""
     if dtype not in SAMPLE_TYPES:
-        raise UsageError(f"dtype must be one of {', '.join(SAMPLE_TYPES)}, not {dtype!r}")
+        raise UsageError(f"dtype must be one of {', '.join(SAMPLE_TYPES)}, not {dtype!r}", argument="dtype")
     return SAMPLE_TYPES[dtype]
 
 
@@ -187,31 +186,37 @@ def sample_indices(shape: tuple[int, int], pixels: int, seed: int) -> list[tuple
         )
 
     rows = np.unique(strata(height, down))
-    return [(part, np.unique(strata(width, across))) for part in np.array_split(rows, -(-rows.size // 16))]
+    return [(chunk, np.unique(strata(width, across))) for chunk in np.array_split(rows, -(-rows.size // 16))]
 
 
 def find_quantiser(encoder: Any, grid: Any, sample: SampleType, threads: int) -> Quantiser:
-    """Look at a raster before it is made: fit a quantiser to a stratified sample of the grid's pixels.
+    """Fit a quantiser to a stratified sample of the grid's pixels.
 
     Raises UsageError when none of them has data.
     """
     low = np.full(encoder.embed_dim, np.inf, np.float32)
     high = -low
-    seen, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
-    for seed in range(_ROUNDS):
+    valid_pixels, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
+    for seed in range(SAMPLING_ROUNDS):
         for rows, columns in sample_indices(grid.shape, SAMPLE_PIXELS, seed):
             pixels = encoder.evaluate(grid, rows, columns, threads=threads).reshape(-1, encoder.embed_dim)
             valid = pixels[~np.isnan(pixels[:, 0])]
-            seen += len(valid)
+            valid_pixels += len(valid)
             if len(valid):
                 np.minimum(low, valid.min(axis=0), out=low)
                 np.maximum(high, valid.max(axis=0), out=high)
-        if complete or seen >= SAMPLE_PIXELS * _ENOUGH or (sample.largest_code is None and seen):
+        if (
+            complete
+            or valid_pixels >= SAMPLE_PIXELS * MIN_VALID_SHARE
+            or (sample.largest_code is None and valid_pixels)
+        ):
             break
-    if not seen:
+    if not valid_pixels:
         height, width = grid.shape
         raise UsageError(
-            f"none of the {height} × {width} pixels is a place on Earth: the bounds lie outside "
-            f"the domain of CRS {grid.crs}"
+            f"none of the {height} × {width} pixels lies on Earth: they are outside the domain of CRS "
+            f"{grid.crs}; choose other ",
+            Argument("bounds"),
+            argument="grid",
         )
     return fit(sample, low, high, complete=complete)

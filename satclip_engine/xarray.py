@@ -181,7 +181,8 @@ def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: An
     if unknown := set(chunks) - {"band", *located.dims}:
         dims = ", ".join(map(str, located.dims))
         raise UsageError(
-            f"chunks: dimensions are band and {dims}, not {', '.join(sorted(map(str, unknown)))}"
+            f"chunks: dimensions are band and {dims}, not {', '.join(sorted(map(str, unknown)))}",
+            argument="chunks",
         )
     if located.raster:
         names = dict(zip(located.dims, ("y", "x"), strict=True))

@@ -362,7 +362,7 @@ def test_memory_that_cannot_be_filled_is_refused(tiny, case):
 def test_a_grid_is_described_in_one_way_only(tiny):
     geobox = GeoBox((2, 2), Affine(1, 0, 0, 0, -1, 2), "EPSG:4326")
     assert tiny.grid(geobox).shape == (8, 2, 2)
-    with pytest.raises(UsageError, match="one of them"):
+    with pytest.raises(UsageError, match="geobox and like are mutually exclusive"):
         tiny.grid(geobox, like=geobox)
     with pytest.raises(UsageError, match="leave out resolution"):
         tiny.grid(geobox, resolution=1)

@@ -19,8 +19,8 @@ from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from satclip_engine import backends
-from satclip_engine.backends.protocols import PRECISIONS
 from satclip_engine.errors import SatclipError, UsageError
+from satclip_engine.options import PRECISIONS
 from satclip_engine.weights.schema import MAX_DEGREES
 
 # Names of the released image encoders in the published layout.

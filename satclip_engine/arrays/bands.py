@@ -41,13 +41,13 @@ def parse_bands(bands: Any, names: Sequence[str]) -> list[int]:
         items = list(bands)
         if items and all(isinstance(item, (bool, np.bool_)) for item in items):
             if len(items) != count:
-                raise UsageError(f"bands: {len(items)} yes/no values for {count} bands")
+                raise UsageError(f"bands: {len(items)} yes/no values for {count} bands", argument="bands")
             items = [index for index, wanted in enumerate(items) if wanted]
         chosen = [_one(item, names) for item in items]
     else:
         chosen = [_one(bands, names)]
     if not chosen:
-        raise UsageError(f"bands: {bands!r} selects none of the {count} bands")
+        raise UsageError(f"bands: {bands!r} selects none of the {count} bands", argument="bands")
     return chosen
 
 
@@ -56,15 +56,15 @@ def _parse_text(text: str, count: int) -> list[int]:
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise UsageError(f"bands: {text!r} is not a choice like all, 1-64 or 3,5,7")
+            raise UsageError(f"bands: {text!r} is not a choice like all, 1-64 or 3,5,7", argument="bands")
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if first > last:
-            raise UsageError(f"bands: the range {part.strip()} runs backwards")
+            raise UsageError(f"bands: the range {part.strip()} runs backwards", argument="bands")
         if first < 1 or last > count:
-            raise UsageError(f"bands: {part.strip()} is outside 1-{count}")
+            raise UsageError(f"bands: {part.strip()} is outside 1-{count}", argument="bands")
         if twice := set(chosen) & set(range(first - 1, last)):
-            raise UsageError(f"bands: {text!r} names band {min(twice) + 1} twice")
+            raise UsageError(f"bands: {text!r} names band {min(twice) + 1} twice", argument="bands")
         chosen.extend(range(first - 1, last))
     return chosen
 
@@ -72,10 +72,12 @@ def _parse_text(text: str, count: int) -> list[int]:
 def _one(item: Any, names: Sequence[str]) -> int:
     if isinstance(item, str):
         if item not in names:
-            raise UsageError(f"bands: no band is named {item!r}; they are {names[0]} to {names[-1]}")
+            raise UsageError(
+                f"bands: no band is named {item!r}; they are {names[0]} to {names[-1]}", argument="bands"
+            )
         return list(names).index(item)
     if isinstance(item, (bool, np.bool_)) or not isinstance(item, (int, np.integer)):
-        raise UsageError(f"bands: {item!r} is neither an index nor a name")
+        raise UsageError(f"bands: {item!r} is neither an index nor a name", argument="bands")
     if not -len(names) <= item < len(names):
-        raise UsageError(f"bands: index {item} is outside 0..{len(names) - 1}")
+        raise UsageError(f"bands: index {item} is outside 0..{len(names) - 1}", argument="bands")
     return int(item) % len(names)

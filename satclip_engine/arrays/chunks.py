@@ -27,7 +27,8 @@ def normal_chunks(chunks: Any, shape: tuple[int, int, int]) -> tuple[tuple[int, 
     if isinstance(chunks, Mapping):
         if unknown := set(chunks) - set(DIMS):
             raise UsageError(
-                f"chunks: dimensions are band, y and x, not {', '.join(map(str, sorted(unknown)))}"
+                f"chunks: dimensions are band, y and x, not {', '.join(map(str, sorted(unknown)))}",
+                argument="chunks",
             )
         wanted = tuple(chunks.get(dim, -1) for dim in DIMS)
     elif isinstance(chunks, tuple) and len(chunks) == 3:
@@ -36,16 +37,21 @@ def normal_chunks(chunks: Any, shape: tuple[int, int, int]) -> tuple[tuple[int, 
         wanted = (-1, chunks, chunks)
     else:
         raise UsageError(
-            f"chunks must be 'auto', a number, a mapping of band, y and x, or three of them, not {chunks!r}"
+            f"chunks must be 'auto', a number, a mapping of band, y and x, or three of them, not {chunks!r}",
+            argument="chunks",
         )
     wanted = tuple(-1 if part is None else part for part in wanted)
     if any(isinstance(part, (int, np.integer)) and part < 1 and part != -1 for part in wanted):
-        raise UsageError(f"chunks must be positive, or -1 for a whole dimension, not {chunks!r}")
+        raise UsageError(
+            f"chunks must be positive, or -1 for a whole dimension, not {chunks!r}", argument="chunks"
+        )
     _refuse_many(_estimate(wanted, shape), wanted, shape)
     try:
         sizes = core.normalize_chunks(wanted, shape=shape, dtype=np.float32, limit=_BLOCK)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UsageError(f"chunks {chunks!r} do not fit the shape {shape}: {error}") from error
+        raise UsageError(
+            f"chunks {chunks!r} do not fit the shape {shape}: {error}", argument="chunks"
+        ) from error
     _refuse_many(math.prod(len(part) for part in sizes), wanted, shape)
     return tuple(tuple(int(n) for n in part) for part in sizes)
 
@@ -70,5 +76,6 @@ def _refuse_many(count: int, wanted: tuple[Any, ...], shape: tuple[int, int, int
     raise UsageError(
         f"chunks: {count:,} chunks are more than dask handles well ({MAX_CHUNKS:,}); use no chunks (the "
         f"array is lazy without them: select a window, then .chunk() it), or chunks={side} or larger "
-        f"({size / 1e9:.2g} GB a chunk)"
+        f"({size / 1e9:.2g} GB a chunk)",
+        argument="chunks",
     )

@@ -101,10 +101,11 @@ def _scale_offset(given: tuple[Any, Any], bands: int) -> tuple[np.ndarray, np.nd
         )
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"scale_offset must be two numbers, or two arrays with a number for each of {bands} bands"
+            f"scale_offset must be two numbers, or two arrays with a number for each of {bands} bands",
+            argument="scale_offset",
         ) from error
     if not (np.isfinite(scale).all() and np.isfinite(offset).all() and (scale > 0).all()):
-        raise UsageError("scale_offset must be finite, and scales positive")
+        raise UsageError("scale_offset must be finite, and scales positive", argument="scale_offset")
     return scale, offset
 
 

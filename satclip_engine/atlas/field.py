@@ -43,7 +43,8 @@ _CODES_BYTES, _NODES_BYTES = CACHE_BYTES // 2, 3 * CACHE_BYTES // 4  # of float3
 
 def _no_network(source: str, why: str = "") -> NoReturn:
     raise UsageError(
-        f"{source} is an atlas, which holds no network{why}: load the weights it was made of instead"
+        f"{source} is an atlas, which holds no network{why}: load the weights it was made of instead",
+        argument="source",
     )
 
 

@@ -25,7 +25,7 @@ from satclip_engine.atlas.file import (
     zarr,
 )
 from satclip_engine.atlas.packing import Packing
-from satclip_engine.errors import OutputError, SatclipError
+from satclip_engine.errors import Argument, OutputError, SatclipError
 from satclip_engine.files import sync_file, sync_folder
 from satclip_engine.lattice.nodes import BLOCK_COLUMNS, BLOCK_ROWS
 from satclip_engine.lattice.zones import Zone
@@ -44,7 +44,9 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise OutputError(f"{path} exists already: remove it, choose another name, or use overwrite")
+        raise OutputError(
+            f"{path} exists already: remove it, choose another name, or use ", Argument("overwrite", True)
+        )
     if not _holds_atlas(path):
         raise OutputError(
             f"{path} is no atlas, so that it is not overwritten: remove it, or choose another name"

@@ -91,7 +91,7 @@ def write_atlas(
     target, progress = Path(path), progress or Silence()
     _check(enc, path, dtype, threads)
     check_target(target, overwrite=overwrite)
-    wanted = tolerance_of(enc.moments, tolerance)
+    wanted = tolerance_of(enc.moments, tolerance, exact_possible=False)
     with Folder(target, overwrite=overwrite) as folder:
         try:
             writer = Writer(
@@ -127,12 +127,16 @@ def write_atlas(
 
 def _check(enc: Encoder, path: str | os.PathLike[str], dtype: str, threads: int | None) -> None:
     if "://" in str(path) or Path(path).suffix != SUFFIX:
-        raise UsageError(f"an atlas is a local folder whose name ends in {SUFFIX}, not {path}")
+        raise UsageError(
+            f"an atlas is a local folder whose name ends in {SUFFIX}, not {path}", argument="path"
+        )
     if dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", argument="dtype")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads must be a positive whole number, not {threads!r}")
+        raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
     if enc.backend == NAME:
-        raise UsageError("this encoder is an atlas already: write one from the weights it was made of")
+        raise UsageError(
+            "this encoder is an atlas already: write one from the weights it was made of", argument="enc"
+        )
     if (reason := grids_only(enc.backend)) is not None:
-        raise UsageError(reason)
+        raise UsageError(reason, argument="backend")

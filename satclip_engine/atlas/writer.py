@@ -18,7 +18,7 @@ from satclip_engine.atlas.file import Contents, Origin, square, triangle
 from satclip_engine.atlas.folder import Folder
 from satclip_engine.atlas.linear import error_measure, field_measure
 from satclip_engine.atlas.packing import Beyond, folded, make_packing
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 from satclip_engine.lattice.certificate import Certificate, certify
 from satclip_engine.lattice.convergence import halfway
 from satclip_engine.lattice.nodes import BLOCK_ROWS, EncodedNodes
@@ -58,7 +58,7 @@ class Writer:
         self.tolerance, self.sigmas, self.dtype = tolerance, sigmas, dtype
         self.threads, self.limit, self.progress = threads, limit, progress
         self.digests: dict[int, str] = {}  # of arrays that are as they should be
-        progress.stage("looking how smooth the field is")
+        progress.stage("estimating the field's smoothness")
         sample = self.network.encode(spiral(_POSITIONS), threads=threads)
         self.covariance, self.mean = field_measure(sample)
         self.low, self.high = (
@@ -85,7 +85,10 @@ class Writer:
             zones = finer
         raise UsageError(
             f"{ROUNDS} lattices, each finer, did not keep {self.tolerance.text}: the last erred by "
-            f"{contents.certificate.max_sigma:.2g} σ; give a larger tolerance{self._finer_dtype()}"
+            f"{contents.certificate.max_sigma:.2g} σ; give a larger ",
+            Argument("tolerance"),
+            *self._or_finer_dtype(", or "),
+            argument="tolerance",
         )
 
     def _first(self) -> tuple[tuple[Zone, ...], np.ndarray]:
@@ -98,7 +101,9 @@ class Writer:
         if not zones:
             raise UsageError(
                 f"the field is too rough for {self.tolerance.text}: errors stay above it with nodes 10 m "
-                "apart; give a larger tolerance"
+                "apart; give a larger ",
+                Argument("tolerance"),
+                argument="tolerance",
             )
         return zones, worst
 
@@ -110,20 +115,28 @@ class Writer:
 
     def _refuse_dtype(self, rounding: np.ndarray) -> None:
         worst = int(rounding.argmax())
-        name, hint = self.enc.band_names[worst], self._finer_dtype()
+        name = self.enc.band_names[worst]
         if self.tolerance.sigma[worst] * self.sigmas < self.tolerance.bands[worst]:  # it hardly varies
-            instead = hint.replace(", or", ": give")
-            raise UsageError(f"{self.dtype} cannot keep band {name}, which is almost constant{instead}")
+            raise UsageError(
+                f"{self.dtype} cannot keep band {name}, which is almost constant",
+                *self._or_finer_dtype(": use "),
+                argument="dtype",
+            )
         floor = float(rounding[worst]) / _SHARE * self.sigmas
         digits = 10 ** (math.floor(math.log10(floor)) - 1)
         floor = math.ceil(floor / digits) * digits
         raise UsageError(
             f"{self.dtype} cannot keep {self.tolerance.text}: rounding of band {name} leaves {floor:.2g} σ; "
-            f"give that or more as tolerance{hint}"
+            "give that or more as ",
+            Argument("tolerance"),
+            *self._or_finer_dtype(", or "),
+            argument="tolerance",
         )
 
-    def _finer_dtype(self) -> str:
-        return {"float16": ', or dtype="int16"', "int16": ', or dtype="float32"'}.get(self.dtype, "")
+    def _or_finer_dtype(self, before: str) -> list[object]:
+        """Parts of a message: the next finer dtype as a way out, if there is one."""
+        finer = {"float16": "int16", "int16": "float32"}.get(self.dtype)
+        return [] if finer is None else [before, Argument("dtype", finer)]
 
     def _check_size(self, zones: tuple[Zone, ...]) -> None:
         nodes = global_zones.count_nodes(zones)
@@ -131,8 +144,11 @@ class Writer:
         if size > self.limit:
             raise UsageError(
                 f"an atlas for {self.tolerance.text} needs {nodes:,} nodes, {size / 1e9:.3g} GB before they "
-                f"are compressed, more than {self.limit / 1e9:.3g} GB: give a larger tolerance, fewer bands "
-                "(enc.select), or a larger limit"
+                f"are compressed, more than the limit of {self.limit / 1e9:.3g} GB: give a larger ",
+                Argument("tolerance"),
+                " or fewer ",
+                Argument("bands"),
+                argument="tolerance",
             )
         self.folder.check_space(size)
 
@@ -151,7 +167,11 @@ class Writer:
                 return
             except Beyond as beyond:
                 if self.dtype != "int16" or not np.isfinite([beyond.low, beyond.high]).all():
-                    raise UsageError(f"{self.dtype} cannot hold these embeddings: use float32") from None
+                    raise UsageError(
+                        f"{self.dtype} cannot hold these embeddings: use ",
+                        Argument("dtype", "float32"),
+                        argument="dtype",
+                    ) from None
                 # The sample was less extreme than these nodes: anew, with what is known now.
                 self.low, self.high = np.minimum(self.low, beyond.low), np.maximum(self.high, beyond.high)
                 self.packing, self.digests = make_packing(self.dtype, self.low, self.high), {}

@@ -31,9 +31,11 @@ def touch(out: np.ndarray) -> None:
 def check_out(out: Any, shape: tuple[int, ...]) -> np.ndarray:
     """The caller's contiguous memory for embeddings. Raises UsageError when it is something else."""
     if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
-        raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
+        raise UsageError(
+            f"out must be a float32 array of shape {shape}, not {_describe(out)}", argument="out"
+        )
     if not (out.flags.writeable and out.flags.c_contiguous):
-        raise UsageError("out must be writeable and contiguous")
+        raise UsageError("out must be writeable and contiguous", argument="out")
     return out
 
 
@@ -48,9 +50,11 @@ def fill_rows(
     if out is None:
         out = aligned(shape)
     elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
-        raise UsageError(f"out must be a float32 array of shape {shape}, not {_describe(out)}")
+        raise UsageError(
+            f"out must be a float32 array of shape {shape}, not {_describe(out)}", argument="out"
+        )
     elif not out.flags.writeable:
-        raise UsageError("out is read-only")
+        raise UsageError("out is read-only", argument="out")
     if 0 in shape:
         return out
     if out.flags.c_contiguous or (rows_apart and out.strides[2] == out.itemsize):
@@ -73,23 +77,29 @@ def kernel_order(out: Any, shape: tuple[int, int, int], dtype: Any = np.float32)
     height, width, count = shape
     if hasattr(out, "dims") and hasattr(out, "data"):
         if set(out.dims) != {"band", "y", "x"}:
-            raise UsageError(f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}")
+            raise UsageError(
+                f"out must have dimensions band, y, x, not {', '.join(map(str, out.dims))}", argument="out"
+            )
         out = out.transpose("band", "y", "x").data
     name = np.dtype(dtype).name
     article = "an" if name.startswith("i") else "a"
     if not isinstance(out, np.ndarray) or out.dtype != dtype or out.ndim != 3:
         raise UsageError(
             f"out must be {article} {name} array of shape {shape} or {(count, height, width)}, "
-            f"not {_describe(out)}"
+            f"not {_describe(out)}",
+            argument="out",
         )
     views = [view for view in (out, out.transpose(1, 2, 0)) if view.shape == shape]
     fast = [view for view in views if count == 1 or view.strides[2] == view.itemsize]
     if not views:
-        raise UsageError(f"out must have shape {shape} or {(count, height, width)}, not {out.shape}")
+        raise UsageError(
+            f"out must have shape {shape} or {(count, height, width)}, not {out.shape}", argument="out"
+        )
     if not fast:
         raise UsageError(
             "out must have the band fastest in memory: "
-            f"np.empty({shape}, np.{name}), or its transpose(2, 0, 1)"
+            f"np.empty({shape}, np.{name}), or its transpose(2, 0, 1)",
+            argument="out",
         )
     return fast[0]
 

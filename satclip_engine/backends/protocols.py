@@ -10,14 +10,11 @@ import numpy as np
 
 from satclip_engine.device import CPU, Device
 from satclip_engine.errors import UsageError
+from satclip_engine.options import PRECISIONS
 from satclip_engine.weights import Layers
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# "exact": float32 throughout, on tensor cores as pairs of halves. "fast": 16-bit operands after the first
-# layer, float32 sums. It is the least accuracy: backends that know only exact arithmetic compute by that.
-PRECISIONS = ("exact", "fast")
 
 Check = Callable[[], object]
 
@@ -25,7 +22,9 @@ Check = Callable[[], object]
 def check_precision(precision: str) -> str:
     """The precision itself. Raises UsageError for a word that names none."""
     if precision not in PRECISIONS:
-        raise UsageError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
+        raise UsageError(
+            f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}", argument="precision"
+        )
     return precision
 
 

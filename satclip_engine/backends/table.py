@@ -42,7 +42,7 @@ def resolve(name: str = "auto", device: Device = CPU) -> Backend:
     row = _named(name, TABLE)
     _check_present(name, row.missing())
     if (unfit := row.unfit(device)) is not None:
-        raise UsageError(unfit)
+        raise UsageError(unfit, argument="device" if device.kind in row.devices else "backend")
     return row
 
 
@@ -57,7 +57,10 @@ def resolve_for(name: str, tensor: Tensor) -> TrainingBackend:
     row = _named(name, TRAINING)
     _check_present(name, row.operators_missing())
     if (unfit := row.unfit_tensor(tensor)) is not None:
-        raise UsageError(f"backend {name!r} {unfit}: convert the tensors, or choose 'auto' or 'reference'")
+        raise UsageError(
+            f"backend {name!r} {unfit}: convert the tensors, or choose 'auto' or 'reference'",
+            argument="backend",
+        )
     return row
 
 
@@ -75,12 +78,13 @@ def _named(name: str, rows: Sequence[_Row]) -> _Row:
     for row in rows:
         if row.name == name:
             return row
-    raise UsageError(f"unknown backend {name!r}: choose from auto, {', '.join(row.name for row in rows)}")
+    names = ", ".join(row.name for row in rows)
+    raise UsageError(f"unknown backend {name!r}: choose from auto, {names}", argument="backend")
 
 
 def _check_present(name: str, missing: str | None) -> None:
     if missing is not None:
-        raise MissingExtra(f"backend {name!r} cannot run here: {missing}")
+        raise MissingExtra(f"backend {name!r} cannot run here: {missing}", argument="backend")
 
 
 def _takes(row: TrainingBackend, tensor: Tensor) -> bool:
@@ -98,6 +102,6 @@ def _best(device: Device) -> Backend:
         if reason is None:
             return row
     if unfit:
-        raise UsageError(str(next(iter(unfit.values()))))
+        raise UsageError(str(next(iter(unfit.values()))), argument="device")
     reasons = "; ".join(f"{row.name}: {reason}" for row, reason in missing.items())
-    raise MissingExtra(reasons if device == CPU else f"device '{device}': {reasons}")
+    raise MissingExtra(reasons if device == CPU else f"device '{device}': {reasons}", argument="device")

@@ -1,4 +1,4 @@
-"""How every command ends: results on stdout, one line on stderr when something fails, and an exit status.
+"""End of every command: results on stdout, one line on stderr when something fails, and an exit status.
 
     0  done     1  failed     2  an argument or option cannot be used     130  Ctrl-C     143  terminated
 
@@ -20,8 +20,10 @@ from typing import Any, NoReturn
 
 import click
 
-from satclip_engine.errors import SatclipError
+from satclip_engine.errors import Argument, SatclipError
 
+# Arguments of the library that have another name as options.
+OPTION_NAMES = {"source": "weights", "enc": "weights", "path": "atlas"}
 EXIT_CODES = (
     "Exit status: 0 done; 1 failed; 2 unusable argument or option; 130 interrupted (Ctrl-C); 143 terminated."
 )
@@ -51,10 +53,10 @@ class Command(click.Command):
         try:
             status = run()
         except click.ClickException as error:
-            said = error.format_message()
+            message = error.format_message()
             if not (sys.argv[1:] if args is None else args):
-                said = f"{said.removesuffix('.')} ({name} --help shows how)"
-            status = fail(name, said, error.exit_code)
+                message = f"{message.removesuffix('.')} ({name} --help shows how)"
+            status = fail(name, message, error.exit_code)
         except click.Abort as error:
             status = _interrupted(name, error.__cause__)
         _exit(status if isinstance(status, int) else 0)
@@ -70,7 +72,7 @@ class Command(click.Command):
                 return super().invoke(ctx)
         except SatclipError as error:
             _traceback_if_verbose(ctx)
-            ctx.exit(fail(name, str(error), error.exit_code))
+            ctx.exit(fail(name, error.worded(partial(_as_typed, ctx)), error.exit_code))
         except KeyboardInterrupt as error:
             _traceback_if_verbose(ctx)
             ctx.exit(_interrupted(name, error))
@@ -102,14 +104,24 @@ def fail(name: str, message: str, status: int) -> int:
     return status
 
 
+def _as_typed(ctx: click.Context, argument: Argument) -> str | None:
+    """The option of an argument, with its value, as it is typed; None where the command has none."""
+    name = OPTION_NAMES.get(argument.name, argument.name)
+    option = next((option for option in ctx.command.params if option.name == name), None)
+    if option is None or not isinstance(option, click.Option):
+        return None
+    flag = max(option.opts, key=len)
+    return flag if argument.value is None or option.is_flag else f"{flag} {argument.value}"
+
+
 def _note(name: str, message: Warning | str, *where: Any) -> None:
     click.echo(f"{name}: note: {' '.join(str(message).split())}", err=True)
 
 
 def _interrupted(name: str, error: BaseException | None) -> int:
     terminated = isinstance(error, Terminated)
-    said = str(error or "") or ("terminated" if terminated else "interrupted")
-    return fail(name, said, 143 if terminated else 130)
+    message = str(error or "") or ("terminated" if terminated else "interrupted")
+    return fail(name, message, 143 if terminated else 130)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

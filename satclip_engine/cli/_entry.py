@@ -1,5 +1,5 @@
-"""Where the commands begin. What they need is imported under the guard, so that Ctrl-C right after the start
-ends in one line, too."""
+"""Entry points of the commands. They import under a guard, so that Ctrl-C right after the start ends in one
+line, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `satclip-grid --plan` says: how a raster would be computed, why, how long, and how large it gets."""
+"""`satclip-grid --plan`: forecast of a raster's path, reason, time and size, without writing it."""
 
 from __future__ import annotations
 
@@ -11,80 +11,75 @@ from satclip_engine.geo.crs import crs_name
 from satclip_engine.progress import duration_text, size_text
 
 if TYPE_CHECKING:
-    from satclip_engine.cli.grid import Options
+    from satclip_engine.cli._options import CommandLine
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
     from satclip_engine.lattice.plan import Plan
     from satclip_engine.progress import Progress
-    from satclip_engine.raster.size_estimate import Need
+    from satclip_engine.raster.size_estimate import DiskEstimate
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What was found without writing anything."""
+class RasterForecast:
+    """Plan and size of a raster that is not written."""
 
-    options: Options
+    options: CommandLine
     grid: Grid
     bands: int
     plan: Plan  # with seconds predicted for this machine
-    need: Need
+    disk: DiskEstimate
     threads: int
 
 
-def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> Outlook:
-    """Survey the raster and choose. Raises UsageError as writing it would."""
+def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progress) -> RasterForecast:
+    """Choose the plan and estimate the size. Raises UsageError as writing the raster would."""
     from satclip_engine.lattice.choose import placed
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
-    from satclip_engine.raster import size_estimate
-    from satclip_engine.raster.request import Options as Asked
     from satclip_engine.raster.request import check_request
-    from satclip_engine.raster.write import look_at
+    from satclip_engine.raster.size_estimate import estimate_disk
+    from satclip_engine.raster.write import fit_and_plan
 
-    asked = Asked(**options.written, overwrite=True, progress=progress)
-    request = check_request(encoder, options.output, grid, asked)
+    raster = replace(options.raster, overwrite=True, resume=False, progress=progress)
+    request = check_request(encoder, options.output, grid, raster)
     progress.stage("finding the range of every band")
-    quantiser, planned = look_at(request, progress.stage)
-    request = replace(request, encoder=planned)
-    cut, region = request.plan(), region_of(grid)
-    need = size_estimate.estimate(planned, placed(planned, grid), cut, quantiser, request.codec)
+    quantiser, planned = fit_and_plan(request, progress.stage)
+    tiling, region = request.tiling, region_of(grid)
+    disk = estimate_disk(planned, placed(planned, grid), tiling, quantiser, request.codec)
     plan = planned.plan or exact_plan(region, "as asked for")
     if encoder.plan is None:  # an atlas has no other way
         progress.stage("measuring this machine")
-        plan = replace(plan, seconds=predicted(plan, encoder.network, region, cut.threads))
-    return Outlook(options, grid, planned.embed_dim, plan, need, cut.threads)
+        plan = replace(plan, seconds=predicted(plan, encoder.network, region, tiling.threads))
+    return RasterForecast(options, grid, planned.embed_dim, plan, disk, tiling.threads)
 
 
-def as_json(outlook: Outlook) -> str:
+def as_json(forecast: RasterForecast) -> str:
     """One JSON object."""
     content: dict[str, Any] = {
-        **outlook.plan.summary(),
-        "shape": list(outlook.grid.shape),
-        "bands": outlook.bands,
-        "threads": outlook.threads,
-        "file_bytes": outlook.need.file,
-        "disk_bytes": outlook.need.peak,
+        **forecast.plan.summary(),
+        "shape": list(forecast.grid.shape),
+        "bands": forecast.bands,
+        "threads": forecast.threads,
+        "file_bytes": forecast.disk.file,
+        "disk_bytes": forecast.disk.peak,
     }
     return json.dumps(content, indent=2)
 
 
-def as_text(outlook: Outlook) -> str:
+def as_text(forecast: RasterForecast) -> str:
     """For people, a line a subject."""
-    plan, (height, width) = outlook.plan, outlook.grid.shape
+    plan, disk, (height, width) = forecast.plan, forecast.disk, forecast.grid.shape
     seconds = [f"{path} {duration_text(time)}" for path, time in plan.seconds.items()]
     lines = [
         (
             "grid",
-            f"{width} x {height} pixels of {resolution_text(outlook.grid)}, {crs_name(outlook.grid.crs)}",
+            f"{width} x {height} pixels of {resolution_text(forecast.grid)}, {crs_name(forecast.grid.crs)}",
         ),
         ("path", plan.path),
         ("why", plan.reason),
-        ("time", f"of pixels alone: {', '.join(seconds)} with {outlook.threads} threads" if seconds else ""),
+        ("time", f"of pixels alone: {', '.join(seconds)} with {forecast.threads} threads" if seconds else ""),
         *lattice_lines(plan.summary()),
-        (
-            "size",
-            f"about {size_text(outlook.need.file)}, {size_text(outlook.need.peak)} while it is written",
-        ),
+        ("size", f"about {size_text(disk.file)} ({size_text(disk.peak)} of disk while it is written)"),
     ]
-    head = f"{outlook.options.output} is not written; it would be:"
+    head = f"{forecast.options.output} is not written; it would be:"
     return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])

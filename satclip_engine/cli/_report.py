@@ -1,5 +1,4 @@
-"""What `satclip-grid` says about its result: on the terminal, as JSON, in the file's tags and below the
-picture."""
+"""Reports of `satclip-grid`: on the terminal, as JSON, in the file's tags and below the picture."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ from satclip_engine.lattice.certificate import up
 from satclip_engine.progress import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
-    from satclip_engine.cli.grid import Options
+    from satclip_engine.cli._options import CommandLine
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
     from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.raster.write import Report
 
 
-def provenance(options: Options, encoder: Encoder, fit: GlobalPCA | None) -> dict[str, str]:
+def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) -> dict[str, str]:
     """Tags that say where a raster comes from: the same run gives the same tags, so no time and no folder
     names."""
     weights = encoder.weights
@@ -39,7 +38,7 @@ def provenance(options: Options, encoder: Encoder, fit: GlobalPCA | None) -> dic
     }
 
 
-def command_line(options: Options) -> str:
+def command_line(options: CommandLine) -> str:
     """The options that decide the pixels, paths cut to names; how the work is done (threads, memory) is
     left out."""
     words = ["satclip-grid", options.output.name, "--weights", _short_name(options.weights)]
@@ -54,27 +53,28 @@ def command_line(options: Options) -> str:
         words += ["--crs", options.crs]
     if options.like is not None:
         words += ["--like", Path(options.like).name]
-    words += ["--dtype", options.dtype, "--bands", str(options.bands), "--compress", options.compress]
-    if options.exact:
+    raster = options.raster
+    words += ["--dtype", raster.dtype, "--bands", str(options.bands), "--compress", raster.compress]
+    if raster.exact:
         words.append("--exact")
-    if options.tolerance is not None:
-        words += ["--tolerance", f"{options.tolerance:g}"]
-    if options.blocksize is not None:
-        words += ["--blocksize", str(options.blocksize)]
+    if raster.tolerance is not None:
+        words += ["--tolerance", f"{raster.tolerance:g}"]
+    if raster.blocksize is not None:
+        words += ["--blocksize", str(raster.blocksize)]
     for name, value in _arithmetic(options).items():
         words += [f"--{name}", value]
     return shlex.join(words)
 
 
-def _arithmetic(options: Options) -> dict[str, str]:
+def _arithmetic(options: CommandLine) -> dict[str, str]:
     """The options that say who computes and how, without defaults; equal GPUs give equal bits."""
     usual = {"device": "cpu", "backend": "auto", "precision": "exact"}
-    given = {"device": options.device.kind, "backend": options.backend, "precision": options.precision}
-    return {name: value for name, value in given.items() if value != usual[name]}
+    chosen = {"device": options.device.kind, "backend": options.backend, "precision": options.precision}
+    return {name: value for name, value in chosen.items() if value != usual[name]}
 
 
 def weights_name(encoder: Encoder) -> str:
-    """What the weights are called, without the folder they lie in."""
+    """Name of the weights, without the folder that they lie in."""
     return _short_name(encoder.weights.provenance.source)
 
 
@@ -119,8 +119,8 @@ def extent_text(grid: Grid) -> str:
     """The outer edges in units of the CRS, as exact as a thousandth of a pixel needs."""
     transform = grid.transform
     step = min(math.hypot(transform.a, transform.d), math.hypot(transform.b, transform.e))
-    places = max(0, 3 - math.floor(math.log10(step)))
-    edges = (f"{round(edge, places) + 0.0:.{places}f}" for edge in grid.bounds)  # + 0.0: no minus zero
+    decimals = max(0, 3 - math.floor(math.log10(step)))
+    edges = (f"{round(edge, decimals) + 0.0:.{decimals}f}" for edge in grid.bounds)  # + 0.0: no minus zero
     shown = [edge.rstrip("0").rstrip(".") if "." in edge else edge for edge in edges]
     words = ("west", "south", "east", "north")
     return ", ".join(f"{word} {edge}" for word, edge in zip(words, shown, strict=True))
@@ -130,7 +130,7 @@ def extent_text(grid: Grid) -> str:
 class Result:
     """Everything there is to say about a run."""
 
-    options: Options
+    options: CommandLine
     encoder: Encoder
     grid: Grid
     report: Report
@@ -197,41 +197,38 @@ def as_text(result: Result) -> str:
 
 
 def lattice_lines(plan: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """How pixels were interpolated and what was measured; nothing when they were evaluated."""
+    """The lattice and its measured error, for interpolated pixels; nothing when they were evaluated."""
     if plan is None or plan["certificate"] is None:
         return []
-    found = plan["certificate"]
-    cosine = found["min_cosine"]  # of a head on an atlas it is not known, and −1
+    certificate = plan["certificate"]
+    cosine = certificate["min_cosine"]  # of a head on an atlas it is not known, and −1
     alike = f", cosine at least 1 - {up(1 - cosine, 1)}" if cosine > 0 else ""
+    largest, rms = up(certificate["max_sigma"], 2), up(certificate["rms_sigma"], 1)
+    used = f", {100 * certificate['max_tolerance']:.0f} % of the tolerance used" if cosine > 0 else ""
+    positions = certificate["positions"] + certificate["further"]
+    share, confidence = up(100 * certificate["fraction"], 2), 100 * certificate["confidence"]
     return [
-        (
-            "lattice",
-            f"every {plan['spacing']:.3g}° at order {plan['order']}, {plan['nodes']:,} nodes; "
-            f"for {plan['tolerance']}"
-            + (f", {100 * found['max_tolerance']:.0f} % of which was needed" if cosine > 0 else ""),
-        ),
-        ("error", f"{up(found['max_sigma'], 2)} σ at most, rms {up(found['rms_sigma'], 1)} σ{alike},"),
-        (
-            "",
-            f"at {found['positions'] + found['further']:,} positions; beyond that at most "
-            f"{up(100 * found['fraction'], 2)} % of {_of(found)} ({100 * found['confidence']:.2f} % sure)",
-        ),
+        ("lattice", f"every {plan['spacing']:.3g}° at order {plan['order']}, {plan['nodes']:,} nodes;"),
+        ("", f"for {plan['tolerance']}{used}"),
+        ("error", f"{largest} σ at most, rms {rms} σ{alike},"),
+        ("", f"at {positions:,} positions; beyond that at most {share} % of {_of(certificate)}"),
+        ("", f"with {confidence:.2f} % confidence"),
     ]
 
 
 def _of(certificate: dict[str, Any]) -> str:
-    """What the certificate's share is of: this raster's pixels, but for an atlas."""
+    """The whole of which the certificate gives a share: this raster's pixels, but for an atlas."""
     scope = certificate["scope"]
     return "pixels" if scope == "positions" else scope.rstrip(",")
 
 
 def was_complete(report: Report) -> bool:
-    """Whether a resumed run found its raster finished, so that nothing was computed."""
+    """True where a resumed run certificate its raster finished, so that nothing was computed."""
     return report.resumed_from == 1 and not report.cpu_seconds
 
 
 def _details(result: Result) -> list[tuple[str, str]]:
-    """How the work went, for `-v`."""
+    """Stages, threads and tiles, for `-v`."""
     report, encoder = result.report, result.encoder
     overviews = ", ".join(f"1/{factor}" for factor in report.overviews) or "none"
     work = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.cpu_seconds.items())
@@ -246,7 +243,7 @@ def _details(result: Result) -> list[tuple[str, str]]:
 
 
 def _nodata_text(report: Report) -> str:
-    """How much of the raster is no place on Earth; nothing when all of it is one."""
+    """Share of the raster outside the CRS's domain; nothing when there is none."""
     pixels = report.shape[0] * report.shape[1]
     missing = pixels - (pixels if report.valid_pixels is None else report.valid_pixels)
     return (
@@ -255,7 +252,7 @@ def _nodata_text(report: Report) -> str:
 
 
 def _rounding_text(report: Report) -> str:
-    """What quantising took away; nothing for floats."""
+    """Error of quantising; nothing for floats."""
     if not report.max_quantisation_error:
         return ""
     clipped = report.clipping

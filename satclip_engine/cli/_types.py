@@ -22,7 +22,7 @@ _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 @dataclass(frozen=True)
 class Bands:
-    """Which bands to write: all of them, a list of band numbers, or the first `pca` principal components."""
+    """Bands to write: all of them, a list of band numbers, or the first `pca` principal components."""
 
     numbers: str = "all"  # "all" or a list such as 1,5,9-12, counted from 1
     pca: int = 0  # 0: no principal components
@@ -32,8 +32,7 @@ class Bands:
 
 
 class BandsType(click.ParamType):
-    """`all`, `1-64`, `1,5,9-12` or `pca:K`; whether the weights have that many is checked when they are
-    read."""
+    """`all`, `1-64`, `1,5,9-12` or `pca:K`; numbers are checked when the weights are read."""
 
     name = "bands"
 
@@ -59,7 +58,7 @@ class ResolutionType(click.ParamType):
         if not isinstance(value, str):
             return value
         try:
-            sizes = tuple(float(part) for part in value.split(","))
+            sizes = tuple(float(size) for size in value.split(","))
         except ValueError:
             sizes = ()
         if len(sizes) not in (1, 2):
@@ -82,7 +81,7 @@ class MemoryType(click.ParamType):
 
 
 class DeviceType(click.ParamType):
-    """`cpu`, `cuda` or `cuda:N`; whether it is there is checked when it is to compute."""
+    """`cpu`, `cuda` or `cuda:N`; its presence is checked when it is to compute."""
 
     name = "device"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 
 if TYPE_CHECKING:
     import pyproj
@@ -34,17 +34,20 @@ def parse_crs(crs: Any) -> pyproj.CRS:
         parsed = crs if isinstance(crs, pyproj.CRS) else pyproj.CRS.from_user_input(crs)
     except pyproj.exceptions.CRSError as error:
         raise UsageError(
-            f"unknown CRS {_short(crs)}: give an EPSG code such as EPSG:3857, a PROJ string or WKT"
+            f"unknown CRS {_short(crs)}: give an EPSG code such as EPSG:3857, a PROJ string or WKT",
+            argument="crs",
         ) from error
     if not (parsed.is_geographic or parsed.is_projected):
         raise UsageError(
-            f"CRS {_short(crs)} is a {parsed.type_name}; a raster needs a geographic or projected one"
+            f"CRS {_short(crs)} is a {parsed.type_name}; a raster needs a geographic or projected one",
+            argument="crs",
         )
     try:
         transformers(parsed.to_wkt())
     except pyproj.exceptions.ProjError as error:
         raise UsageError(
-            f"CRS {_short(crs)} cannot be related to longitude and latitude on Earth ({error})"
+            f"CRS {_short(crs)} cannot be related to longitude and latitude on Earth ({error})",
+            argument="crs",
         ) from error
     return parsed
 
@@ -165,7 +168,12 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
 
     area = crs.area_of_use or horizontal(crs).area_of_use
     if area is None:
-        raise UsageError(f"CRS {_short(crs)} has no area of use: give bounds (west, south, east, north)")
+        raise UsageError(
+            f"CRS {_short(crs)} has no area of use: give ",
+            Argument("bounds"),
+            " (west, south, east, north)",
+            argument="crs",
+        )
     west, south, east, north = area.bounds
     if east <= west:  # across the antimeridian
         east += 360.0
@@ -175,13 +183,21 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
         x, y = back.transform(lon, lat)
         lon2, lat2 = there.transform(x, y)
     except pyproj.exceptions.ProjError as error:
-        raise UsageError(f"the area of use of CRS {_short(crs)} cannot be projected ({error})") from error
+        raise UsageError(
+            f"the area of use of CRS {_short(crs)} cannot be projected ({error}): give ",
+            Argument("bounds"),
+            argument="crs",
+        ) from error
     with np.errstate(invalid="ignore"):
         # A degree of longitude shrinks towards the poles, where it may be anything.
         off_lon = np.abs(np.remainder(lon2 - lon + 180.0, 360.0) - 180.0) * np.cos(np.radians(lat))
         valid = np.isfinite(x) & np.isfinite(y) & (off_lon < 1e-3) & (np.abs(lat2 - lat) < 1e-3)
     if not valid.any():
-        raise UsageError(f"the area of use of CRS {_short(crs)} cannot be projected: give bounds")
+        raise UsageError(
+            f"the area of use of CRS {_short(crs)} cannot be projected: give ",
+            Argument("bounds"),
+            argument="crs",
+        )
     x, y = x[valid], y[valid]
     return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError, listed
 from satclip_engine.geo import crs as _crs
 from satclip_engine.geo.pixels import Index, indices
 
@@ -215,9 +215,13 @@ def make_grid(
     """
     if like is not None:
         given = {"resolution": resolution, "bounds": bounds, "crs": crs}
-        if taken := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"like already fixes the grid: leave out {' and '.join(taken)}")
-        return _grid_like(like)
+        if taken := [Argument(name) for name, value in given.items() if value is not None]:
+            raise UsageError("like already fixes the grid: leave out ", *listed(taken), argument="like")
+        try:
+            return _grid_like(like)
+        except UsageError as error:
+            error.argument = "like"
+            raise
     parsed = _crs.parse_crs("EPSG:4326" if crs is None else crs)
     res = _resolution(resolution, parsed)
     edges = _default_bounds(parsed, res) if bounds is None else _check_bounds(bounds, parsed)
@@ -228,16 +232,22 @@ def _resolution(resolution: Any, crs: pyproj.CRS) -> tuple[float, float]:
     unit = _crs.unit_name(crs)
     if resolution is None:
         if unit != "degree":
-            raise UsageError(f"a resolution is required: CRS {crs.name!r} counts in {unit}s")
+            raise UsageError(
+                f"a resolution is required: CRS {crs.name!r} counts in {unit}s", argument="resolution"
+            )
         return DEFAULT_RESOLUTION, DEFAULT_RESOLUTION
     try:
         values = np.asarray(resolution, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
-        raise UsageError(f"resolution must be one number or two (x, y), not {resolution!r}") from error
+        raise UsageError(
+            f"resolution must be one number or two (x, y), not {resolution!r}", argument="resolution"
+        ) from error
     if values.size not in (1, 2):
-        raise UsageError(f"resolution must be one number or two (x, y), not {values.size} numbers")
+        raise UsageError(
+            f"resolution must be one number or two (x, y), not {values.size} numbers", argument="resolution"
+        )
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise UsageError(f"resolution must be positive and finite, not {resolution}")
+        raise UsageError(f"resolution must be positive and finite, not {resolution}", argument="resolution")
     return float(values[0]), float(values[-1])
 
 
@@ -245,22 +255,29 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
     try:
         west, south, east, north = (float(v) for v in bounds)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"bounds must be four numbers (west, south, east, north), not {bounds!r}") from error
+        raise UsageError(
+            f"bounds must be four numbers (west, south, east, north), not {bounds!r}", argument="bounds"
+        ) from error
     shown = _show(west, south, east, north)
     if not all(map(math.isfinite, (west, south, east, north))):
-        raise UsageError(f"bounds must be finite, not {shown}")
+        raise UsageError(f"bounds must be finite, not {shown}", argument="bounds")
     if south >= north:
-        raise UsageError(f"bounds {shown}: south must be less than north")
+        raise UsageError(f"bounds {shown}: south must be less than north", argument="bounds")
     turn = _crs.full_turn(crs)
     if west >= east:
         raise UsageError(
-            f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}"
+            f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}",
+            argument="bounds",
         )
     if east - west > turn * (1 + 1e-12):
-        raise UsageError(f"bounds {shown}: wider than the globe ({turn:g}); if they are metres, give crs")
+        raise UsageError(
+            f"bounds {shown}: wider than the globe ({turn:g}); if they are metres, give ",
+            Argument("crs"),
+            argument="bounds",
+        )
     pole = turn / 4
     if max(-south, north) > pole + 1e-9:
-        raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})")
+        raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})", argument="bounds")
     return west, max(south, -pole), east, min(north, pole)  # less the rounding of a sum of steps
 
 
@@ -302,7 +319,9 @@ def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs
     if max(counts) > MAX_SIDE:
         raise UsageError(
             f"resolution {_pair(res)} over these bounds makes {counts[0]:.3g} × {counts[1]:.3g} pixels; "
-            f"at most {MAX_SIDE} a side"
+            f"at most {MAX_SIDE} a side: give a larger one or smaller ",
+            Argument("bounds"),
+            argument="resolution",
         )
     width, height = (round(count) for count in counts)
     for count, size in zip(counts, (width, height), strict=True):
@@ -310,7 +329,9 @@ def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs
             raise UsageError(
                 f"bounds {_show(*edges)} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
                 f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
-                f"{_pair(_nearest(extents, res))}{_or_other_bounds(edges, res, crs)}"
+                f"{_pair(_nearest(extents, res))}",
+                *_or_other_bounds(edges, res, crs),
+                argument="resolution",
             )
     x_step, y_step = (
         step if abs(extent / size - step) <= 1e-12 * step else extent / size
@@ -357,8 +378,8 @@ def _shortest(extent: float, count: int) -> float:
 
 def _or_other_bounds(
     edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS
-) -> str:
-    """In words, the next larger bounds that are whole pixels; nothing when they leave the globe."""
+) -> list[object]:
+    """Parts of a message: the next larger bounds that are whole pixels; none when they leave the globe."""
     west, south, east, north = edges
 
     def outward(low: float, high: float, step: float) -> tuple[float, float]:
@@ -381,8 +402,8 @@ def _or_other_bounds(
         except UsageError:
             continue
         if _fits(right - left, res[0]) and _fits(high - low, res[1]):
-            return f"; or keep {_pair(res)} with bounds {_show(*grown)}"
-    return ""
+            return [f"; or keep {_pair(res)} with ", Argument("bounds"), f" {_show(*grown)}"]
+    return []
 
 
 def outside_area_of_use(grid: Grid) -> str:

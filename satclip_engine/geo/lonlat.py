@@ -39,7 +39,8 @@ def as_lonlat(places: Any) -> np.ndarray:
     if array.ndim == 0 or array.shape[-1] != 2:
         raise UsageError(
             f"lonlat must have shape (..., 2), longitude then latitude, such as [[2.35, 48.86]]; "
-            f"not {array.shape}"
+            f"not {array.shape}",
+            argument="lonlat",
         )
     _check_latitude(array)
     return array
@@ -88,7 +89,8 @@ def _check_tensor(places: Any) -> None:
     if places.requires_grad and torch.is_grad_enabled():
         raise UsageError(
             "lonlat requires gradients, which an Encoder does not compute: "
-            "pass lonlat.detach() or use torch.no_grad()"
+            "pass lonlat.detach() or use torch.no_grad()",
+            argument="lonlat",
         )
     if places.is_complex() or places.dtype == torch.bool:
         raise TypeError(f"lonlat must be real numbers, not {places.dtype}")
@@ -119,7 +121,7 @@ def _from_array(places: Any) -> np.ndarray:
         array = places if isinstance(places, np.ndarray) else np.asarray(places)
     except ValueError as error:  # ragged lists
         raise UsageError(
-            f"lonlat must have shape (..., 2), longitude then latitude ({str(error)[:80]})"
+            f"lonlat must have shape (..., 2), longitude then latitude ({str(error)[:80]})", argument="lonlat"
         ) from error
     if array.dtype.kind not in "iuf":
         if array.size == 0 and array.dtype.kind == "O":

@@ -8,7 +8,7 @@ import numpy as np
 
 from satclip_engine.backends.buffers import touch
 from satclip_engine.backends.protocols import Check
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import refuse_both
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.lattice.cost import rates_of
@@ -51,8 +51,7 @@ def planned(
     for a tolerance that float32 cannot keep.
     """
     check_tolerance(tolerance)
-    if exact and tolerance is not None:
-        raise UsageError("exact never interpolates and tolerance is for interpolating: give one of them")
+    refuse_both(exact=exact, tolerance=tolerance)
     if encoder.plan is not None:
         encoder.plan.check(exact=exact, tolerance=tolerance)
         return encoder

@@ -39,6 +39,10 @@ _CHUNK = 256  # check positions whose stencils are evaluated at once
 POINTS, GRID, LATTICE = "points", "product grid", "lattice"
 
 
+# Tags of a raster whose pixels are not interpolated.
+EXACT_TAGS = {"reconstruction": "none: every pixel is evaluated"}
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What was chosen for a job, and why."""
@@ -67,7 +71,10 @@ class Plan:
     def check(self, *, exact: bool, tolerance: float | None) -> None:
         """Raises UsageError where an encoder that keeps this plan cannot do as it is asked."""
         if exact and self.interpolates:
-            raise UsageError("exact: this encoder interpolates by a plan of its own, measured already")
+            raise UsageError(
+                "exact: this encoder interpolates by a plan of its own, measured already; leave it out",
+                argument="exact",
+            )
 
     def network(self, exact: Prepared, cache_bytes: int | None = None) -> Prepared:
         """The network that computes by this plan."""
@@ -80,7 +87,7 @@ class Plan:
     def tags(self) -> dict[str, str]:
         """For a raster's metadata: how it was computed, and the error that was found."""
         if self.certificate is None:
-            return {"reconstruction": "none: every pixel is evaluated"}
+            return EXACT_TAGS
         return {**self.certificate.tags(), "reconstruction_lattice": self._lattice}
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.backends.protocols import Prepared
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 
 DEFAULT = 1e-4  # σ, of floats
 STEPS = 1 / 8  # of a quantisation step, of integers
@@ -68,17 +68,25 @@ def check_tolerance(tolerance: float | None) -> None:
     if tolerance is None:
         return
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float, np.integer, np.floating)):
-        raise UsageError(f"tolerance must be a number of σ such as 1e-3, not {tolerance!r}")
+        raise UsageError(
+            f"tolerance must be a number of σ such as 1e-3, not {tolerance!r}", argument="tolerance"
+        )
     if not np.isfinite(tolerance) or tolerance <= 0:
-        raise UsageError(f"tolerance must be positive and finite, not {tolerance!r}")
+        raise UsageError(f"tolerance must be positive and finite, not {tolerance!r}", argument="tolerance")
 
 
 def tolerance_of(
-    field: Moments, tolerance: float | None, *, step: np.ndarray | None = None, dtype: str = "float32"
+    field: Moments,
+    tolerance: float | None,
+    *,
+    step: np.ndarray | None = None,
+    dtype: str = "float32",
+    exact_possible: bool = True,
 ) -> Tolerance:
     """The tolerance of a run: as given in σ, else 1/8 of each band's quantisation `step`, else 1e-4 σ.
 
-    Raises UsageError when what is given is below what float32 can keep.
+    exact_possible: `exact` is a way out for the caller. Raises UsageError when what is given is below what
+    float32 can keep.
     """
     check_tolerance(tolerance)
     # A constant band has no σ: rounding of its value is all that can be off.
@@ -91,7 +99,9 @@ def tolerance_of(
     if tolerance is not None and given < field.floor:
         raise UsageError(
             f"tolerance {given:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
-            f"for these weights; give that or more, or compute exactly (exact=True)"
+            "for these weights; give that or more",
+            *([", or use ", Argument("exact", True)] if exact_possible else []),
+            argument="tolerance",
         )
     text = f"a tolerance of {given:g} σ{_or_floor(least > given * field.sigma)}"
     return Tolerance(text, np.maximum(given * field.sigma, least), field.sigma)

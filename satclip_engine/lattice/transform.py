@@ -115,7 +115,7 @@ class ApproximatedGrid:
         if out is None:
             out = np.empty(shape, np.float32)
         elif not isinstance(out, np.ndarray) or out.shape != shape:
-            raise UsageError(f"out must be an array of shape {shape}")
+            raise UsageError(f"out must be an array of shape {shape}", argument="out")
 
         def fill(tile: tuple[range, range], stop: Check | None) -> None:
             r, c = tile

@@ -162,7 +162,9 @@ for _device in ("cpu", "cuda"):
 def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
     """Raise for shapes, dtypes and devices that do not form one network at these points."""
     if lonlat.ndim != 2 or lonlat.shape[1] != 2:
-        raise UsageError(f"lonlat must have shape (N, 2), longitude first, not {tuple(lonlat.shape)}")
+        raise UsageError(
+            f"lonlat must have shape (N, 2), longitude first, not {tuple(lonlat.shape)}", argument="lonlat"
+        )
     if lonlat.dtype != torch.float64:
         raise TypeError(f"lonlat must be float64, not {lonlat.dtype}")
     if len(weights) < 2 or len(weights) != len(biases):

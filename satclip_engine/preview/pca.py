@@ -65,7 +65,8 @@ def global_pca(enc: Encoder, k: int) -> GlobalPCA:
     """
     if not 1 <= k <= enc.embed_dim:
         raise UsageError(
-            f"pca:{k}: an embedding of {enc.embed_dim} bands has 1 to {enc.embed_dim} principal components"
+            f"pca:{k}: an embedding of {enc.embed_dim} bands has 1 to {enc.embed_dim} principal components",
+            argument="bands",
         )
     values, area = _sample_globe(enc)  # [n, E], [n]
     mean = area @ values

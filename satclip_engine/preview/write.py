@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satclip_engine import __version__
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import write_atomically
 from satclip_engine.preview.map_frame import MapFrame, equal_earth_frame, frame_for, graticule, shortest_arc
 from satclip_engine.preview.pca import GlobalPCA, global_pca, scores_of
@@ -75,7 +75,10 @@ def check_preview_path(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write the preview {path}: it is a folder")
     if path.exists() and not overwrite:
         raise OutputError(
-            f"the preview {path} exists already: remove it, give --preview another name, or use --overwrite"
+            f"the preview {path} exists already: remove it, give another name as ",
+            Argument("preview"),
+            ", or use ",
+            Argument("overwrite", True),
         )
 
 

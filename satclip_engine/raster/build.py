@@ -1,7 +1,7 @@
-"""Making superblocks: pixels from the encoder or from the tier below, out come compressed tiles in the spool.
+"""Workers that turn pixels into metatiles: compressed tiles of several levels in the spool.
 
-A worker thread takes one unit after the other. Strips of rows are packed into tiles and halved on the spot,
-so that every level up to the superblock's own is finished with it; nothing waits for another thread.
+A worker thread takes one task after the other. Strips of rows are packed into tiles and halved on the spot,
+so that every level up to the metatile's own is finished with it; nothing waits for another thread.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 
 from satclip_engine import _C
 from satclip_engine.lattice.threads import Stopped
-from satclip_engine.quantize import Quantiser, Tally
+from satclip_engine.quantize import QuantisationStatistics, Quantiser
 from satclip_engine.raster.codec import Codec, compressor
-from satclip_engine.raster.spool import PLACE, Record, Spool, level_file, remainder_file
-from satclip_engine.raster.tiling import Plan, Tier, Unit
+from satclip_engine.raster.spool import TILE_RECORD, MetatileRecord, Spool, carry_over_file, level_file
+from satclip_engine.raster.tiling import PyramidPass, Task, Tiling
 
 
-class Source(Protocol):
-    """Where a tier's pixels come from. Safe to call from several threads."""
+class PixelSource(Protocol):
+    """Source of a pass's pixels. Safe to call from several threads."""
 
     def __call__(
         self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
@@ -63,21 +63,21 @@ class Clock:
 
 @dataclass(frozen=True)
 class Job:
-    """What workers need to know."""
+    """Everything that workers share."""
 
-    plan: Plan
+    tiling: Tiling
     quantiser: Quantiser
     codec: Codec
     spool: Spool
 
 
 class EncoderSource:
-    """Tier 0: the encoder's values for the pixels of a grid, or any other places.
+    """Pixels of the first pass: the encoder's values for those of a grid.
 
     On a GPU, workers share it by turns: while one's strip is computed and copied back, in a fraction of a
     millisecond a megabyte, the others quantise, halve and compress theirs, which takes tens of times as long.
     So two workers suffice to hide the GPU behind the CPU's work, many to keep it busy, and nothing has to be
-    computed ahead; what overlaps within one call (staging.py) matters for strips longer than a block.
+    computed ahead; what overlaps within one call (device_copies.py) matters for longer strips.
     """
 
     def __init__(self, encoder: Any, grid: Any) -> None:
@@ -92,20 +92,20 @@ class EncoderSource:
         self.encoder.evaluate(self.grid, rows, index, out=out, threads=1, check=check)
 
 
-class RemainderSource:
-    """A later tier: what the tier below left, read from the spool."""
+class CarryOverSource:
+    """Pixels of a later pass: what the pass before carried over, read from the spool."""
 
-    def __init__(self, plan: Plan, tier: Tier, spool: Spool) -> None:
-        self.plan, self.spool = plan, spool
-        self.below, self.level = tier.number - 1, plan.levels[tier.first]
-        self.side = plan.blocksize // 2  # a superblock's remainder in pixels
+    def __init__(self, tiling: Tiling, pyramid_pass: PyramidPass, spool: Spool) -> None:
+        self.tiling, self.spool = tiling, spool
+        self.below, self.level = pyramid_pass.number - 1, tiling.levels[pyramid_pass.first]
+        self.side = tiling.blocksize // 2  # pixels that a metatile carries over
 
     def __call__(
         self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
     ) -> None:
         left = 0
-        for part in columns:
-            for column in range(part.start // self.side, -(-part.stop // self.side)):
+        for span in columns:
+            for column in range(span.start // self.side, -(-span.stop // self.side)):
                 width = min(self.side, self.level.width - column * self.side)
                 self._copy(rows, column, out[:, left : left + width])
                 left += width
@@ -113,48 +113,48 @@ class RemainderSource:
     def _copy(self, rows: slice, column: int, out: np.ndarray) -> None:
         top = rows.start
         while top < rows.stop:
-            block = top // self.side
-            bottom = min(rows.stop, (block + 1) * self.side)
-            record = self.spool.finished[(self.below, block, column)]
+            row = top // self.side
+            bottom = min(rows.stop, (row + 1) * self.side)
+            record = self.spool.finished[(self.below, row, column)]
             pixels = np.empty((bottom - top, *out.shape[1:]), np.float32)
-            offset = record.remainder + (top - block * self.side) * pixels[0].nbytes
-            self.spool.read(remainder_file(self.below), offset, memoryview(pixels.data).cast("B"))
+            offset = record.carry_over + (top - row * self.side) * pixels[0].nbytes
+            self.spool.read(carry_over_file(self.below), offset, memoryview(pixels.data).cast("B"))
             out[top - rows.start : bottom - rows.start] = pixels
             top = bottom
 
 
 @dataclass(eq=False)
-class Canvas:
-    """One superblock's row of tiles of one level, filled from the top."""
+class TileRow:
+    """A metatile's row of tiles of one level, filled from the top."""
 
     level: int
-    tile_row: int
-    tile_column: int
+    row: int  # of tiles
+    first_column: int
     tiles: np.ndarray  # (tiles, E, side, side) of the stored type
     valid: np.ndarray  # (tiles,) int64 pixels with data
     filled: int = 0
 
 
 @dataclass(eq=False)
-class Superblock:
-    """A superblock on its way."""
+class Metatile:
+    """A metatile in the making."""
 
     key: tuple[int, int, int]
-    columns: slice  # pixels of the tier's first level
-    canvases: list[Canvas]
-    remainder: int = 0
-    remainder_crc: int = 0
-    remainder_written: int = 0
-    tally: Tally = field(default_factory=lambda: Tally.zero(0))
-    places: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    columns: slice  # pixels of the first level of its pass
+    tile_rows: list[TileRow]
+    carry_over: int = 0  # offset in the spool
+    carry_over_crc: int = 0
+    carry_over_written: int = 0
+    statistics: QuantisationStatistics = field(default_factory=lambda: QuantisationStatistics.zero(0))
+    tile_records: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     sizes: list[np.ndarray] = field(default_factory=list)
 
 
 class Worker:
-    """What one thread does and owns: its compressor, its clock."""
+    """Work of one thread, with a compressor and a clock of its own."""
 
     def __init__(
-        self, job: Job, source: Source, stop: threading.Event, advance: Callable[[int], None]
+        self, job: Job, source: PixelSource, stop: threading.Event, advance: Callable[[int], None]
     ) -> None:
         self.job, self.source, self.stop, self.advance = job, source, stop, advance
         self.clock = Clock()
@@ -165,32 +165,32 @@ class Worker:
         self._inverse_scale = job.quantiser.inverse_scale if integer else None
         self._offset = job.quantiser.offset.astype(np.float32) if job.quantiser.offset is not None else None
 
-    def build(self, unit: Unit) -> None:
-        """Compute the superblocks of a unit that are not finished yet, and commit them."""
-        plan = self.job.plan
-        level = plan.levels[unit.tier.first]
+    def build(self, task: Task) -> None:
+        """Compute the metatiles of a task that are not finished yet, and commit them."""
+        tiling = self.job.tiling
+        level = tiling.levels[task.pyramid_pass.first]
         finished = self.job.spool.finished
-        columns = [c for c in unit.columns if (unit.tier.number, unit.row, c) not in finished]
-        blocks = [self._superblock(unit.tier, unit.row, column) for column in columns]
-        parts = [block.columns for block in blocks]
-        width = sum(part.stop - part.start for part in parts)
-        top, bottom = unit.row * plan.side, min(level.height, (unit.row + 1) * plan.side)
-        memory = self._strip((min(plan.strip_rows, bottom - top), width, plan.bands))
-        for rows in _strips(top, bottom, plan):
+        columns = [c for c in task.columns if (task.pyramid_pass.number, task.row, c) not in finished]
+        metatiles = [self._metatile(task.pyramid_pass, task.row, column) for column in columns]
+        spans = [metatile.columns for metatile in metatiles]
+        width = sum(span.stop - span.start for span in spans)
+        top, bottom = task.row * tiling.side, min(level.height, (task.row + 1) * tiling.side)
+        memory = self._strip((min(tiling.strip_rows, bottom - top), width, tiling.bands))
+        for rows in _strips(top, bottom, tiling):
             self._check()
             strip = memory[: rows.stop - rows.start]
             started = time.thread_time()
-            self.source(rows, parts, strip, self._check)
+            self.source(rows, spans, strip, self._check)
             self.clock.compute += time.thread_time() - started
             left = 0
-            for block, part in zip(blocks, parts, strict=True):
-                right = left + part.stop - part.start
-                self._add(unit.tier, block, strip[:, left:right], last=rows.stop == bottom)
+            for metatile, span in zip(metatiles, spans, strict=True):
+                right = left + span.stop - span.start
+                self._add(task.pyramid_pass, metatile, strip[:, left:right], last=rows.stop == bottom)
                 left = right
-            if unit.tier.number == 0:
+            if task.pyramid_pass.number == 0:
                 self.advance(strip.shape[0] * width)
-        for block in blocks:
-            self.job.spool.commit(self._record(block))
+        for metatile in metatiles:
+            self.job.spool.commit(self._record(metatile))
 
     def _check(self) -> None:
         """Raise Stopped when the run is to end."""
@@ -198,50 +198,55 @@ class Worker:
             raise Stopped
 
     def _strip(self, shape: tuple[int, int, int]) -> np.ndarray:
-        """Memory for pixels, kept from unit to unit: fresh pages cost as much as packing what they hold."""
+        """Memory for pixels, reused from task to task: fresh pages cost as much as packing what they hold."""
         size = math.prod(shape)
         if self._pixels.size < size:
             self._pixels = np.empty(size, np.float32)
         return self._pixels[:size].reshape(shape)
 
-    def _superblock(self, tier: Tier, row: int, column: int) -> Superblock:
-        plan, spool = self.job.plan, self.job.spool
-        canvases = []
-        for k in range(tier.count):
-            level, span = plan.levels[tier.first + k], plan.span >> k
+    def _metatile(self, pyramid_pass: PyramidPass, row: int, column: int) -> Metatile:
+        tiling, spool = self.job.tiling, self.job.spool
+        tile_rows = []
+        for k in range(pyramid_pass.count):
+            level, span = tiling.levels[pyramid_pass.first + k], tiling.span >> k
             across = min(span, level.tiles_across - column * span)
-            shape = (across, plan.bands, plan.blocksize, plan.blocksize)
+            shape = (across, tiling.bands, tiling.blocksize, tiling.blocksize)
             tiles = np.empty(shape, self.job.quantiser.sample.name)
-            canvases.append(
-                Canvas(tier.first + k, row * span, column * span, tiles, np.zeros(across, np.int64))
+            tile_rows.append(
+                TileRow(pyramid_pass.first + k, row * span, column * span, tiles, np.zeros(across, np.int64))
             )
-        first = plan.levels[tier.first]
-        columns = slice(column * plan.side, min(first.width, (column + 1) * plan.side))
-        block = Superblock((tier.number, row, column), columns, canvases, tally=Tally.zero(plan.bands))
-        if tier.remainder:
-            size = remainder_bytes(plan, tier, row, column)
-            block.remainder = spool.reserve(remainder_file(tier.number), size)
-        return block
+        first = tiling.levels[pyramid_pass.first]
+        columns = slice(column * tiling.side, min(first.width, (column + 1) * tiling.side))
+        metatile = Metatile(
+            (pyramid_pass.number, row, column),
+            columns,
+            tile_rows,
+            statistics=QuantisationStatistics.zero(tiling.bands),
+        )
+        if pyramid_pass.carries_over:
+            size = carry_over_bytes(tiling, pyramid_pass, row, column)
+            metatile.carry_over = spool.reserve(carry_over_file(pyramid_pass.number), size)
+        return metatile
 
-    def _add(self, tier: Tier, block: Superblock, pixels: np.ndarray, *, last: bool) -> None:
-        """Take a strip of a superblock through all levels of the tier.
+    def _add(self, pyramid_pass: PyramidPass, metatile: Metatile, pixels: np.ndarray, *, last: bool) -> None:
+        """Take a strip of a metatile through all levels of the pass.
 
-        `last`: it ends at the superblock's edge.
+        `last`: it ends at the metatile's edge.
         """
-        for k, canvas in enumerate(block.canvases):
+        for k, tile_row in enumerate(metatile.tile_rows):
             if k > 0:
                 pixels = self._halved(pixels)
-            self._pack(block, canvas, pixels, counted=tier.first + k == 0)
-            if canvas.filled == self.job.plan.blocksize or last:
-                self._flush(block, canvas)
-        if tier.remainder:
+            self._pack(metatile, tile_row, pixels, counted=pyramid_pass.first + k == 0)
+            if tile_row.filled == self.job.tiling.blocksize or last:
+                self._flush(metatile, tile_row)
+        if pyramid_pass.carries_over:
             data = np.ascontiguousarray(self._halved(pixels))
             started = time.thread_time()
             view = memoryview(data.data).cast("B")
-            offset = block.remainder + block.remainder_written
-            self.job.spool.write(remainder_file(tier.number), offset, view)
-            block.remainder_crc = zlib.crc32(view, block.remainder_crc)
-            block.remainder_written += len(view)
+            offset = metatile.carry_over + metatile.carry_over_written
+            self.job.spool.write(carry_over_file(pyramid_pass.number), offset, view)
+            metatile.carry_over_crc = zlib.crc32(view, metatile.carry_over_crc)
+            metatile.carry_over_written += len(view)
             self.clock.write += time.thread_time() - started
 
     def _halved(self, pixels: np.ndarray) -> np.ndarray:
@@ -252,96 +257,101 @@ class Worker:
         self.clock.pack += time.thread_time() - started
         return out
 
-    def _pack(self, block: Superblock, canvas: Canvas, pixels: np.ndarray, *, counted: bool) -> None:
+    def _pack(self, metatile: Metatile, tile_row: TileRow, pixels: np.ndarray, *, counted: bool) -> None:
         started = time.thread_time()
-        tally = block.tally if counted else Tally.zero(self.job.plan.bands)
-        before = int(canvas.valid.sum())
+        statistics = metatile.statistics if counted else QuantisationStatistics.zero(self.job.tiling.bands)
+        before = int(tile_row.valid.sum())
         _C.pack_tiles(
             pixels,
-            canvas.tiles,
-            first_row=canvas.filled,
+            tile_row.tiles,
+            first_row=tile_row.filled,
             dtype=self.job.quantiser.sample.name,
             predictor=self._predictor,
             inverse_scale=self._inverse_scale,
             offset=self._offset,
-            clipped=tally.clipped,
-            overshoot=tally.excess,
-            valid=canvas.valid,
+            clipped=statistics.clipped,
+            overshoot=statistics.overshoot,
+            valid=tile_row.valid,
         )
-        tally.valid += int(canvas.valid.sum()) - before
-        tally.pixels += pixels.shape[0] * pixels.shape[1]
-        canvas.filled += pixels.shape[0]
+        statistics.valid += int(tile_row.valid.sum()) - before
+        statistics.pixels += pixels.shape[0] * pixels.shape[1]
+        tile_row.filled += pixels.shape[0]
         self.clock.pack += time.thread_time() - started
 
-    def _flush(self, block: Superblock, canvas: Canvas) -> None:
-        """Compress a row of tiles and write it to the spool; the canvas is ready for the next row."""
-        canvas.tiles[:, :, canvas.filled :] = 0  # below the raster
-        name = level_file(canvas.level)
-        for number, tile in enumerate(canvas.tiles):
+    def _flush(self, metatile: Metatile, tile_row: TileRow) -> None:
+        """Compress a row of tiles and write it to the spool; `tile_row` is ready for the next one."""
+        tile_row.tiles[:, :, tile_row.filled :] = 0  # below the raster
+        name = level_file(tile_row.level)
+        for number, tile in enumerate(tile_row.tiles):
             self._check()
             started = time.thread_time()
-            data, sizes = self._place(tile, empty=canvas.valid[number] == 0)
-            compressed = time.thread_time()
+            data, sizes = self._compressed(tile, empty=tile_row.valid[number] == 0)
+            written_from = time.thread_time()
             offset = self.job.spool.reserve(name, len(data))
             self.job.spool.write(name, offset, data)
-            column = canvas.tile_column + number
-            block.places.append((canvas.level, canvas.tile_row, column, zlib.crc32(data), offset))
-            block.sizes.append(sizes)
-            self.clock.compress += compressed - started
-            self.clock.write += time.thread_time() - compressed
-        canvas.tile_row += 1
-        canvas.filled = 0
-        canvas.valid[:] = 0
+            column = tile_row.first_column + number
+            metatile.tile_records.append((tile_row.level, tile_row.row, column, zlib.crc32(data), offset))
+            metatile.sizes.append(sizes)
+            self.clock.compress += written_from - started
+            self.clock.write += time.thread_time() - written_from
+        tile_row.row += 1
+        tile_row.filled = 0
+        tile_row.valid[:] = 0
 
-    def _place(self, tile: np.ndarray, *, empty: bool) -> tuple[bytes, np.ndarray]:
+    def _compressed(self, tile: np.ndarray, *, empty: bool) -> tuple[bytes, np.ndarray]:
         """All bands of a tile (E, side, side) as the file has them: length before, end repeated after."""
         compress = self._compress
         # A tile without data is the same in all bands.
         encoded = [compress(tile[0])] * len(tile) if empty else [compress(band) for band in tile]
-        parts: list[bytes] = []
+        pieces: list[bytes] = []
         for data in encoded:
-            parts += (len(data).to_bytes(4, "little"), data, data[-4:].ljust(4, b"\0"))
-        return b"".join(parts), np.fromiter(map(len, encoded), np.uint32, len(encoded))
+            pieces += (len(data).to_bytes(4, "little"), data, data[-4:].ljust(4, b"\0"))
+        return b"".join(pieces), np.fromiter(map(len, encoded), np.uint32, len(encoded))
 
-    def _record(self, block: Superblock) -> Record:
-        places = np.array(block.places, PLACE)
-        return Record(
-            block.key, places, np.stack(block.sizes), block.remainder, block.remainder_crc, block.tally
+    def _record(self, metatile: Metatile) -> MetatileRecord:
+        tile_records = np.array(metatile.tile_records, TILE_RECORD)
+        return MetatileRecord(
+            metatile.key,
+            tile_records,
+            np.stack(metatile.sizes),
+            metatile.carry_over,
+            metatile.carry_over_crc,
+            metatile.statistics,
         )
 
 
-def remainder_bytes(plan: Plan, tier: Tier, row: int, column: int) -> int:
-    """Size of what a superblock leaves for the next tier."""
-    level, side = plan.levels[tier.first + tier.count], plan.blocksize // 2
+def carry_over_bytes(tiling: Tiling, pyramid_pass: PyramidPass, row: int, column: int) -> int:
+    """Bytes of the pixels that a metatile carries over to the next pass."""
+    level, side = tiling.levels[pyramid_pass.first + pyramid_pass.count], tiling.blocksize // 2
     height, width = min(side, level.height - row * side), min(side, level.width - column * side)
-    return 4 * plan.bands * height * width
+    return 4 * tiling.bands * height * width
 
 
-def run_units(
-    units: list[Unit],
+def run_tasks(
+    tasks: list[Task],
     make_worker: Callable[[threading.Event, Callable[[int], None]], Worker],
     threads: int,
     advance: Callable[[int], None],
 ) -> Clock:
-    """Have worker threads build all units; `advance` is called in this thread with pixels computed.
+    """Have worker threads build all tasks; `advance` is called in this thread with pixels computed.
 
     The first exception of a worker, or KeyboardInterrupt here, stops the others and is raised when they have
     ended or after a second: one may hang in a write to a disk that is gone.
     """
     stop = threading.Event()
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    pending = iter(units)
+    pending = iter(tasks)
     mutex = threading.Lock()
 
-    def take() -> Unit | None:
+    def next_task() -> Task | None:
         with mutex:
             return next(pending, None)
 
     def work() -> None:
         worker = make_worker(stop, events.put)
         try:
-            while not stop.is_set() and (unit := take()) is not None:
-                worker.build(unit)
+            while not stop.is_set() and (task := next_task()) is not None:
+                worker.build(task)
             events.put(worker.clock)
         except Stopped:
             events.put(worker.clock)
@@ -366,7 +376,7 @@ def run_units(
 def _events(
     events: queue.SimpleQueue[Any], threads: int, clock: Clock, advance: Callable[[int], None]
 ) -> Iterator[None]:
-    """Pass on what workers say until all of them have ended; raise what one of them raised."""
+    """Handle the events of workers until all of them have ended; raise what one of them raised."""
     while threads:
         try:
             event = events.get(timeout=0.2)  # a wait without end could not be interrupted
@@ -382,10 +392,10 @@ def _events(
         yield
 
 
-def _strips(top: int, bottom: int, plan: Plan) -> Iterator[slice]:
-    """Strips of a superblock; none crosses a tile's edge."""
+def _strips(top: int, bottom: int, tiling: Tiling) -> Iterator[slice]:
+    """Strips of a metatile; none crosses a tile's edge."""
     while top < bottom:
-        edge = (top // plan.blocksize + 1) * plan.blocksize
-        stop = min(bottom, edge, top + plan.strip_rows)
+        edge = (top // tiling.blocksize + 1) * tiling.blocksize
+        stop = min(bottom, edge, top + tiling.strip_rows)
         yield slice(top, stop)
         top = stop

@@ -1,6 +1,6 @@
-"""Compression of tiles: which library does it, what the TIFF tags say about it.
+"""Compression of tiles: libraries, levels and TIFF tags.
 
-Levels were chosen by size and time over whole rasters; docs/raster.md has the table.
+Levels were codec by size and time over whole rasters; docs/raster.md has the table.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 from satclip_engine.quantize import SampleType
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One value of TIFF's Compression tag and how it is used here."""
+    """A value of TIFF's Compression tag, and its use here."""
 
     name: str
     tag: int
     level: int | None = None
-    predicts: bool = True  # whether tiles are differenced before compression
-    leaves: float = 0.5  # the part of the bytes that is left, at most, with embeddings
+    predicts: bool = True  # tiles are differenced before compression
+    leaves: float = 0.5  # part of the bytes that is left, at most, with embeddings
 
     def predictor(self, sample: SampleType) -> int:
         """TIFF's Predictor for tiles of this type."""
@@ -41,34 +41,41 @@ CODECS = {
 }
 
 
-def codec(name: str, sample: SampleType) -> Codec:
+def codec_for(name: str, sample: SampleType) -> Codec:
     """The codec of that name. Raises UsageError for an unknown one and for types that it cannot hold."""
     if name not in CODECS:
-        raise UsageError(f"compress must be one of {', '.join(CODECS)}, not {name!r}")
+        raise UsageError(f"compress must be one of {', '.join(CODECS)}, not {name!r}", argument="compress")
     if name == "lerc" and sample.name == "float16":
-        raise UsageError("compress='lerc' does not know float16: use float32, or compress='zstd'")
+        raise UsageError(
+            Argument("compress", "lerc"),
+            " cannot hold float16: use ",
+            Argument("dtype", "float32"),
+            " or ",
+            Argument("compress", "zstd"),
+            argument="compress",
+        )
     if name == "zstd" and sample.name != "int8":
         # Level 3 is smaller and no slower than 1 for 8-bit differences; wider types only get slower.
         return dataclasses.replace(CODECS[name], level=1)
     return CODECS[name]
 
 
-def compressor(chosen: Codec) -> Callable[[np.ndarray], bytes]:
+def compressor(codec: Codec) -> Callable[[np.ndarray], bytes]:
     """A function from a tile (side, side) to its bytes in the file.
 
     One a thread: it may keep working memory.
     """
-    if chosen.name == "zstd":
+    if codec.name == "zstd":
         import zstandard
 
-        # A context that is kept makes 64-pixel tiles compress 2.3 times as fast as one made for each.
-        context = zstandard.ZstdCompressor(level=chosen.level or 0)
+        # A context of the thread's own makes 64-pixel tiles compress 2.3 times as fast as one for each tile.
+        context = zstandard.ZstdCompressor(level=codec.level or 0)
         return lambda tile: context.compress(tile.data)
-    if chosen.name == "deflate":
+    if codec.name == "deflate":
         import imagecodecs
 
-        return lambda tile: bytes(imagecodecs.deflate_encode(tile.tobytes(), chosen.level))
-    return _lerc if chosen.name == "lerc" else np.ndarray.tobytes
+        return lambda tile: bytes(imagecodecs.deflate_encode(tile.tobytes(), codec.level))
+    return _lerc if codec.name == "lerc" else np.ndarray.tobytes
 
 
 def _lerc(tile: np.ndarray) -> bytes:

@@ -1,10 +1,10 @@
-"""The Cloud-Optimized GeoTIFF: what is written where, and the check that it is.
+"""Layout, assembly and check of a Cloud-Optimized GeoTIFF.
 
-    header · GDAL's note about the layout · directories with their values, full resolution first · tile
+    header · GDAL's note about the layout · IFDs with their values, full resolution first · tile
     indexes · tiles of the smallest overview · … · tiles of full resolution
 
 Bands are separate planes (PlanarConfiguration 2), so three of 256 bands are cheap to read, but tiles are
-ordered by place, then band, so all bands of one place are one contiguous range (GDAL ≥ 3.11:
+ordered by row and column, then band, so all bands of a pixel are one contiguous range (GDAL ≥ 3.11:
 INTERLEAVE=TILE). Each tile is preceded by its length and followed by a repetition of its last four bytes, as
 GDAL's COG driver does it.
 """
@@ -18,129 +18,135 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import Argument, OutputError
 from satclip_engine.quantize import Quantiser
 from satclip_engine.raster.codec import Codec
-from satclip_engine.raster.spool import Record, Spool, level_file
+from satclip_engine.raster.spool import MetatileRecord, Spool, level_file
 from satclip_engine.raster.tiff import (
     ASCII,
     LONG,
     SHORT,
     TILE_BYTE_COUNTS,
     TILE_OFFSETS,
-    Directory,
-    Form,
+    Ifd,
     Tag,
-    read_directories,
+    TiffVariant,
+    read_ifds,
 )
-from satclip_engine.raster.tiling import Level, Plan
+from satclip_engine.raster.tiling import Level, Tiling
 
-_CLASSIC_END = 2**32 - 2**16  # a larger file is a BigTIFF
-_COPY = 8 << 20  # bytes copied at once where the kernel cannot do it
-_CHECKED_TILES = 4096  # tiles of a level whose leader and trailer are looked at
+CLASSIC_TIFF_BYTES = 2**32 - 2**16  # a larger file is a BigTIFF
+COPY_BYTES = 8 << 20  # bytes copied at once where the kernel cannot do it
+INDEX_TAGS = (TILE_OFFSETS, TILE_BYTE_COUNTS)
+MAX_CHECKED_TILES = 4096  # of a level, whose leader and trailer are compared
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """The tiles of one level in row-major order: where the spool has them, and how long they are."""
+class TileIndex:
+    """Tiles of one level in row-major order, all bands of each together: offsets in the spool, lengths."""
 
     offsets: np.ndarray  # (n,) int64 in the level's file
     sizes: np.ndarray  # (n, E) uint32
 
     @property
     def lengths(self) -> np.ndarray:
-        """Bytes of each place, leaders and trailers included."""
+        """Bytes of each tile, all bands, leaders and trailers included."""
         return self.sizes.sum(axis=1, dtype=np.int64) + 8 * self.sizes.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """A file: everything before the tiles, and where each level's tiles begin."""
+class CogLayout:
+    """Layout of a file: everything before the tiles, and where each level's tiles begin."""
 
     head: bytes
     starts: list[int]  # by level
     size: int
 
 
-def collect(records: Iterable[Record], levels: tuple[Level, ...], bands: int) -> list[Places]:
-    """The places of every level. Raises OutputError when one is missing."""
-    found = [Places(np.full(v.tiles, -1, np.int64), np.zeros((v.tiles, bands), np.uint32)) for v in levels]
+def collect(records: Iterable[MetatileRecord], levels: tuple[Level, ...], bands: int) -> list[TileIndex]:
+    """The tile index of every level. Raises OutputError when a tile is missing."""
+    indexes = [
+        TileIndex(np.full(v.tiles, -1, np.int64), np.zeros((v.tiles, bands), np.uint32)) for v in levels
+    ]
     for record in records:
-        for number in np.unique(record.places["level"]):
-            chosen = record.places["level"] == number
-            places = record.places[chosen]
-            index = places["row"].astype(np.int64) * levels[number].tiles_across + places["column"]
-            found[number].offsets[index] = places["offset"]
-            found[number].sizes[index] = record.sizes[chosen]
-    for number, level in enumerate(found):
-        if (level.offsets < 0).any():
-            raise OutputError(f"level {number} misses {int((level.offsets < 0).sum())} tiles: start afresh")
-    return found
+        for number in np.unique(record.tiles["level"]):
+            chosen = record.tiles["level"] == number
+            tiles = record.tiles[chosen]
+            positions = tiles["row"].astype(np.int64) * levels[number].tiles_across + tiles["column"]
+            indexes[number].offsets[positions] = tiles["offset"]
+            indexes[number].sizes[positions] = record.sizes[chosen]
+    for number, index in enumerate(indexes):
+        if missing := int((index.offsets < 0).sum()):
+            raise OutputError(
+                f"level {number} misses {missing} tiles: run again without ", Argument("resume")
+            )
+    return indexes
 
 
-def lay_out(directories: list[list[Tag]], places: list[Places], bands: int) -> Layout:
+def lay_out(ifds: list[list[Tag]], indexes: list[TileIndex], bands: int) -> CogLayout:
     """Decide every offset: as a classic TIFF if it stays below 4 GB, else as a BigTIFF."""
     for big in (False, True):
-        layout = _lay_out(Form(big), directories, places, bands)
-        if big or layout.size < _CLASSIC_END:
+        layout = _lay_out(TiffVariant(big), ifds, indexes, bands)
+        if big or layout.size < CLASSIC_TIFF_BYTES:
             return layout
     raise AssertionError
 
 
-def _lay_out(form: Form, directories: list[list[Tag]], places: list[Places], bands: int) -> Layout:
+def _lay_out(variant: TiffVariant, ifds: list[list[Tag]], indexes: list[TileIndex], bands: int) -> CogLayout:
     note = _structural_note(bands)
-    first = _even(len(form.header(0)) + len(note))
-    indexed = [_with_index(form, tags, level) for tags, level in zip(directories, places, strict=True)]
-    index = (TILE_OFFSETS, TILE_BYTE_COUNTS)
-    at, positions = first, []
+    first = _even(len(variant.header(0)) + len(note))
+    indexed = [_with_index(variant, tags, index) for tags, index in zip(ifds, indexes, strict=True)]
+    end, positions = first, []
     offsets: dict[tuple[int, int], int] = {}  # of values, by level and tag
     for number, tags in enumerate(indexed):
-        positions.append(at)
-        at += form.directory_bytes(tags)
-        at = _reserve(form, number, [tag for tag in tags if tag.code not in index], at, offsets)
+        positions.append(end)
+        end += variant.ifd_bytes(tags)
+        end = _reserve(variant, number, [tag for tag in tags if tag.code not in INDEX_TAGS], end, offsets)
     for number, tags in enumerate(indexed):
-        at = _reserve(form, number, [tag for tag in tags if tag.code in index], at, offsets)
-    starts = [0] * len(places)
-    for number in reversed(range(len(places))):
-        starts[number] = at
-        at += int(places[number].lengths.sum())
-    if not form.big and at >= _CLASSIC_END:
-        return Layout(b"", starts, at)
+        end = _reserve(variant, number, [tag for tag in tags if tag.code in INDEX_TAGS], end, offsets)
+    starts = [0] * len(indexes)
+    for number in reversed(range(len(indexes))):
+        starts[number] = end
+        end += int(indexes[number].lengths.sum())
+    if not variant.big and end >= CLASSIC_TIFF_BYTES:
+        return CogLayout(b"", starts, end)
     head = bytearray(starts[-1])
 
     def put(offset: int, data: bytes) -> None:
         head[offset : offset + len(data)] = data
 
-    put(0, form.header(first) + note)
+    put(0, variant.header(first) + note)
     for number, tags in enumerate(indexed):
-        _fill_offsets(tags, places[number], starts[number])
-        where = {tag.code: offsets.get((number, tag.code), 0) for tag in tags}
-        put(positions[number], form.directory(tags, where, [*positions, 0][number + 1]))
+        _fill_offsets(tags, indexes[number], starts[number])
+        outside = {tag.code: offsets.get((number, tag.code), 0) for tag in tags}
+        put(positions[number], variant.ifd(tags, outside, [*positions, 0][number + 1]))
         for tag in tags:
-            if where[tag.code]:
-                put(where[tag.code], tag.data)
-    return Layout(bytes(head), starts, at)
+            if outside[tag.code]:
+                put(outside[tag.code], tag.data)
+    return CogLayout(bytes(head), starts, end)
 
 
-def _reserve(form: Form, level: int, tags: list[Tag], at: int, offsets: dict[tuple[int, int], int]) -> int:
-    """Give values that do not fit into their entries a place from `at` on; where they end is returned."""
+def _reserve(
+    variant: TiffVariant, level: int, tags: list[Tag], end: int, offsets: dict[tuple[int, int], int]
+) -> int:
+    """Reserve room from `end` on for values that do not fit into their entries; the new end is returned."""
     for tag in tags:
-        if not form.is_inline(tag):
-            offsets[level, tag.code] = at = _even(at, 8)
-            at += tag.values.nbytes
-    return _even(at)
+        if not variant.is_inline(tag):
+            offsets[level, tag.code] = end = _even(end, 8)
+            end += tag.values.nbytes
+    return _even(end)
 
 
-def _with_index(form: Form, tags: list[Tag], places: Places) -> list[Tag]:
-    """A directory with its tile index, offsets still zero. The index is by band, then place."""
-    counts = np.ascontiguousarray(places.sizes.T).ravel()
-    zeros = np.zeros(counts.size, "<u8" if form.big else "<u4")
-    index = [Tag(TILE_OFFSETS, form.offset_type, zeros), Tag.of(TILE_BYTE_COUNTS, LONG, counts)]
-    return sorted([*tags, *index], key=lambda tag: tag.code)
+def _with_index(variant: TiffVariant, tags: list[Tag], index: TileIndex) -> list[Tag]:
+    """An IFD with its tile index, offsets still zero. The index is by band, then row and column."""
+    counts = np.ascontiguousarray(index.sizes.T).ravel()
+    zeros = np.zeros(counts.size, "<u8" if variant.big else "<u4")
+    further = [Tag(TILE_OFFSETS, variant.offset_type, zeros), Tag.of(TILE_BYTE_COUNTS, LONG, counts)]
+    return sorted([*tags, *further], key=lambda tag: tag.code)
 
 
-def _fill_offsets(tags: list[Tag], places: Places, start: int) -> None:
-    lengths = places.sizes.astype(np.int64) + 8
+def _fill_offsets(tags: list[Tag], index: TileIndex, start: int) -> None:
+    lengths = index.sizes.astype(np.int64) + 8
     ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
     offsets = start + ends - lengths + 4  # behind the leader
     target = next(tag for tag in tags if tag.code == TILE_OFFSETS)
@@ -148,7 +154,7 @@ def _fill_offsets(tags: list[Tag], places: Places, start: int) -> None:
 
 
 def _structural_note(bands: int) -> bytes:
-    """What GDAL's COG driver writes between header and first directory, to the letter."""
+    """The text that GDAL's COG driver writes between header and first IFD, to the letter."""
     lines = [
         "LAYOUT=IFDS_BEFORE_DATA",
         "BLOCK_ORDER=ROW_MAJOR",
@@ -165,8 +171,8 @@ def _even(offset: int, step: int = 2) -> int:
     return -(-offset // step) * step
 
 
-def directories(
-    plan: Plan,
+def ifd_tags(
+    tiling: Tiling,
     quantiser: Quantiser,
     codec: Codec,
     *,
@@ -182,24 +188,24 @@ def directories(
     """
     sample = quantiser.sample
     common = [
-        Tag.of(258, SHORT, [8 * sample.bytes] * plan.bands),  # BitsPerSample
+        Tag.of(258, SHORT, [8 * sample.bytes] * tiling.bands),  # BitsPerSample
         Tag.of(259, SHORT, codec.tag),  # Compression
         Tag.of(262, SHORT, 1),  # PhotometricInterpretation: black is zero
-        Tag.of(277, SHORT, plan.bands),  # SamplesPerPixel
-        Tag.of(284, SHORT, 2 if plan.bands > 1 else 1),  # PlanarConfiguration
-        Tag.of(322, SHORT, plan.blocksize),  # TileWidth
-        Tag.of(323, SHORT, plan.blocksize),  # TileLength
-        Tag.of(339, SHORT, [sample.sample_format] * plan.bands),  # SampleFormat
+        Tag.of(277, SHORT, tiling.bands),  # SamplesPerPixel
+        Tag.of(284, SHORT, 2 if tiling.bands > 1 else 1),  # PlanarConfiguration
+        Tag.of(322, SHORT, tiling.blocksize),  # TileWidth
+        Tag.of(323, SHORT, tiling.blocksize),  # TileLength
+        Tag.of(339, SHORT, [sample.sample_format] * tiling.bands),  # SampleFormat
         Tag.of(42113, ASCII, sample.nodata),  # GDAL_NODATA
     ]
-    if plan.bands > 1:
-        common.append(Tag.of(338, SHORT, [0] * (plan.bands - 1)))  # ExtraSamples: unspecified
+    if tiling.bands > 1:
+        common.append(Tag.of(338, SHORT, [0] * (tiling.bands - 1)))  # ExtraSamples: unspecified
     if codec.predictor(sample) > 1:
         common.append(Tag.of(317, SHORT, codec.predictor(sample)))  # Predictor
     if codec.name == "lerc":
         common.append(Tag.of(50674, LONG, [4, 0]))  # LercParameters: version 2.4, nothing on top
-    found = []
-    for number, level in enumerate(plan.levels):
+    levels = []
+    for number, level in enumerate(tiling.levels):
         own = [
             Tag.of(254, LONG, 1 if number else 0),  # NewSubfileType: reduced resolution
             Tag.of(256, LONG, level.width),
@@ -208,8 +214,8 @@ def directories(
         if number == 0:
             gdal = _metadata(quantiser, names, metadata, band_numbers or {})
             own += [Tag.of(305, ASCII, software), Tag.of(42112, ASCII, gdal), *geo]  # GDAL_METADATA
-        found.append([*own, *common])
-    return found
+        levels.append([*own, *common])
+    return levels
 
 
 def _metadata(
@@ -258,14 +264,14 @@ def _attribute(text: str) -> str:
     return f"'{text}'" if "'" not in text else '"' + text.replace('"', "&quot;") + '"'
 
 
-def assemble(layout: Layout, places: list[Places], spool: Spool) -> None:
+def assemble(layout: CogLayout, indexes: list[TileIndex], spool: Spool) -> None:
     """Write the file into the spool's output: the head, then every level's tiles, copied as they are."""
     target = os.open(spool.output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         _write(target, layout.head)
-        for number in reversed(range(len(places))):
+        for number in reversed(range(len(indexes))):
             source = spool.descriptor(level_file(number))
-            for offset, length in _runs(places[number]):
+            for offset, length in _runs(indexes[number]):
                 _copy(source, offset, target, length)
         if os.fstat(target).st_size != layout.size:
             raise OutputError(f"{spool.output} has {os.fstat(target).st_size} bytes instead of {layout.size}")
@@ -274,14 +280,14 @@ def assemble(layout: Layout, places: list[Places], spool: Spool) -> None:
         os.close(target)
 
 
-def _runs(places: Places) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what can be copied at once: places next to each other in file and spool."""
-    ends = places.offsets + places.lengths
-    breaks = np.flatnonzero(places.offsets[1:] != ends[:-1])
+def _runs(index: TileIndex) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what can be copied at once: tiles next to each other in file and spool."""
+    ends = index.offsets + index.lengths
+    breaks = np.flatnonzero(index.offsets[1:] != ends[:-1])
     firsts = np.concatenate([[0], breaks + 1])
-    lasts = np.concatenate([breaks, [places.offsets.size - 1]])
+    lasts = np.concatenate([breaks, [index.offsets.size - 1]])
     for first, last in zip(firsts, lasts, strict=True):
-        yield int(places.offsets[first]), int(ends[last] - places.offsets[first])
+        yield int(index.offsets[first]), int(ends[last] - index.offsets[first])
 
 
 def _copy(source: int, offset: int, target: int, length: int) -> None:
@@ -291,9 +297,9 @@ def _copy(source: int, offset: int, target: int, length: int) -> None:
         except (AttributeError, OSError) as error:
             if not _is_unsupported(error):
                 raise
-            count = _write(target, os.pread(source, min(length, _COPY), offset))
+            count = _write(target, os.pread(source, min(length, COPY_BYTES), offset))
         if count == 0:
-            raise OutputError("the spool is shorter than it was: start afresh")
+            raise OutputError("the spool is shorter than it was: run again without ", Argument("resume"))
         offset, length = offset + count, length - count
 
 
@@ -311,10 +317,10 @@ def _write(target: int, data: bytes) -> int:
     return len(data)
 
 
-def check(path: os.PathLike[str], plan: Plan) -> None:
+def check(path: os.PathLike[str], tiling: Tiling) -> None:
     """Read a finished file's structure back and raise OutputError unless it is laid out as described above.
 
-    Directories come before tiles, overviews before what they show, tiles by place and band without gaps;
+    IFDs come before tiles, overviews before what they show, tiles by row, column and band without gaps;
     leaders and trailers are compared for all tiles of small levels and for a sample of large ones.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -323,15 +329,15 @@ def check(path: os.PathLike[str], plan: Plan) -> None:
         def read(offset: int, size: int) -> bytes:
             return os.pread(descriptor, size, offset)
 
-        found = read_directories(read)
-        if len(found) != len(plan.levels):
-            raise OutputError(f"{path} has {len(found)} levels instead of {len(plan.levels)}")
-        at = 0
-        for number in reversed(range(len(found))):
-            at = _check_level(found[number], plan.levels[number], plan.bands, at, read)
-        if max(d.offset for d in found) > int(found[-1].tags[TILE_OFFSETS].values.min()):
-            raise OutputError("a directory lies behind tiles")
-        if at != os.fstat(descriptor).st_size:
+        ifds = read_ifds(read)
+        if len(ifds) != len(tiling.levels):
+            raise OutputError(f"{path} has {len(ifds)} levels instead of {len(tiling.levels)}")
+        end = 0
+        for number in reversed(range(len(ifds))):
+            end = _check_level(ifds[number], tiling.levels[number], tiling.bands, end, read)
+        if max(ifd.offset for ifd in ifds) > int(ifds[-1].tags[TILE_OFFSETS].values.min()):
+            raise OutputError("an IFD lies behind tiles")
+        if end != os.fstat(descriptor).st_size:
             raise OutputError(f"{path} does not end with its last tile")
     except (ValueError, KeyError, IndexError) as error:
         raise OutputError(f"{path} is not a valid TIFF: {error}") from error
@@ -339,18 +345,24 @@ def check(path: os.PathLike[str], plan: Plan) -> None:
         os.close(descriptor)
 
 
-def _check_level(directory: Directory, level: Level, bands: int, at: int, read: Any) -> int:
-    """Check one level's tiles, which begin at `at` (0: anywhere); where they end is returned."""
-    size = directory.value(257), directory.value(256)
+def _check_level(ifd: Ifd, level: Level, bands: int, start: int, read: Any) -> int:
+    """Check one level's tiles, which begin at `start` (0: anywhere); their end is returned."""
+    size = ifd.value(257), ifd.value(256)
     if size != (level.height, level.width):
         raise OutputError(f"a level has {size} pixels instead of {(level.height, level.width)}")
-    offsets = directory.tags[TILE_OFFSETS].values.reshape(bands, -1).T.astype(np.int64).ravel()
-    counts = directory.tags[TILE_BYTE_COUNTS].values.reshape(bands, -1).T.astype(np.int64).ravel()
+    offsets = ifd.tags[TILE_OFFSETS].values.reshape(bands, -1).T.astype(np.int64).ravel()
+    counts = ifd.tags[TILE_BYTE_COUNTS].values.reshape(bands, -1).T.astype(np.int64).ravel()
     if offsets.size != level.tiles * bands:
         raise OutputError(f"a level has {offsets.size} tiles instead of {level.tiles * bands}")
-    if (at and offsets[0] != at + 4) or (np.diff(offsets) != counts[:-1] + 8).any() or (counts <= 0).any():
-        raise OutputError("tiles are not one after the other by place and band")
-    chosen = np.unique(np.linspace(0, offsets.size - 1, min(offsets.size, _CHECKED_TILES)).astype(np.int64))
+    if (
+        (start and offsets[0] != start + 4)
+        or (np.diff(offsets) != counts[:-1] + 8).any()
+        or (counts <= 0).any()
+    ):
+        raise OutputError("tiles are not one after the other by row, column and band")
+    chosen = np.unique(
+        np.linspace(0, offsets.size - 1, min(offsets.size, MAX_CHECKED_TILES)).astype(np.int64)
+    )
     for offset, count in zip(offsets[chosen].tolist(), counts[chosen].tolist(), strict=True):
         tail = read(offset + max(0, count - 4), min(4, count) + 4)
         if int.from_bytes(read(offset - 4, 4), "little") != count or tail[:-4].ljust(4, b"\0") != tail[-4:]:

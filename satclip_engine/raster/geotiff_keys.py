@@ -1,4 +1,4 @@
-"""The tags that place a GeoTIFF on Earth: written by GDAL, and read back before they are believed."""
+"""Georeference of a GeoTIFF: tags written by GDAL, and read back before they are believed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from satclip_engine.errors import UsageError
 from satclip_engine.geo.crs import crs_name, odc_crs, parse_crs, unit_metres
-from satclip_engine.raster.tiff import GEO_TAGS, Tag, read_directories
+from satclip_engine.raster.tiff import GEO_TAGS, Tag, read_ifds
 
 if TYPE_CHECKING:
     from satclip_engine.geo.grid import Grid
 
-_SAME = 0.01  # of a pixel, by which a place may move
-_SAME_METRES = 0.01  # whatever the pixel: what datums written with rounded numbers differ by
-_PROBES = 9  # along each side
-_RADIUS = 6371008.8  # metres
+MAX_SHIFT_PIXELS = 0.01  # by which a pixel may move
+MAX_SHIFT_METRES = 0.01  # whatever the pixel: what datums written with rounded numbers differ by
+PROBES_PER_SIDE = 9
+EARTH_RADIUS_METRES = 6371008.8
 _NOWHERE = "nowhere on Earth"
 
 
@@ -33,7 +33,7 @@ def geo_tags(grid: Grid) -> list[Tag]:
     moved = _distance(grid, stored)
     if moved:
         raise _cannot_hold(grid, f"read back, pixels would lie {moved}")
-    directory = read_directories(lambda offset, size: content[offset : offset + size])[0]
+    directory = read_ifds(lambda offset, size: content[offset : offset + size])[0]
     return [tag for code, tag in directory.tags.items() if code in GEO_TAGS]
 
 
@@ -57,7 +57,7 @@ def _through_gdal(grid: Grid) -> tuple[bytes, Any]:
 
 
 def _distance(grid: Grid, stored: Any) -> str:
-    """Where pixels move when their CRS is taken from the file, in words; empty when they stay."""
+    """Distance by which pixels move when their CRS is taken from the file, in words; empty when they stay."""
     from odc.geo.geobox import GeoBox
 
     from satclip_engine.geo.grid import make_grid
@@ -67,31 +67,34 @@ def _distance(grid: Grid, stored: Any) -> str:
         again = make_grid(like=GeoBox(grid.shape, grid.transform, crs))
     except UsageError:
         return _NOWHERE
-    rows, cols = (np.unique(np.linspace(0, size - 1, _PROBES).astype(np.int64)) for size in grid.shape)
-    row, col = (part.ravel() for part in np.meshgrid(rows, cols, indexing="ij"))
-    asked, found = grid.pixel_lonlat(row, col), again.pixel_lonlat(row, col)
-    valid, kept = np.isfinite(asked).all(axis=1), np.isfinite(found).all(axis=1)
+    rows, cols = (
+        np.unique(np.linspace(0, size - 1, PROBES_PER_SIDE).astype(np.int64)) for size in grid.shape
+    )
+    row, col = (index.ravel() for index in np.meshgrid(rows, cols, indexing="ij"))
+    original, reread = grid.pixel_lonlat(row, col), again.pixel_lonlat(row, col)
+    valid, still_valid = np.isfinite(original).all(axis=1), np.isfinite(reread).all(axis=1)
     if not valid.any():
         return ""
-    if not (valid & kept).any():
+    if not (valid & still_valid).any():
         return _NOWHERE
-    valid &= kept
-    metres = float(_metres(asked[valid], found[valid]).max())
+    valid &= still_valid
+    metres = float(_metres(original[valid], reread[valid]).max())
     pixel = abs(grid.transform.determinant) ** 0.5 * unit_metres(grid.crs.proj)
-    if metres <= max(_SAME * pixel, _SAME_METRES):
+    if metres <= max(MAX_SHIFT_PIXELS * pixel, MAX_SHIFT_METRES):
         return ""
     return f"{metres / 1000:.3g} km away" if metres >= 1000 else f"{metres:.3g} m away"
 
 
-def _metres(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _metres(lonlat: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Distance on the sphere between (n, 2) degrees."""
-    lon, lat = np.radians(one).T
+    lon, lat = np.radians(lonlat).T
     lon2, lat2 = np.radians(other).T
     half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
-    return 2 * _RADIUS * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
+    return 2 * EARTH_RADIUS_METRES * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
 
 
 def _cannot_hold(grid: Grid, why: str) -> UsageError:
     return UsageError(
-        f"a GeoTIFF cannot hold the CRS {crs_name(grid.crs)} ({why}): choose one with an EPSG code"
+        f"a GeoTIFF cannot hold the CRS {crs_name(grid.crs)} ({why}): choose one with an EPSG code",
+        argument="crs",
     )

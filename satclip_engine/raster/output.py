@@ -1,4 +1,4 @@
-"""The output's name on disk: what may stand there before, how the file gets there, what a full disk says."""
+"""Output path: checks, publication of the complete file, and disk errors in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import sync_folder
 
 # GDAL's metadata domain and name of a finished file's record of what it is, by which resuming can tell.
@@ -26,7 +26,9 @@ def check_path(path: Path, *, replaceable: bool) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.exists() and not replaceable:
-        raise OutputError(f"{path} exists already: remove it, choose another name, or use overwrite")
+        raise OutputError(
+            f"{path} exists already: remove it, choose another name, or use ", Argument("overwrite", True)
+        )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: the folder {path.parent} is not writable")
 
@@ -44,13 +46,13 @@ def recorded_state(path: Path) -> dict[str, Any] | None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words, how two states differ; empty when they do not."""
-    found = []
+    """Differences of two states in words; empty when there are none."""
+    differing = []
     for key, value in now.items():
         if before.get(key) != value:
             plain = isinstance(value, (str, int)) and not str(value).startswith(DIGEST)
-            found.append(f"{key} was {before.get(key)}, is now {value}" if plain else f"another {key}")
-    return "; ".join(found)
+            differing.append(f"{key} was {before.get(key)}, is now {value}" if plain else f"another {key}")
+    return "; ".join(differing)
 
 
 def publish(complete: Path, path: Path, *, replace: bool) -> None:
@@ -81,5 +83,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        hint = "; what is finished is kept: make room and go on with resume" if error.errno in _FULL else ""
-        raise OutputError(f"cannot write {path}: {error.strerror or error}{hint}") from error
+        hint = ["; what is finished is kept: make room and run again with ", Argument("resume", True)]
+        reason = error.strerror or error
+        raise OutputError(
+            f"cannot write {path}: {reason}", *(hint if error.errno in _FULL else [])
+        ) from error

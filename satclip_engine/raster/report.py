@@ -1,4 +1,4 @@
-"""What a finished raster is and what it cost."""
+"""Report of a finished raster: contents, errors, time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.quantize import MAX_CLIPPED, Quantiser, Tally
+from satclip_engine.quantize import MAX_CLIPPED, QuantisationStatistics, Quantiser
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Clipping:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about it: nothing while it is as rare as promised."""
+        """Warnings for the user: none while clipping is as rare as promised."""
         if not self.bands:
             return []
         shown = ", ".join(self.bands[:8]) + (" …" if len(self.bands) > 8 else "")
@@ -70,26 +70,26 @@ class Report:
         return {**dataclasses.asdict(self), "path": str(self.path), "shape": list(self.shape)}
 
 
-def clipping(quantiser: Quantiser, tally: Tally, names: list[str]) -> Clipping:
-    """What was clipped, from the tally of all pixels."""
-    if tally.valid == 0:
+def clipping(quantiser: Quantiser, statistics: QuantisationStatistics, names: list[str]) -> Clipping:
+    """Summarise what was clipped, from the statistics of all pixels."""
+    if statistics.valid == 0:
         return Clipping()
-    fractions = tally.clipped / tally.valid
+    fractions = statistics.clipped / statistics.valid
     scale = np.ones(len(names)) if quantiser.scale is None else quantiser.scale
     return Clipping(
         fraction=float(fractions.max()),
-        values=int(tally.clipped.sum()),
+        values=int(statistics.clipped.sum()),
         bands=[name for name, fraction in zip(names, fractions, strict=True) if fraction > MAX_CLIPPED],
-        excess=float((tally.excess * scale).max()),
-        excess_codes=float(tally.excess.max()) if quantiser.scale is not None else 0.0,
+        excess=float((statistics.overshoot * scale).max()),
+        excess_codes=float(statistics.overshoot.max()) if quantiser.scale is not None else 0.0,
     )
 
 
-def largest_error(quantiser: Quantiser, tally: Tally) -> float:
+def largest_error(quantiser: Quantiser, statistics: QuantisationStatistics) -> float:
     """Half a step of the coarsest band, or what clipping took from a value where that is more. Floats: 0."""
     if quantiser.scale is None:
         return 0.0
-    return float((np.maximum(0.5, tally.excess) * quantiser.scale).max())
+    return float((np.maximum(0.5, statistics.overshoot) * quantiser.scale).max())
 
 
 def peak_memory() -> int:

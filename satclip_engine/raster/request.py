@@ -1,11 +1,11 @@
-"""What is asked of `write_raster`, checked before anything is computed or written."""
+"""Request for a raster: the arguments of `write_raster`, checked before anything is computed or written."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,35 +15,19 @@ from satclip_engine._version import __version__
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
-from satclip_engine.progress import Progress, Silence
+from satclip_engine.options import RasterOptions, identifying
 from satclip_engine.quantize import SampleType, sample_type
-from satclip_engine.raster.codec import Codec
-from satclip_engine.raster.codec import codec as codec_named
+from satclip_engine.raster.codec import Codec, codec_for
 from satclip_engine.raster.geotiff_keys import geo_tags
 from satclip_engine.raster.output import DIGEST, check_path
 from satclip_engine.raster.tiff import Tag
-from satclip_engine.raster.tiling import BLOCKSIZES, Plan, check_blocksize, choose_blocksize, make_plan
+from satclip_engine.raster.tiling import BLOCKSIZES, Tiling, check_blocksize, choose_blocksize, make_tiling
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
 
-
-@dataclass(frozen=True)
-class Options:
-    """The keyword arguments of `write_raster`, as given."""
-
-    dtype: str = "int8"
-    compress: str = "zstd"
-    blocksize: int | None = None
-    threads: int | None = None
-    memory: int = 1 << 30
-    exact: bool = False
-    tolerance: float | None = None
-    overwrite: bool = False
-    resume: bool = False
-    tags: dict[str, str] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silence)
+MAX_BANDS = 65535  # of a TIFF
 
 
 @dataclass(frozen=True)
@@ -53,19 +37,20 @@ class Request:
     encoder: Encoder
     grid: Grid
     path: Path
-    options: Options
+    options: RasterOptions  # with the blocksize that was chosen
     sample: SampleType
     codec: Codec
     geo: list[Tag]
     blocksize: int
     threads: int
+    tiling: Tiling  # while workers share no memory
     notes: tuple[str, ...]
 
     @property
     def state(self) -> dict[str, Any]:
-        """What decides the pixels; a run goes on only from the same."""
+        """Everything that decides the pixels; a run is resumed only with the same."""
         encoder, grid = self.encoder, self.grid
-        return {
+        state = {
             "software": __version__,
             "rows": grid.shape[0],
             "columns": grid.shape[1],
@@ -79,38 +64,48 @@ class Request:
             "backend": encoder.backend,
             "instruction set": encoder.isa,  # with a GPU's architecture and precision
             "reconstruction": _reconstruction(encoder, self.options),
-            "dtype": self.sample.name,
-            "compress": self.codec.name,
-            "level": self.codec.level,
-            "blocksize": self.blocksize,
         }
+        for name in identifying():
+            state[name] = getattr(self.options, name)
+            if name == "compress":
+                state["level"] = self.codec.level
+        return state
 
-    def plan(self, span: int | None = None, *, kept: int = 0) -> Plan:
-        """How the work is cut; `span` is given when superblocks are on disk already.
-
-        kept: bytes of the memory allowed that workers share.
-        """
-        return make_plan(
-            self.grid.shape,
-            self.encoder.embed_dim,
-            self.sample.bytes,
+    def tiling_beside(self, shared: int, span: int | None = None) -> Tiling:
+        """The tiling when workers share so many bytes; `span` is given when metatiles are on disk already."""
+        if not shared and span is None:
+            return self.tiling
+        return _tiling(
+            self.encoder,
+            self.grid,
+            self.sample,
+            self.codec,
             self.blocksize,
             threads=self.threads,
-            memory=self.options.memory - kept,
-            mirrored=self.grid.separable,
-            compressed=self.codec.leaves,
+            memory=self.options.memory - shared,
             span=span,
-            calls=self.encoder.calls,
         )
 
 
-def _reconstruction(encoder: Encoder, options: Options) -> str:
-    """What was asked for; an encoder that has a plan of its own keeps that."""
-    if options.exact:
-        return "exact"
-    if encoder.plan is not None:
-        return encoder.plan.token
-    return "default" if options.tolerance is None else f"{float(options.tolerance)!r} σ"
+def _tiling(
+    encoder: Encoder, grid: Grid, sample: SampleType, codec: Codec, blocksize: int, **limits: Any
+) -> Tiling:
+    return make_tiling(
+        grid.shape,
+        encoder.embed_dim,
+        sample.bytes,
+        blocksize,
+        mirrored=grid.separable,
+        compressed=codec.leaves,
+        calls=encoder.calls,
+        **limits,
+    )
+
+
+def _reconstruction(encoder: Encoder, options: RasterOptions) -> str:
+    """Identifies how pixels are computed: as asked for, unless the encoder has a plan of its own."""
+    own_plan = None if options.exact else encoder.plan
+    return options.reconstruction if own_plan is None else own_plan.token
 
 
 def _check_made_by(encoder: Encoder, grid: Any) -> None:
@@ -123,7 +118,8 @@ def _check_made_by(encoder: Encoder, grid: Any) -> None:
         return
     raise UsageError(
         "the grid is an embedding made by another encoder or selection of bands: pass the encoder that made "
-        'it, such as enc.select("1-3") or what with_head returned, or a plain grid (make_grid)'
+        'it, such as enc.select("1-3") or what with_head returned, or a plain grid (make_grid)',
+        argument="grid",
     )
 
 
@@ -131,38 +127,57 @@ def _digest(text: str) -> str:
     return DIGEST + hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> Request:
+def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOptions) -> Request:
     """Raises UsageError for arguments that cannot be used, OutputError for a path that cannot be written."""
-    from satclip_engine.geo.grid import make_grid
-
-    if options.overwrite and options.resume:
-        raise UsageError("overwrite begins anew and resume goes on: give one of them")
-    if options.exact and options.tolerance is not None:
-        raise UsageError("exact never interpolates and tolerance is for interpolating: give one of them")
     check_tolerance(options.tolerance)
     if encoder.plan is not None:
         encoder.plan.check(exact=options.exact, tolerance=options.tolerance)
     if options.threads is not None and options.threads < 1:
-        raise UsageError(f"threads must be a positive whole number, not {options.threads!r}")
+        raise UsageError(
+            f"threads must be a positive whole number, not {options.threads!r}", argument="threads"
+        )
     _check_made_by(encoder, grid)
     check_path(path, replaceable=options.overwrite or options.resume)
-    chosen, sample, bands = make_grid(like=grid), sample_type(options.dtype), encoder.embed_dim
-    if not chosen.separable and (reason := grids_only(encoder.backend)) is not None:
-        raise UsageError(reason)
-    codec = codec_named(options.compress, sample)
-    if bands > 65535:
-        raise UsageError(f"a TIFF has at most 65535 bands, not {bands}")
-    blocksize, notes = options.blocksize, []
-    if blocksize is None:
-        blocksize = choose_blocksize(chosen.shape, bands)
-        if blocksize > BLOCKSIZES[0]:
-            notes.append(
-                f"tiles are {blocksize} pixels wide, not {BLOCKSIZES[0]}, to keep the file's index small"
-            )
-    check_blocksize(blocksize, chosen.shape, bands)
-    threads, geo = options.threads or encoder.threads, geo_tags(chosen)
-    request = Request(encoder, chosen, path, options, sample, codec, geo, blocksize, threads, ())
-    working = request.plan().threads
-    if working < threads:
-        notes.append(f"{working} of {threads} threads work: more would take more memory than allowed")
-    return dataclasses.replace(request, notes=tuple(notes))
+    pixels = _grid(encoder, grid)
+    sample, bands = sample_type(options.dtype), encoder.embed_dim
+    codec = codec_for(options.compress, sample)
+    if bands > MAX_BANDS:
+        raise UsageError(f"a TIFF has at most {MAX_BANDS} bands, not {bands}", argument="bands")
+    blocksize = choose_blocksize(pixels.shape, bands) if options.blocksize is None else options.blocksize
+    check_blocksize(blocksize, pixels.shape, bands)
+    threads = options.threads or encoder.threads
+    tiling = _tiling(encoder, pixels, sample, codec, blocksize, threads=threads, memory=options.memory)
+    notes = []
+    if options.blocksize is None and blocksize > BLOCKSIZES[0]:
+        notes.append(
+            f"tiles are {blocksize} pixels wide, not {BLOCKSIZES[0]}, to keep the file's index small"
+        )
+    if tiling.threads < threads:
+        notes.append(f"{tiling.threads} of {threads} threads work: more would take more memory than allowed")
+    return Request(
+        encoder,
+        pixels,
+        path,
+        dataclasses.replace(options, blocksize=blocksize),
+        sample,
+        codec,
+        geo_tags(pixels),
+        blocksize,
+        threads,
+        tiling,
+        tuple(notes),
+    )
+
+
+def _grid(encoder: Encoder, grid: Any) -> Grid:
+    """The Grid of what was given as one. Raises UsageError where there is none that the encoder computes."""
+    from satclip_engine.geo.grid import make_grid
+
+    try:
+        pixels = make_grid(like=grid)
+    except UsageError as error:
+        error.argument = "grid"
+        raise
+    if not pixels.separable and (reason := grids_only(encoder.backend)) is not None:
+        raise UsageError(reason, argument="backend")
+    return pixels

@@ -1,4 +1,4 @@
-"""A look at a raster before it is made: how well its tiles compress."""
+"""Estimate of a raster's size on disk before it is made, by compressing sample windows."""
 
 from __future__ import annotations
 
@@ -8,62 +8,64 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
-from satclip_engine.quantize import Quantiser, Tally
+from satclip_engine.quantize import QuantisationStatistics, Quantiser
 from satclip_engine.raster.codec import Codec, compressor
-from satclip_engine.raster.tiling import Plan
+from satclip_engine.raster.tiling import Tiling
 
-_WINDOWS = 8  # small windows compressed to estimate the file's size; half as many for every overview
-_WINDOW = 64  # pixels along their sides
-_INDEX_BYTES = 20  # of file a tile takes beside its data: offset, count, leader, trailer
+SAMPLE_WINDOWS = 8  # windows compressed to estimate the file's size; half as many for every overview
+WINDOW_PIXELS = 64  # along a window's side
+TILE_OVERHEAD_BYTES = 20  # of a tile beside its data: offset, count, leader, trailer
 
 
 @dataclass(frozen=True)
-class Need:
+class DiskEstimate:
     """Disk space in bytes, estimated."""
 
     file: int
     peak: int  # of file and spool together
 
 
-def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: Codec) -> Need:
-    """How much disk the run will take, from a few windows of every level compressed on trial.
+def estimate_disk(
+    encoder: Any, grid: Any, tiling: Tiling, quantiser: Quantiser, codec: Codec
+) -> DiskEstimate:
+    """Disk space of a run, from a few windows of every level compressed on trial.
 
     Overviews are sampled by themselves: neighbours differ more there, and a pixel takes half as much again as
     on the level below.
     """
-    tiles = sum(level.tiles for level in plan.levels)
-    file = tiles * plan.bands * _INDEX_BYTES + (1 << 16)
-    for number, level in enumerate(plan.levels):
-        rate = _bytes_per_pixel(encoder, grid, plan, number, quantiser, codec)
+    tile_count = sum(level.tiles for level in tiling.levels)
+    file = tile_count * tiling.bands * TILE_OVERHEAD_BYTES + (1 << 16)
+    for number, level in enumerate(tiling.levels):
+        rate = _bytes_per_pixel(encoder, grid, tiling, number, quantiser, codec)
         file += int(rate * level.height * level.width)
-    remainders = sum(
+    carried_over = sum(
         4
-        * plan.bands
-        * plan.levels[tier.first + tier.count].height
-        * plan.levels[tier.first + tier.count].width
-        for tier in plan.tiers
-        if tier.remainder
+        * tiling.bands
+        * tiling.levels[pyramid_pass.first + pyramid_pass.count].height
+        * tiling.levels[pyramid_pass.first + pyramid_pass.count].width
+        for pyramid_pass in tiling.passes
+        if pyramid_pass.carries_over
     )
-    return Need(file, file + max(file, remainders))
+    return DiskEstimate(file, file + max(file, carried_over))
 
 
 def _bytes_per_pixel(
-    encoder: Any, grid: Any, plan: Plan, number: int, quantiser: Quantiser, codec: Codec
+    encoder: Any, grid: Any, tiling: Tiling, number: int, quantiser: Quantiser, codec: Codec
 ) -> float:
-    """What compression leaves of a level's pixels, all bands together.
+    """Bytes that compression leaves of a level's pixel, all bands together.
 
     An overview's pixels are replaced by every 2ⁿth one of full resolution, whose means they are.
     """
-    level, step, side = plan.levels[number], 2**number, min(_WINDOW, plan.blocksize)
+    level, step, side = tiling.levels[number], 2**number, min(WINDOW_PIXELS, tiling.blocksize)
     compress = compressor(codec)
     spent = pixels = 0
-    tally = Tally.zero(plan.bands)
+    statistics = QuantisationStatistics.zero(tiling.bands)
     integer = quantiser.scale is not None and quantiser.offset is not None
-    for row, column in _window_corners((level.height, level.width), side, max(1, _WINDOWS >> number)):
+    for row, column in _window_corners((level.height, level.width), side, max(1, SAMPLE_WINDOWS >> number)):
         rows = np.arange(row, min(row + side, level.height)) * step
         columns = np.arange(column, min(column + side, level.width)) * step
-        block = encoder.evaluate(grid, rows, columns, threads=plan.threads)
-        tiles = np.zeros((1, plan.bands, side, side), quantiser.sample.name)
+        block = encoder.evaluate(grid, rows, columns, threads=tiling.threads)
+        tiles = np.zeros((1, tiling.bands, side, side), quantiser.sample.name)
         _C.pack_tiles(
             block,
             tiles,
@@ -72,8 +74,8 @@ def _bytes_per_pixel(
             predictor=codec.predictor(quantiser.sample),
             inverse_scale=quantiser.inverse_scale if integer else None,
             offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
-            clipped=tally.clipped,
-            overshoot=tally.excess,
+            clipped=statistics.clipped,
+            overshoot=statistics.overshoot,
             valid=np.zeros(1, np.int64),
         )
         spent += sum(len(compress(tile)) for tile in tiles[0])

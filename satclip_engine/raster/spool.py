@@ -1,16 +1,16 @@
-"""Where finished work waits until the raster is complete: compressed tiles, and what a run can go on from.
+"""Temporary store of compressed tiles until the raster is complete; also the state of an interrupted run.
 
 For OUTPUT `folder/name.tif` the spool is the folder `folder/.name.tif.satclip-spool`:
 
     lock                 held (flock) by the run that writes
-    state.json           what is being made: grid, options, function, scales; never changes
-    index                a record a finished superblock, appended when all its data is written
+    state.json           the request: grid, options, function, scales; never changes
+    index                a record a finished metatile, appended when all its data is written
     level-0.tiles …      compressed tiles by level, in the order in which they were finished
-    tier-0.remainder …   float32 pixels that the next tier of superblocks is made from
+    tier-0.remainder …   float32 pixels carried over, of which the next pass makes its metatiles
     output.tif           the assembled file, before it is checked and moved to its name
 
 Nothing is forced to disk on the way. A record and every piece of data it names carry a CRC-32, which is
-verified when a run goes on: after a crash, what did not reach the disk is computed again.
+verified when a run is resumed: after a crash, what did not reach the disk is computed again.
 """
 
 from __future__ import annotations
@@ -28,70 +28,76 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import replace_file
-from satclip_engine.quantize import Tally
+from satclip_engine.quantize import QuantisationStatistics
 
-Key = tuple[int, int, int]  # tier, row and column of a superblock
+Key = tuple[int, int, int]  # pass, row and column of a metatile
 
 _MAGIC = b"SCSB"
 _HEADER = struct.Struct("<4sII")  # magic, bytes of the body, CRC-32 of the body
-_BODY = struct.Struct("<IIIQIQQII")  # key; remainder's offset and CRC; valid, pixels; bands; places
-_READ = 8 << 20
+_BODY = struct.Struct("<IIIQIQQII")  # key; carry-over's offset and CRC; valid, pixels; bands; tiles
+READ_BYTES = 8 << 20
 
-# A tile's place in a level, and where the compressed tiles of all its bands lie: one after the other in the
-# level's file, as the raster will have them.
-PLACE = np.dtype([("level", "<u4"), ("row", "<u4"), ("column", "<u4"), ("crc", "<u4"), ("offset", "<u8")])
+# A finished tile: its row and column in a level, and where its bands lie, compressed: one after the other in
+# the level's file, as the raster will have them.
+TILE_RECORD = np.dtype(
+    [("level", "<u4"), ("row", "<u4"), ("column", "<u4"), ("crc", "<u4"), ("offset", "<u8")]
+)
 
 
 @dataclass(eq=False)
-class Record:
-    """A finished superblock."""
+class MetatileRecord:
+    """A finished metatile."""
 
     key: Key
-    places: np.ndarray  # (n,) PLACE
+    tiles: np.ndarray  # (n,) TILE_RECORD
     sizes: np.ndarray  # (n, E) uint32 bytes of every band's tile, leader and trailer not counted
-    remainder: int  # offset of its remainder
-    remainder_crc: int
-    tally: Tally
+    carry_over: int  # offset of the pixels that it carries over
+    carry_over_crc: int
+    statistics: QuantisationStatistics
 
     @property
     def lengths(self) -> np.ndarray:
-        """Bytes of every place, (n,) int64: 4 before and 4 after each tile included."""
+        """Bytes of every tile, all bands, (n,) int64: 4 before and 4 after each included."""
         return self.sizes.sum(axis=1, dtype=np.int64) + 8 * self.sizes.shape[1]
 
     def pack(self) -> bytes:
-        tally = self.tally
-        head = (*self.key, self.remainder, self.remainder_crc, tally.valid, tally.pixels)
+        statistics = self.statistics
+        head = (*self.key, self.carry_over, self.carry_over_crc, statistics.valid, statistics.pixels)
         arrays = [
-            tally.clipped.astype("<i8"),
-            tally.excess.astype("<f4"),
-            self.places,
+            statistics.clipped.astype("<i8"),
+            statistics.overshoot.astype("<f4"),
+            self.tiles,
             self.sizes.astype("<u4"),
         ]
-        body = _BODY.pack(*head, tally.clipped.size, self.places.size) + b"".join(a.tobytes() for a in arrays)
+        body = _BODY.pack(*head, statistics.clipped.size, self.tiles.size) + b"".join(
+            a.tobytes() for a in arrays
+        )
         return _HEADER.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
     @classmethod
-    def unpack(cls, body: bytes) -> Record:
-        tier, row, column, remainder, crc, valid, pixels, bands, count = _BODY.unpack_from(body)
-        at = _BODY.size
+    def unpack(cls, body: bytes) -> MetatileRecord:
+        number, row, column, carry_over, crc, valid, pixels, bands, count = _BODY.unpack_from(body)
+        offset = _BODY.size
         arrays = []
-        for dtype, items in (("<i8", bands), ("<f4", bands), (PLACE, count), ("<u4", count * bands)):
-            arrays.append(np.frombuffer(body, dtype, items, at))
-            at += arrays[-1].nbytes
-        clipped, excess, places, sizes = arrays
-        tally = Tally(clipped.astype(np.int64), excess.astype(np.float32), valid, pixels)
-        return cls((tier, row, column), places, sizes.reshape(count, bands), remainder, crc, tally)
+        for dtype, items in (("<i8", bands), ("<f4", bands), (TILE_RECORD, count), ("<u4", count * bands)):
+            arrays.append(np.frombuffer(body, dtype, items, offset))
+            offset += arrays[-1].nbytes
+        clipped, overshoot, tiles, sizes = arrays
+        statistics = QuantisationStatistics(
+            clipped.astype(np.int64), overshoot.astype(np.float32), valid, pixels
+        )
+        return cls((number, row, column), tiles, sizes.reshape(count, bands), carry_over, crc, statistics)
 
 
 class Spool:
-    """An open spool; made by `open_spool`. Threads may append and commit at once."""
+    """An open spool. Threads may append and commit at once."""
 
     def __init__(self, folder: Path, state: dict[str, Any]) -> None:
         self.folder = folder
         self.state = state
-        self.finished: dict[Key, Record] = {}
+        self.finished: dict[Key, MetatileRecord] = {}
         self._files: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         self._mutex = threading.Condition()
@@ -100,7 +106,7 @@ class Spool:
 
     @property
     def output(self) -> Path:
-        """Where the file is assembled."""
+        """The path where the file is assembled."""
         return self.folder / "output.tif"
 
     def reserve(self, name: str, size: int) -> int:
@@ -130,11 +136,13 @@ class Spool:
         while len(into):
             count = os.preadv(descriptor, [into], offset)
             if count == 0:
-                raise OutputError(f"{self.folder / name} is shorter than it was: start afresh")
+                raise OutputError(
+                    f"{self.folder / name} is shorter than it was: run again without ", Argument("resume")
+                )
             into, offset = into[count:], offset + count
 
-    def commit(self, record: Record) -> None:
-        """Add a superblock whose data is all written to the index; nothing after the spool is closed."""
+    def commit(self, record: MetatileRecord) -> None:
+        """Add a metatile whose data is all written to the index; nothing after the spool is closed."""
         packed = record.pack()
         with self._mutex:
             if self._closed:
@@ -179,28 +187,28 @@ class Spool:
         return self._files[name]
 
     def recover(self) -> None:
-        """Read the index, keep superblocks whose data is intact, cut the files behind the last of them."""
+        """Read the index, keep metatiles whose data is intact, cut the files behind the last of them."""
         path = self.folder / "index"
-        kept = [r for r in _records(path.read_bytes() if path.exists() else b"") if self._intact(r)]
-        packed = b"".join(record.pack() for record in kept)
+        intact = [r for r in _records(path.read_bytes() if path.exists() else b"") if self._intact(r)]
+        packed = b"".join(record.pack() for record in intact)
         replace_file(path, packed)
-        self.finished = {record.key: record for record in kept}
+        self.finished = {record.key: record for record in intact}
         ends: dict[str, int] = {"index": len(packed)}
         for file in self.folder.glob("level-*.tiles"):
             ends[file.name] = 0
-        for record in kept:
-            for place, length in zip(record.places, record.lengths, strict=True):
-                name = level_file(place["level"])
-                ends[name] = max(ends[name], int(place["offset"]) + int(length))
+        for record in intact:
+            for tile, length in zip(record.tiles, record.lengths, strict=True):
+                name = level_file(tile["level"])
+                ends[name] = max(ends[name], int(tile["offset"]) + int(length))
         for name, end in ends.items():
             if name != "index":
                 os.truncate(self.folder / name, end)
         self._ends.update(ends)
 
-    def _intact(self, record: Record) -> bool:
+    def _intact(self, record: MetatileRecord) -> bool:
         return all(
-            self._crc(level_file(place["level"]), int(place["offset"]), int(length)) == place["crc"]
-            for place, length in zip(record.places, record.lengths, strict=True)
+            self._crc(level_file(tile["level"]), int(tile["offset"]), int(length)) == tile["crc"]
+            for tile, length in zip(record.tiles, record.lengths, strict=True)
         )
 
     def _crc(self, name: str, offset: int, length: int) -> int | None:
@@ -210,24 +218,24 @@ class Spool:
         crc = 0
         descriptor = self.descriptor(name)
         while length:
-            chunk = os.pread(descriptor, min(length, _READ), offset)
+            chunk = os.pread(descriptor, min(length, READ_BYTES), offset)
             if not chunk:
                 return None
             crc = zlib.crc32(chunk, crc)
             offset, length = offset + len(chunk), length - len(chunk)
         return crc
 
-    def remainder_intact(self, record: Record, length: int) -> bool:
-        """Whether the pixels that the next tier needs of this superblock are on disk."""
-        return self._crc(remainder_file(record.key[0]), record.remainder, length) == record.remainder_crc
+    def carry_over_intact(self, record: MetatileRecord, length: int) -> bool:
+        """True where the pixels that the next pass needs of this metatile are on disk."""
+        return self._crc(carry_over_file(record.key[0]), record.carry_over, length) == record.carry_over_crc
 
 
 def level_file(level: int) -> str:
     return f"level-{level}.tiles"
 
 
-def remainder_file(tier: int) -> str:
-    return f"tier-{tier}.remainder"
+def carry_over_file(number: int) -> str:
+    return f"tier-{number}.remainder"
 
 
 def spool_folder(path: Path) -> Path:
@@ -236,7 +244,7 @@ def spool_folder(path: Path) -> Path:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What an interrupted run left as its state; None when there is none that can be used."""
+    """The state that an interrupted run left; None when there is none that can be used."""
     try:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError):
@@ -271,13 +279,13 @@ def write_all(descriptor: int, offset: int, data: bytes | memoryview) -> None:
         view, offset = view[count:], offset + count
 
 
-def _records(data: bytes) -> Iterator[Record]:
+def _records(data: bytes) -> Iterator[MetatileRecord]:
     """Records of an index up to the first that is incomplete or damaged."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        magic, length, crc = _HEADER.unpack_from(data, at)
-        body = data[at + _HEADER.size : at + _HEADER.size + length]
+    start = 0
+    while start + _HEADER.size <= len(data):
+        magic, length, crc = _HEADER.unpack_from(data, start)
+        body = data[start + _HEADER.size : start + _HEADER.size + length]
         if magic != _MAGIC or len(body) != length or zlib.crc32(body) != crc:
             return
-        yield Record.unpack(body)
-        at += _HEADER.size + length
+        yield MetatileRecord.unpack(body)
+        start += _HEADER.size + length

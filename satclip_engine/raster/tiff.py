@@ -1,7 +1,7 @@
 """The TIFF container: tags to bytes and bytes to tags, classic and BigTIFF, little-endian.
 
-Only what a cloud-optimised raster needs: directories whose values follow them, tile indexes after all
-directories.
+Only what a cloud-optimised raster needs: image file directories (IFDs) whose values follow them, tile indexes
+after all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # ModelPixelScale … Geo
 
 @dataclass(frozen=True, eq=False)
 class Tag:
-    """One entry of a directory."""
+    """One entry of an IFD."""
 
     code: int
     type: int
@@ -41,7 +41,7 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class Form:
+class TiffVariant:
     """Classic TIFF (offsets of 4 bytes) or BigTIFF (8)."""
 
     big: bool
@@ -59,33 +59,35 @@ class Form:
         return 8 if self.big else 4
 
     def header(self, first: int) -> bytes:
-        """The file's first 16 or 8 bytes; `first`: where the first directory lies."""
+        """The file's first 16 or 8 bytes; `first`: offset of the first IFD."""
         if self.big:
             return struct.pack("<2sHHHQ", b"II", 43, 8, 0, first)
         return struct.pack("<2sHI", b"II", 42, first)
 
-    def directory_bytes(self, tags: list[Tag]) -> int:
-        """Length of a directory without the values that do not fit into its entries."""
+    def ifd_bytes(self, tags: list[Tag]) -> int:
+        """Length of an IFD without the values that do not fit into its entries."""
         return (8 if self.big else 2) + len(tags) * (20 if self.big else 12) + self._word
 
     def is_inline(self, tag: Tag) -> bool:
         return tag.values.nbytes <= self._word
 
-    def directory(self, tags: list[Tag], where: dict[int, int], following: int) -> bytes:
-        """A directory in order of tag codes; `where`: offsets of values that are not inline, by code."""
+    def ifd(self, tags: list[Tag], offsets: dict[int, int], following: int) -> bytes:
+        """An IFD in order of tag codes; `offsets`: of values that are not inline, by code."""
         word = "<Q" if self.big else "<I"
-        parts = [struct.pack("<Q" if self.big else "<H", len(tags))]
+        pieces = [struct.pack("<Q" if self.big else "<H", len(tags))]
         for tag in sorted(tags, key=lambda tag: tag.code):
-            parts.append(struct.pack(self._entry, tag.code, tag.type, tag.values.size))
+            pieces.append(struct.pack(self._entry, tag.code, tag.type, tag.values.size))
             inline = self.is_inline(tag)
-            parts.append(tag.data.ljust(self._word, b"\0") if inline else struct.pack(word, where[tag.code]))
-        parts.append(struct.pack(word, following))
-        return b"".join(parts)
+            pieces.append(
+                tag.data.ljust(self._word, b"\0") if inline else struct.pack(word, offsets[tag.code])
+            )
+        pieces.append(struct.pack(word, following))
+        return b"".join(pieces)
 
 
 @dataclass(frozen=True, eq=False)
-class Directory:
-    """A directory that was read: where it lies, and its tags by code."""
+class Ifd:
+    """An image file directory that was read: its offset, and its tags by code."""
 
     offset: int
     tags: dict[int, Tag]
@@ -96,32 +98,32 @@ class Directory:
         return self.tags[code].values[0].item() if code in self.tags else default
 
 
-def read_directories(read: Callable[[int, int], bytes]) -> list[Directory]:
-    """All directories of a TIFF; read(offset, size) gives bytes. Raises ValueError when it is not one."""
+def read_ifds(read: Callable[[int, int], bytes]) -> list[Ifd]:
+    """All IFDs of a TIFF; read(offset, size) gives bytes. Raises ValueError when it is not one."""
     start = read(0, 16)
     if start[:4] == b"II*\0":
-        word, count_size, entry_size, (at,) = 4, 2, 12, struct.unpack_from("<I", start, 4)
+        word, count_size, entry_size, (position,) = 4, 2, 12, struct.unpack_from("<I", start, 4)
     elif start[:4] == b"II+\0":
-        word, count_size, entry_size, (at,) = 8, 8, 20, struct.unpack_from("<Q", start, 8)
+        word, count_size, entry_size, (position,) = 8, 8, 20, struct.unpack_from("<Q", start, 8)
     else:
         raise ValueError("not a little-endian TIFF")
-    found: list[Directory] = []
-    while at:
-        count = int.from_bytes(read(at, count_size), "little")
-        entries = read(at + count_size, count * entry_size + word)
+    ifds: list[Ifd] = []
+    while position:
+        count = int.from_bytes(read(position, count_size), "little")
+        entries = read(position + count_size, count * entry_size + word)
         tags, offsets = {}, {}
         for k in range(count):
             code, kind = struct.unpack_from("<HH", entries, k * entry_size)
             size = int.from_bytes(entries[k * entry_size + 4 : k * entry_size + 4 + word], "little")
             if kind not in DTYPES:
                 continue
-            place = k * entry_size + 4 + word
+            value = k * entry_size + 4 + word
             length = size * np.dtype(DTYPES[kind]).itemsize
             inline = length <= word
-            offset = int.from_bytes(entries[place : place + word], "little")
-            data = entries[place : place + length] if inline else read(offset, length)
+            offset = int.from_bytes(entries[value : value + word], "little")
+            data = entries[value : value + length] if inline else read(offset, length)
             tags[code] = Tag(code, kind, np.frombuffer(data, DTYPES[kind]))
-            offsets[code] = at + count_size + place if inline else offset
-        found.append(Directory(at, tags, offsets))
-        at = int.from_bytes(entries[count * entry_size :], "little")
-    return found
+            offsets[code] = position + count_size + value if inline else offset
+        ifds.append(Ifd(position, tags, offsets))
+        position = int.from_bytes(entries[count * entry_size :], "little")
+    return ifds

@@ -1,15 +1,15 @@
-"""How a raster is cut into work: levels, tiers of superblocks, strips; and what memory that takes.
+"""Tiling of a raster: pyramid levels, metatiles, passes, strips of rows; and the memory that they take.
 
 A *level* is the raster at half the size of the level before it (0 is full resolution), stored in square tiles
-of `blocksize` pixels. A *superblock* is `span` × `span` tiles, span = 2^s: one thread computes it in strips
-of rows and makes from it the tiles of its own level and of the s levels above, whose edges meet the
-superblock's. What is left, the pixels of the level after those, goes to disk in float32 and is what the next
-*tier* of superblocks is made from.
+of `blocksize` pixels. A *metatile* is `span` × `span` tiles, span = 2^s: one thread computes it in strips of
+rows and makes from it the tiles of its own level and of the s levels above, whose edges meet the metatile's.
+What is left, the pixels of the level after those, is carried over: it goes to disk in float32, and the next
+*pass* over the pyramid makes its metatiles from it.
 
-    tier 0: levels 0..s from the encoder, tier 1: levels s+1..2s+1 from tier 0's remainders, …
+    pass 0: levels 0..s from the encoder, pass 1: levels s+1..2s+1 from what pass 0 carried over, …
 
-So memory depends on the superblock, never on the raster, and no value depends on how the work was cut: a
-pixel of an overview is the mean of the four (at edges fewer) pixels below it, whoever computes it.
+So memory depends on the metatile, never on the raster, and no value depends on how the work was cut: a pixel
+of an overview is the mean of the four (at edges fewer) pixels below it, whoever computes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from satclip_engine.backends.protocols import CALLS, Calls
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 from satclip_engine.progress import size_text
 
 BLOCKSIZES = (64, 128, 256, 512)  # what the default chooses from
@@ -27,11 +27,11 @@ DEFAULT_ENTRIES = 2_000_000  # tiles × bands up to which the default takes the 
 # Of a tile index: 12 bytes each in the file, about 40 in memory while it is laid out.
 MAX_ENTRIES = 8_000_000
 SMALLEST_OVERVIEW = 256  # pixels: overviews stop when both sides are no longer than this (or than a tile)
-# Span in tiles and whether mirror images are paired, best first. Large superblocks leave little to disk (a
+# Span in tiles and whether mirror images are paired, best first. Large metatiles leave little to disk (a
 # 4^(s+1)th of the pixels, in float32); pairs save 3 % of the computing at L = 40, and more at higher degrees.
-_CUTS = ((8, True), (4, True), (8, False), (4, False), (2, True), (2, False), (1, True), (1, False))
-_UNITS_PER_THREAD = 16  # so that threads end within a few per cent of each other
-_STRIP_ROWS = 16  # kernels take so many latitudes at once
+METATILES = ((8, True), (4, True), (8, False), (4, False), (2, True), (2, False), (1, True), (1, False))
+MIN_TASKS_PER_THREAD = 16  # so that threads end within a few per cent of each other
+MIN_STRIP_ROWS = 16  # kernels take so many latitudes at once
 
 
 @dataclass(frozen=True)
@@ -49,37 +49,37 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Tier:
-    """Levels first..first+count−1, made together; `remainder` when the level after them exists."""
+class PyramidPass:
+    """Levels first..first+count−1, made together; `carries_over` when the level after them exists."""
 
     number: int
     first: int
     count: int
-    remainder: bool
-    rows: int  # superblocks
+    carries_over: bool
+    rows: int  # metatiles
     columns: int
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Superblocks of one row of a tier that are computed together."""
+class Task:
+    """Metatiles of one row of a pass that a worker computes together."""
 
-    tier: Tier
+    pyramid_pass: PyramidPass
     row: int
     columns: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The cut of one raster; made by `make_plan`."""
+class Tiling:
+    """The cut of one raster; made by `make_tiling`."""
 
     shape: tuple[int, int]
     bands: int
     sample_bytes: int
     blocksize: int
-    span: int  # tiles along a superblock's side, a power of two
-    strip_rows: int  # a multiple of 2·span, but for a superblock's last strip
-    mirrored: bool  # superblocks that mirror each other in longitude are computed together
+    span: int  # tiles along a metatile's side, a power of two
+    strip_rows: int  # a multiple of 2·span, but for a metatile's last strip
+    mirrored: bool  # metatiles that mirror each other in longitude are computed together
     threads: int
     levels: tuple[Level, ...]
     compressed: float  # at most this part of a tile's bytes is left by compression
@@ -87,29 +87,29 @@ class Plan:
 
     @property
     def side(self) -> int:
-        """Pixels along a superblock's side."""
+        """Pixels along a metatile's side."""
         return self.span * self.blocksize
 
     @property
-    def tiers(self) -> list[Tier]:
-        step = self.span.bit_length()  # levels a superblock makes: s + 1
-        tiers = []
+    def passes(self) -> list[PyramidPass]:
+        step = self.span.bit_length()  # levels a metatile makes: s + 1
+        passes = []
         for number, first in enumerate(range(0, len(self.levels), step)):
             count = min(step, len(self.levels) - first)
             level = self.levels[first]
-            remainder = first + count < len(self.levels)
+            carries_over = first + count < len(self.levels)
             rows, columns = -(-level.height // self.side), -(-level.width // self.side)
-            tiers.append(Tier(number, first, count, remainder, rows, columns))
-        return tiers
+            passes.append(PyramidPass(number, first, count, carries_over, rows, columns))
+        return passes
 
-    def units(self, tier: Tier) -> Iterator[Unit]:
-        """The work of a tier in the order in which it is taken."""
-        groups = _mirror_pairs(tier.columns, self.levels[0].width, self.side)
-        if tier.first > 0 or not self.mirrored:
-            groups = [(column,) for column in range(tier.columns)]
-        for row in range(tier.rows):
+    def tasks(self, pyramid_pass: PyramidPass) -> Iterator[Task]:
+        """The work of a pass in the order in which it is taken."""
+        groups = _mirror_pairs(pyramid_pass.columns, self.levels[0].width, self.side)
+        if pyramid_pass.first > 0 or not self.mirrored:
+            groups = [(column,) for column in range(pyramid_pass.columns)]
+        for row in range(pyramid_pass.rows):
             for columns in groups:
-                yield Unit(tier, row, columns)
+                yield Task(pyramid_pass, row, columns)
 
     @property
     def memory(self) -> int:
@@ -144,17 +144,25 @@ def choose_blocksize(shape: tuple[int, int], bands: int) -> int:
 def check_blocksize(blocksize: int, shape: tuple[int, int], bands: int) -> None:
     """Raise UsageError for tiles that a TIFF cannot have or whose index would not fit into memory."""
     if not isinstance(blocksize, int) or blocksize % 16 or not 16 <= blocksize <= MAX_BLOCKSIZE:
-        raise UsageError(f"blocksize must be a multiple of 16 from 16 to {MAX_BLOCKSIZE}, not {blocksize!r}")
+        raise UsageError(
+            f"blocksize must be a multiple of 16 from 16 to {MAX_BLOCKSIZE}, not {blocksize!r}",
+            argument="blocksize",
+        )
     entries = pyramid(shape, blocksize)[0].tiles * bands
     if entries > MAX_ENTRIES:
         height, width = shape
         raise UsageError(
-            f"{height} × {width} pixels of {bands} bands in blocks of {blocksize} make {entries:.3g} tiles; "
-            f"at most {MAX_ENTRIES:.3g} can be indexed: use larger blocks, fewer bands, or several files"
+            f"blocksize {blocksize}: {height} × {width} pixels of {bands} bands make {entries:.3g} tiles; at "
+            f"most {MAX_ENTRIES:.3g} can be indexed: use a larger ",
+            Argument("blocksize"),
+            f" (up to {MAX_BLOCKSIZE}), fewer ",
+            Argument("bands"),
+            ", or several files",
+            argument="blocksize",
         )
 
 
-def make_plan(
+def make_tiling(
     shape: tuple[int, int],
     bands: int,
     sample_bytes: int,
@@ -166,86 +174,85 @@ def make_plan(
     compressed: float = 1.0,
     span: int | None = None,
     calls: Calls = CALLS,
-) -> Plan:
-    """The largest superblocks that `threads` of them fit into `memory` bytes; fewer threads before it fails.
+) -> Tiling:
+    """The largest metatiles that `threads` of them fit into `memory` bytes; fewer threads before it fails.
 
     compressed: what part of a tile's bytes compression leaves at most.
-    span: given when a run goes on whose superblocks are on disk already.
+    span: given when a run is resumed whose metatiles are on disk already.
     calls: strips have as many pixels as the encoder wants at once, if memory and tiles allow.
-    Raises UsageError naming the memory needed when not even one thread with the smallest superblock fits.
+    Raises UsageError naming the memory needed when not even one thread with the smallest metatile fits.
     """
     levels = pyramid(shape, blocksize)
-    smallest = Plan(
+    smallest = Tiling(
         shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, calls
     )
     if smallest.memory > memory:
         raise UsageError(
             f"memory {size_text(memory)} is too small: blocks of {blocksize} pixels and {bands} "
-            f"{'band' if bands == 1 else 'bands'} need at least {size_text(smallest.memory)}"
+            f"{'band' if bands == 1 else 'bands'} need at least {size_text(smallest.memory)}",
+            argument="memory",
         )
     for count in range(threads, 0, -1):
-        for tiles, pair in _CUTS if span is None else ((span, True), (span, False)):
-            plan = replace(smallest, span=tiles, mirrored=pair, threads=count)
-            if (pair and not mirrored) or (_unbalanced(plan) and tiles > 2 and span is None):
+        for tiles, pair in METATILES if span is None else ((span, True), (span, False)):
+            tiling = replace(smallest, span=tiles, mirrored=pair, threads=count)
+            if (pair and not mirrored) or (_unbalanced(tiling) and tiles > 2 and span is None):
                 continue
-            plan = _with_strips(plan, memory)
-            if plan.memory <= memory:
-                return plan
+            tiling = _with_strips(tiling, memory)
+            if tiling.memory <= memory:
+                return tiling
     return smallest
 
 
-def _unbalanced(plan: Plan) -> bool:
-    """Whether there are so few units that threads would wait for the last one."""
-    return sum(1 for _ in plan.units(plan.tiers[0])) < _UNITS_PER_THREAD * plan.threads
+def _unbalanced(tiling: Tiling) -> bool:
+    """True where there are so few tasks that threads would wait for the last one."""
+    return sum(1 for _ in tiling.tasks(tiling.passes[0])) < MIN_TASKS_PER_THREAD * tiling.threads
 
 
-def _with_strips(plan: Plan, memory: int) -> Plan:
+def _with_strips(tiling: Tiling, memory: int) -> Tiling:
     """Strips as kernels like them, or lower ones when memory is short."""
-    step = 2 * plan.span
-    plan = replace(plan, strip_rows=_strip_rows(plan))
-    while plan.memory > memory and plan.strip_rows > step:
-        plan = replace(plan, strip_rows=max(step, plan.strip_rows // 2 // step * step))
-    return plan
+    step = 2 * tiling.span
+    tiling = replace(tiling, strip_rows=_strip_rows(tiling))
+    while tiling.memory > memory and tiling.strip_rows > step:
+        tiling = replace(tiling, strip_rows=max(step, tiling.strip_rows // 2 // step * step))
+    return tiling
 
 
-def _strip_rows(plan: Plan) -> int:
-    """Rows of a strip: what kernels like, in whole pixels of the level that the superblock leaves."""
-    step = 2 * plan.span
-    width = min(plan.side, plan.shape[1]) * (2 if plan.mirrored else 1)
-    rows = max(_STRIP_ROWS, -(-plan.calls.places // width))
-    return min(-(-rows // step) * step, -(-plan.blocksize // step) * step)
+def _strip_rows(tiling: Tiling) -> int:
+    """Rows of a strip: what kernels like, in whole pixels of the level that the metatile carries over."""
+    step = 2 * tiling.span
+    width = min(tiling.side, tiling.shape[1]) * (2 if tiling.mirrored else 1)
+    rows = max(MIN_STRIP_ROWS, -(-tiling.calls.places // width))
+    return min(-(-rows // step) * step, -(-tiling.blocksize // step) * step)
 
 
-def _thread_memory(plan: Plan, superblocks: int) -> int:
-    """Bytes that a thread holds: a strip and its halves, a row of tiles a level, one place compressed.
+def _thread_memory(tiling: Tiling, metatiles: int) -> int:
+    """Bytes that a thread holds: a strip and its halves, a row of tiles a level, one tile's bands compressed.
 
     And the two buffers through which a strip comes from a device.
     """
-    span = min(plan.span, plan.levels[0].tiles_across)
-    tile = plan.bands * plan.sample_bytes * plan.blocksize**2
-    strip = 4 * plan.bands * plan.strip_rows * span * plan.blocksize
-    held = superblocks * (strip + strip // 3 + (2 * span - 1) * tile) + int(tile * plan.compressed)
-    return held + 2 * min(superblocks * strip, plan.calls.staged)
+    span = min(tiling.span, tiling.levels[0].tiles_across)
+    tile = tiling.bands * tiling.sample_bytes * tiling.blocksize**2
+    strip = 4 * tiling.bands * tiling.strip_rows * span * tiling.blocksize
+    held = metatiles * (strip + strip // 3 + (2 * span - 1) * tile) + int(tile * tiling.compressed)
+    return held + 2 * min(metatiles * strip, tiling.calls.staged)
 
 
 def _mirror_pairs(columns: int, width: int, side: int) -> list[tuple[int, ...]]:
-    """Superblock columns in pairs whose longitudes mirror each other about the middle as far as they can."""
-    left = dict.fromkeys(range(columns))
+    """Metatile columns in pairs whose longitudes mirror each other about the middle as far as they can."""
+    unpaired = dict.fromkeys(range(columns))
     pairs: list[tuple[int, ...]] = []
-    while left:
-        first = next(iter(left))
-        del left[first]
-        low, high = (
-            width - min((first + 1) * side, width),
-            width - first * side,
-        )  # the mirror image of `first`
+    while unpaired:
+        first = next(iter(unpaired))
+        del unpaired[first]
+        # The mirror image of `first`, in pixels.
+        low, high = width - min((first + 1) * side, width), width - first * side
         shared = {
             c: min(high, (c + 1) * side) - max(low, c * side) for c in range(low // side, -(-high // side))
         }
-        best = max((c for c in shared if c in left), key=lambda c: shared[c], default=None)
+        best = max((c for c in shared if c in unpaired), key=lambda c: shared[c], default=None)
         if best is None or shared[best] <= shared.get(first, 0):
             pairs.append((first,))
         else:
-            del left[best]
+            del unpaired[best]
             pairs.append((first, best))
     return pairs

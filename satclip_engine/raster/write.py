@@ -1,6 +1,6 @@
-"""write_raster: a grid's embeddings as a Cloud-Optimized GeoTIFF, in bounded memory, able to go on later.
+"""write_raster: a grid's embeddings as a Cloud-Optimized GeoTIFF, in bounded memory, resumable.
 
-    survey (ranges, size) ─► superblocks by worker threads ─► spool ─► assembled file ─► checked ─► its name
+    ranges, plan, size ─► metatiles by worker threads ─► spool ─► assembled file ─► checked ─► its name
 
 Nothing is ever visible under the output's name but the finished file. What is unfinished lies in the spool, a
 folder beside it (`spool.py`).
@@ -14,33 +14,33 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from satclip_engine._version import __version__
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import locked_folder
 from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.lattice.choose import placed, planned
 from satclip_engine.lattice.nodes import CACHE_BYTES
+from satclip_engine.lattice.plan import EXACT_TAGS
 from satclip_engine.lattice.plan import Plan as LatticePlan
-from satclip_engine.lattice.plan import exact_plan
-from satclip_engine.lattice.sampling import region_of
+from satclip_engine.options import RasterOptions
 from satclip_engine.progress import Progress, Silence, size_text
-from satclip_engine.quantize import Quantiser, Tally, find_quantiser
-from satclip_engine.raster import cog, size_estimate
+from satclip_engine.quantize import QuantisationStatistics, Quantiser, find_quantiser
+from satclip_engine.raster import cog
 from satclip_engine.raster.build import (
+    CarryOverSource,
     Clock,
     EncoderSource,
     Job,
-    RemainderSource,
-    Source,
+    PixelSource,
     Worker,
-    remainder_bytes,
-    run_units,
+    carry_over_bytes,
+    run_tasks,
 )
 from satclip_engine.raster.output import (
     STATE_DOMAIN,
@@ -52,17 +52,18 @@ from satclip_engine.raster.output import (
     recorded_state,
 )
 from satclip_engine.raster.report import Report, clipping, largest_error, peak_memory
-from satclip_engine.raster.request import Options, Request, check_request
+from satclip_engine.raster.request import Request, check_request
+from satclip_engine.raster.size_estimate import DiskEstimate, estimate_disk
 from satclip_engine.raster.spool import (
     Spool,
+    carry_over_file,
     empty_folder,
     read_state,
-    remainder_file,
     remove_folder,
     spool_folder,
     write_state,
 )
-from satclip_engine.raster.tiling import Plan, Tier, Unit, pyramid
+from satclip_engine.raster.tiling import PyramidPass, Task, Tiling, pyramid
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -79,12 +80,12 @@ def write_raster(
     compress: str = "zstd",
     blocksize: int | None = None,
     threads: int | None = None,
-    memory: int = 1 << 30,
+    memory: int = 10**9,
     exact: bool = False,
     tolerance: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    tags: dict[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Write the embeddings of a grid's pixels as a Cloud-Optimized GeoTIFF, one band a dimension.
@@ -92,7 +93,7 @@ def write_raster(
     enc: Encoder. path: of the file; until it is complete its spool `.NAME.satclip-spool` lies beside it.
     grid: Grid, odc-geo GeoBox, xarray object or raster file whose pixels are taken. An embedding has to be
         this encoder's own, of all its bands.
-    dtype: int8 or int16 with scale and offset per band, float16 or float32. Pixels that are no place on Earth
+    dtype: int8 or int16 with scale and offset per band, float16 or float32. Pixels outside the CRS's domain
         are nodata.
     compress: zstd, deflate, lerc or none. blocksize: pixels along a tile's side, a multiple of 16; default
         the smallest of 64, 128, 256 and 512 with which the file has at most two million tiles.
@@ -101,10 +102,9 @@ def write_raster(
     exact, tolerance: a raster finer than the field is interpolated from a lattice of it, and the error
         measured: at most `tolerance` σ of each band, default an eighth of a quantisation step (floats: 1e-4
         σ). What was found is in the report and in the file's tags. `exact` never interpolates.
-    overwrite: replace an existing file when the new one is complete. resume: go on from what an interrupted
-        run of the same raster left, or return at once when it is finished; starts afresh when there is
-        nothing.
-    tags: metadata of the file. progress: told start(total_pixels), advance(pixels), stage(text) and finish().
+    overwrite: replace an existing file when the new one is complete. resume: continue an interrupted run of
+        the same raster, or return at once when it is finished; starts over when there is nothing.
+    tags: metadata of the file. progress: told start(total), advance(pixels), stage(text) and finish().
 
     Overviews are means of the valid values of 2×2 pixels, taken before quantising. The file's bytes depend on
     none of threads, memory and interruptions. Raises UsageError for arguments that cannot be used,
@@ -112,7 +112,7 @@ def write_raster(
     KeyboardInterrupt, a full disk or a crash the spool is kept.
     """
     started = time.perf_counter()
-    options = Options(
+    options = RasterOptions(
         dtype=dtype,
         compress=compress,
         blocksize=blocksize,
@@ -137,7 +137,7 @@ def write_raster(
 
 
 def _is_finished(request: Request) -> bool:
-    """Whether the file at the output's name is what was asked for. Raises OutputError when it is another."""
+    """True where the output is there and what was asked for. Raises OutputError when it is another raster."""
     if not request.path.exists():
         return False
     recorded = recorded_state(request.path)
@@ -146,8 +146,10 @@ def _is_finished(request: Request) -> bool:
     if _replaces(spool_folder(request.path)):
         return False
     if recorded is None:
-        raise OutputError(f"{request.path} exists and is no raster of this kind: there is nothing to resume")
-    raise OutputError(f"{request.path} is finished, but it differs: {differences(recorded, request.state)}")
+        problem = "exists and is no raster of this kind: there is nothing to resume"
+    else:
+        problem = f"is finished, but it differs: {differences(recorded, request.state)}"
+    raise OutputError(f"{request.path} {problem}; to replace it, use ", Argument("overwrite", True))
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -158,22 +160,21 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _replaces(folder: Path) -> bool:
-    """Whether the interrupted run that left this spool was to replace an existing file."""
+    """True where the interrupted run that left this spool was to replace an existing file."""
     return bool((read_state(folder) or {}).get("overwrite"))
 
 
 def cache_bytes(memory: int) -> int:
-    """How much of the memory allowed holds nodes of a lattice."""
+    """Bytes of the memory allowed that hold nodes of a lattice."""
     return min(CACHE_BYTES, memory // 4)
 
 
-def look_at(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Encoder]:
+def fit_and_plan(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Encoder]:
     """The ranges of a raster's bands, and the encoder by the plan that is best for it."""
-    threads = request.plan().threads
-    quantiser = find_quantiser(request.encoder, request.grid, request.sample, threads)
+    quantiser = find_quantiser(request.encoder, request.grid, request.sample, request.tiling.threads)
     if request.options.exact:
         return quantiser, request.encoder
-    stage("looking how smooth the field is")
+    stage("estimating the field's smoothness")
     encoder = planned(
         request.encoder,
         request.grid,
@@ -186,11 +187,12 @@ def look_at(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, 
 
 
 class _Run:
-    """One run, from the survey to the finished file, while its spool is locked."""
+    """One run, from ranges and plan to the finished file, while its spool is locked."""
 
     def __init__(self, request: Request, folder: Path, started: float) -> None:
         self.request, self.folder, self.started = request, folder, started
-        self.encoder, self.places = request.encoder, cast(PixelGrid, request.grid)
+        self.encoder, self.pixels = request.encoder, cast(PixelGrid, request.grid)
+        self.tiling: Tiling | None = None
         self.lattice: LatticePlan | None = None  # None: exact, without having looked for better
         self.progress = request.options.progress
         self.clock = Clock()
@@ -199,22 +201,22 @@ class _Run:
 
     def run(self) -> Report:
         try:
-            spool, plan, quantiser, need = self._begin()
+            spool, tiling, quantiser, disk = self._begin()
         except BaseException:
             if not self._has_finished_work():
                 remove_folder(self.folder)
             raise
         try:
-            before = self._finished_part(plan, spool)
+            before = self._finished_share(tiling, spool)
             with self._timed("tiles"):
-                self._build(plan, quantiser, spool)
-            tally = self._tally(spool, plan)
+                self._build(tiling, quantiser, spool)
+            statistics = self._statistics(spool, tiling)
             with self._timed("assemble"):
-                size = self._assemble(plan, quantiser, spool)
+                size = self._assemble(tiling, quantiser, spool)
         finally:
             spool.close()
         remove_folder(self.folder)
-        return self._report(plan, quantiser, tally, size=size, need=need, before=before)
+        return self._report(tiling, quantiser, statistics, size=size, disk=disk, before=before)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -222,32 +224,34 @@ class _Run:
         yield
         self.stages[stage] = time.perf_counter() - started
 
-    def _begin(self) -> tuple[Spool, Plan, Quantiser, size_estimate.Need]:
-        """Take up what an interrupted run left or survey the raster, and make sure that the disk suffices."""
+    def _begin(self) -> tuple[Spool, Tiling, Quantiser, DiskEstimate]:
+        """Resume or start: state, plan and spool; refuse when the disk does not suffice."""
         replaceable = self.request.options.overwrite or _replaces(self.folder)
         check_path(self.request.path, replaceable=replaceable)  # again, now that no other run can finish
         with self._timed("survey"):
-            state = self._left_state() or self._fresh_state()
+            state = self._interrupted_state() or self._fresh_state()
             quantiser = Quantiser.from_dict(state["quantiser"])
-            plan = self._take_up(state)
+            self._use_plan_of(state)
+            tiling = self.tiling or self.request.tiling_beside(self._shared_bytes(), state["span"])
             spool = Spool(self.folder, state)
             spool.recover()
-            for tier in plan.tiers:
-                _drop_spoiled(plan, tier, spool)
-            return spool, plan, quantiser, self._check_disk(plan, quantiser, spool)
+            for pyramid_pass in tiling.passes:
+                _drop_spoiled(tiling, pyramid_pass, spool)
+            return spool, tiling, quantiser, self._check_disk(tiling, quantiser, spool)
 
-    def _left_state(self) -> dict[str, Any] | None:
-        """What an interrupted run left, if this one is to go on from it."""
-        left = read_state(self.folder) if self.request.options.resume else None
-        if left is not None and (different := differences(left["request"], self.request.state)):
+    def _interrupted_state(self) -> dict[str, Any] | None:
+        """State of the interrupted run that this one resumes; None to start over."""
+        state = read_state(self.folder) if self.request.options.resume else None
+        if state is not None and (different := differences(state["request"], self.request.state)):
             raise OutputError(
-                f"the interrupted run of {self.request.path} cannot go on: {different}; "
-                "without resume it starts afresh"
+                f"the interrupted run of {self.request.path} cannot be resumed: {different}; "
+                "to start over, run again without ",
+                Argument("resume"),
             )
-        return left
+        return state
 
-    def _take_up(self, state: dict[str, Any]) -> Plan:
-        """Compute as the state says; how the work is cut."""
+    def _use_plan_of(self, state: dict[str, Any]) -> None:
+        """Compute as the state says."""
         if state["reconstruction"] is not None:
             if self.encoder.plan is None:
                 plan = LatticePlan.from_dict(state["reconstruction"])
@@ -255,10 +259,9 @@ class _Run:
                 network = plan.network(self.encoder.network, memory) if plan.interpolates else None
                 self.encoder = self.encoder.by_plan(plan, network)
             self.lattice = self.encoder.plan
-            self.places = placed(self.encoder, self.request.grid)
-        return self.request.plan(span=state["span"], kept=self._kept())
+            self.pixels = placed(self.encoder, self.request.grid)
 
-    def _kept(self) -> int:
+    def _shared_bytes(self) -> int:
         """Bytes of nodes that workers share."""
         interpolates = self.lattice is not None and self.lattice.interpolates
         return cache_bytes(self.request.options.memory) if interpolates else 0
@@ -267,13 +270,14 @@ class _Run:
         request = self.request
         empty_folder(self.folder)
         self.progress.stage("finding the range of every band")
-        quantiser, self.encoder = look_at(request, self.progress.stage)
+        quantiser, self.encoder = fit_and_plan(request, self.progress.stage)
         self.lattice = None if request.options.exact else self.encoder.plan
+        self.tiling = request.tiling_beside(self._shared_bytes())
         state = {
             "request": request.state,
             "quantiser": quantiser.as_dict(),
             "reconstruction": None if self.lattice is None else self.lattice.as_dict(),
-            "span": request.plan(kept=self._kept()).span,
+            "span": self.tiling.span,
             "overwrite": request.options.overwrite,
         }
         write_state(self.folder, state)
@@ -283,63 +287,65 @@ class _Run:
         index = self.folder / "index"
         return index.exists() and index.stat().st_size > 0
 
-    def _check_disk(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> size_estimate.Need:
+    def _check_disk(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> DiskEstimate:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        need = size_estimate.estimate(self.encoder, self.places, plan, quantiser, request.codec)
+        disk = estimate_disk(self.encoder, self.pixels, tiling, quantiser, request.codec)
         free = shutil.disk_usage(self.folder).free + spool.bytes
-        file, peak = size_text(need.file), size_text(need.peak)
-        if free < need.peak:
+        file, peak = size_text(disk.file), size_text(disk.peak)
+        if free < disk.peak:
             raise OutputError(
                 f"{request.path} will take about {file}, and {peak} while it is written, but only "
-                f"{size_text(free)} are free in {request.path.parent}"
+                f"{size_text(free)} are free in {request.path.parent}: make room, or choose another folder"
             )
-        self.progress.stage(f"computing; the file will take about {file}, {peak} on the way")
-        return need
+        self.progress.stage(
+            f"computing; the file will take about {file} ({peak} of disk while it is written)"
+        )
+        return disk
 
-    def _finished_part(self, plan: Plan, spool: Spool) -> float:
-        """How much of the pixels an interrupted run has computed; progress begins there."""
-        done = sum(record.tally.pixels for key, record in spool.finished.items() if key[0] == 0)
-        total = plan.shape[0] * plan.shape[1]
+    def _finished_share(self, tiling: Tiling, spool: Spool) -> float:
+        """Share of the pixels that an interrupted run has computed; progress begins there."""
+        done = sum(record.statistics.pixels for key, record in spool.finished.items() if key[0] == 0)
+        total = tiling.shape[0] * tiling.shape[1]
         self.progress.start(total)
         if done:
             self.progress.advance(done)
         return done / total
 
-    def _build(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> None:
-        """All tiers, each from the one below."""
-        job = Job(plan, quantiser, self.request.codec, spool)
-        for tier in plan.tiers:
-            source: Source = EncoderSource(self.encoder, self.places)
-            if tier.number > 0:
-                source = RemainderSource(plan, tier, spool)
-                self.progress.stage(f"overviews from 1/{2**tier.first} on")
+    def _build(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> None:
+        """Make all passes, each from the one before."""
+        job = Job(tiling, quantiser, self.request.codec, spool)
+        for pyramid_pass in tiling.passes:
+            source: PixelSource = EncoderSource(self.encoder, self.pixels)
+            if pyramid_pass.number > 0:
+                source = CarryOverSource(tiling, pyramid_pass, spool)
+                self.progress.stage(f"overviews from 1/{2**pyramid_pass.first} on")
 
-            def worker(stop: Any, advance: Callable[[int], None], source: Source = source) -> Worker:
+            def worker(stop: Any, advance: Callable[[int], None], source: PixelSource = source) -> Worker:
                 return Worker(job, source, stop, advance)
 
-            units = [unit for unit in plan.units(tier) if not _is_built(unit, spool)]
-            self.clock.add(run_units(units, worker, min(plan.threads, len(units)), self._advance))
-            if tier.number > 0:
-                spool.drop(remainder_file(tier.number - 1))
+            tasks = [task for task in tiling.tasks(pyramid_pass) if not _is_built(task, spool)]
+            self.clock.add(run_tasks(tasks, worker, min(tiling.threads, len(tasks)), self._advance))
+            if pyramid_pass.number > 0:
+                spool.drop(carry_over_file(pyramid_pass.number - 1))
 
     def _advance(self, pixels: int) -> None:
         self.computed += pixels
         self.progress.advance(pixels)
 
-    def _tally(self, spool: Spool, plan: Plan) -> Tally:
-        tally = Tally.zero(plan.bands)
+    def _statistics(self, spool: Spool, tiling: Tiling) -> QuantisationStatistics:
+        statistics = QuantisationStatistics.zero(tiling.bands)
         for key, record in spool.finished.items():
             if key[0] == 0:
-                tally.add(record.tally)
-        return tally
+                statistics.add(record.statistics)
+        return statistics
 
-    def _assemble(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> int:
+    def _assemble(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> int:
         """Lay out, copy, check and name the file; its size."""
         request = self.request
-        self.progress.stage("putting the file together")
-        directories = cog.directories(
-            plan,
+        self.progress.stage("assembling the file")
+        ifds = cog.ifd_tags(
+            tiling,
             quantiser,
             request.codec,
             names=request.encoder.band_names,
@@ -351,34 +357,34 @@ class _Run:
             software=f"satclip-engine {__version__}",
             band_numbers=self._errors(),
         )
-        places = cog.collect(spool.finished.values(), plan.levels, plan.bands)
-        layout = cog.lay_out(directories, places, plan.bands)
-        cog.assemble(layout, places, spool)
-        cog.check(spool.output, plan)
+        indexes = cog.collect(spool.finished.values(), tiling.levels, tiling.bands)
+        layout = cog.lay_out(ifds, indexes, tiling.bands)
+        cog.assemble(layout, indexes, spool)
+        cog.check(spool.output, tiling)
         publish(spool.output, request.path, replace=bool(spool.state["overwrite"]))
         return layout.size
 
     def _certified(self) -> dict[str, str]:
         """Tags that say how pixels were computed."""
-        return exact_plan(region_of(self.places), "").tags if self.lattice is None else self.lattice.tags
+        return EXACT_TAGS if self.lattice is None else self.lattice.tags
 
     def _errors(self) -> dict[str, np.ndarray]:
-        """Of every band: what the reconstruction was found to be off by at most, and by rms."""
-        found = {} if self.lattice is None else self.lattice.band_errors
-        return {name.upper(): numbers for name, numbers in found.items()}
+        """Errors of the reconstruction in every band: the largest measured, and the rms."""
+        errors = {} if self.lattice is None else self.lattice.band_errors
+        return {name.upper(): numbers for name, numbers in errors.items()}
 
     def _report(
         self,
-        plan: Plan,
+        tiling: Tiling,
         quantiser: Quantiser,
-        tally: Tally,
+        statistics: QuantisationStatistics,
         *,
         size: int,
-        need: size_estimate.Need,
+        disk: DiskEstimate,
         before: float,
     ) -> Report:
         request, names = self.request, self.request.encoder.band_names
-        clipped = clipping(quantiser, tally, names)
+        clipped = clipping(quantiser, statistics, names)
         notes = [*request.notes, *clipped.notes]
         for note in notes:
             warnings.warn(note, UserWarning, stacklevel=4)
@@ -386,17 +392,17 @@ class _Run:
         return Report(
             **_constants(request),
             bytes=size,
-            valid_pixels=tally.valid,
+            valid_pixels=statistics.valid,
             seconds=seconds,
             pixels_per_second=self.computed / seconds,
             peak_memory=peak_memory(),
-            threads=plan.threads,
-            busy=self.clock.total / (plan.threads * self.stages["tiles"]),
+            threads=tiling.threads,
+            busy=self.clock.total / (tiling.threads * self.stages["tiles"]),
             cpu_seconds=self.clock.as_dict(),
             stage_seconds=dict(self.stages),
-            disk_estimate=need.peak,
+            disk_estimate=disk.peak,
             clipping=clipped,
-            max_quantisation_error=largest_error(quantiser, tally),
+            max_quantisation_error=largest_error(quantiser, statistics),
             resumed_from=before,
             reconstruction=None if self.lattice is None else self.lattice.summary(),
             notes=notes,
@@ -417,7 +423,7 @@ def _finished_report(request: Request, started: float) -> Report:
 
 
 def _constants(request: Request) -> dict[str, Any]:
-    """What a report says of the request alone."""
+    """The part of a report that follows from the request alone."""
     (height, width), bands = request.grid.shape, request.encoder.embed_dim
     return {
         "path": request.path,
@@ -433,17 +439,19 @@ def _constants(request: Request) -> dict[str, Any]:
     }
 
 
-def _is_built(unit: Unit, spool: Spool) -> bool:
-    return all((unit.tier.number, unit.row, column) in spool.finished for column in unit.columns)
+def _is_built(task: Task, spool: Spool) -> bool:
+    return all((task.pyramid_pass.number, task.row, column) in spool.finished for column in task.columns)
 
 
-def _drop_spoiled(plan: Plan, tier: Tier, spool: Spool) -> None:
-    """Forget superblocks of an interrupted run whose remainder is still needed and not intact."""
-    if not tier.remainder or all(_is_built(unit, spool) for unit in plan.units(plan.tiers[tier.number + 1])):
+def _drop_spoiled(tiling: Tiling, pyramid_pass: PyramidPass, spool: Spool) -> None:
+    """Drop metatiles of an interrupted run whose carried-over pixels are still needed and not intact."""
+    if not pyramid_pass.carries_over or all(
+        _is_built(task, spool) for task in tiling.tasks(tiling.passes[pyramid_pass.number + 1])
+    ):
         return
-    for key in [key for key in spool.finished if key[0] == tier.number]:
-        length = remainder_bytes(plan, tier, key[1], key[2])
-        if not spool.remainder_intact(spool.finished[key], length):
+    for key in [key for key in spool.finished if key[0] == pyramid_pass.number]:
+        length = carry_over_bytes(tiling, pyramid_pass, key[1], key[2])
+        if not spool.carry_over_intact(spool.finished[key], length):
             del spool.finished[key]
 
 

@@ -44,7 +44,7 @@ def parse(source: str) -> tuple[str, str | None]:
     """Split hf://org/name[/file] into "org/name" and file or None."""
     parts = source.removeprefix("hf://").strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
-        raise UsageError(f"{source!r}: expected hf://org/name or hf://org/name/file")
+        raise UsageError(f"{source!r}: expected hf://org/name or hf://org/name/file", argument="source")
     return "/".join(parts[:2]), "/".join(parts[2:]) or None
 
 
@@ -79,7 +79,9 @@ class _Remote:
                 f"{self.source}: the repository has no file ending in {' or '.join(_SUFFIXES)}"
             )
         if len(checkpoints) > 1:
-            raise UsageError(f"{self.source}: several checkpoints, name one of {', '.join(checkpoints)}")
+            raise UsageError(
+                f"{self.source}: several checkpoints, name one of {', '.join(checkpoints)}", argument="source"
+            )
         return checkpoints[0]
 
     def _listed_files(self) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.errors import UsageError, WeightsError
+from satclip_engine.errors import Argument, UsageError, WeightsError
 from satclip_engine.weights.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.conventions import (
     EXACT_DEGREES,
@@ -104,8 +104,11 @@ class LocationWeights:
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
         if self._fold_published and self.degrees > PUBLISHED_DEGREES:
             raise UsageError(
-                f"{where}: harmonics='published' covers L up to {PUBLISHED_DEGREES}, "
-                f"these weights have L = {self.degrees}; use harmonics='exact'"
+                f"{where}: ",
+                Argument("harmonics", "published"),
+                f" covers L up to {PUBLISHED_DEGREES}, these weights have L = {self.degrees}; use ",
+                Argument("harmonics", "exact"),
+                argument="harmonics",
             )
 
     @property
@@ -147,7 +150,10 @@ class LocationWeights:
         them folded in on the way. Tensors become float64, since neither π nor that fold fits into less.
         """
         if convention not in CONVENTIONS:
-            raise UsageError(f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
+            raise UsageError(
+                f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}",
+                argument="convention",
+            )
         if convention == self.convention:
             return self
         tensors = {name: value.astype(np.float64) for name, value in self.tensors.items()}
@@ -249,7 +255,9 @@ def read_weights(
     or huggingface_hub is needed and absent.
     """
     if harmonics is not None and harmonics not in HARMONICS:
-        raise UsageError(f"harmonics: expected one of {', '.join(HARMONICS)}, got {harmonics!r}")
+        raise UsageError(
+            f"harmonics: expected one of {', '.join(HARMONICS)}, got {harmonics!r}", argument="harmonics"
+        )
     if isinstance(source, str) and source in BUILT_IN:
         with resources.as_file(resources.files("satclip_engine.data") / BUILT_IN[source]) as path:
             return _from_file(path, source, harmonics)
@@ -262,7 +270,8 @@ def read_weights(
     if isinstance(source, str) and not named_as_file:
         raise UsageError(
             f"unknown weights {source!r}: expected {', '.join(BUILT_IN)}, "
-            f"a file ending in {' or '.join(SUFFIXES)}, or hf://org/name[/file]"
+            f"a file ending in {' or '.join(SUFFIXES)}, or hf://org/name[/file]",
+            argument="source",
         )
     return _from_file(path, str(source), harmonics)
 

@@ -18,9 +18,7 @@ import pytest
 import rasterio
 from factories.cli_runs import SMALL, assert_one_line, names, run
 
-from satclip_engine import __version__, backends
-from satclip_engine.backends import protocols
-from satclip_engine.cli import grid
+from satclip_engine import __version__
 from satclip_engine.encoder import load
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.preview.pca import pca_head
@@ -302,11 +300,6 @@ def test_a_gpu_that_is_not_there_is_status_2_with_the_way_out(folder, weights):
     done = run("a.tif", "--weights", weights, "--device", "cuda:1")
     assert_one_line(done, 2, "--device 'cuda:1': this machine has no CUDA device that torch can use", "'cpu'")
     assert names(folder) == []
-
-
-def test_choices_are_those_of_the_library():
-    assert grid.BACKENDS == backends.NAMES
-    assert grid.PRECISIONS == protocols.PRECISIONS
 
 
 def test_a_like_file_without_georeference_is_status_2(folder, weights):

@@ -80,7 +80,7 @@ def test_an_exact_run_reports_no_lattice(folder, smooth):
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
-        (["--tolerance", 1e-9], ["--tolerance 1e-09 σ is below", "the floor is", "(--exact)"]),
+        (["--tolerance", 1e-9], ["--tolerance 1e-09 σ is below", "the floor is", "use --exact"]),
         (["--tolerance", -1], ["--tolerance must be positive"]),
         (["--tolerance", "nan"], ["--tolerance must be positive"]),
     ],
@@ -93,4 +93,4 @@ def test_tolerances_that_cannot_be_are_refused(folder, smooth, options, fragment
 def test_exact_and_a_tolerance_exclude_each_other(folder, smooth):
     result = run("a.tif", "--weights", smooth, *WINDOW, "--exact", "--tolerance", 0.01)
     assert result.exit_code == 2
-    assert "give one of them" in result.stderr
+    assert "--exact and --tolerance are mutually exclusive" in result.stderr

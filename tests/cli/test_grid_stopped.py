@@ -164,7 +164,7 @@ def test_workers_deep_in_kernels_do_not_abort_an_interrupted_run(folder):
     finally:
         process.kill()
     assert process.returncode == 130, said
-    assert said.splitlines()[-1].endswith("the same command with --resume goes on from here")
+    assert said.splitlines()[-1].endswith("the same command with --resume continues from there")
     assert "Traceback" not in said
     assert "terminate" not in said
 

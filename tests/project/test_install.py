@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     ("_version", "errors"),
     ("_optional", "data", "device", "files", "processor", "progress"),
+    ("options",),
     ("geo",),
     ("weights",),
     ("reference",),

@@ -19,24 +19,24 @@ from satclip_engine.geo.grid import make_grid
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster import cog
 from satclip_engine.raster.codec import CODECS
-from satclip_engine.raster.cog import Places, check, directories, lay_out
-from satclip_engine.raster.tiff import ASCII, TILE_BYTE_COUNTS, TILE_OFFSETS, Form, read_directories
-from satclip_engine.raster.tiling import make_plan
+from satclip_engine.raster.cog import TileIndex, check, ifd_tags, lay_out
+from satclip_engine.raster.tiff import ASCII, TILE_BYTE_COUNTS, TILE_OFFSETS, TiffVariant, read_ifds
+from satclip_engine.raster.tiling import make_tiling
 from satclip_engine.raster.write import write_raster
 
 
 @pytest.fixture(scope="module")
 def world(tiny, tmp_path_factory):
-    """A global raster of 8 bands with three levels, and its request's plan."""
+    """A global raster of 8 bands with three levels, and its request's tiling."""
     path = tmp_path_factory.mktemp("cog") / "world.tif"
     write_raster(tiny, path, make_grid(resolution=0.5), tags={"title": "a <small> world & more"})
-    plan = make_plan((360, 720), 8, 1, 64, threads=2, memory=1 << 30, mirrored=True)
-    return path, plan
+    tiling = make_tiling((360, 720), 8, 1, 64, threads=2, memory=1 << 30, mirrored=True)
+    return path, tiling
 
 
-def directories_of(path):
+def ifds_of(path):
     content = path.read_bytes()
-    return content, read_directories(lambda offset, size: content[offset : offset + size])
+    return content, read_ifds(lambda offset, size: content[offset : offset + size])
 
 
 def test_rio_cogeo_finds_nothing_to_complain_about(world):
@@ -44,7 +44,7 @@ def test_rio_cogeo_finds_nothing_to_complain_about(world):
 
 
 def test_gdal_knows_the_layout_and_opens_all_levels(tiny, world):
-    path, plan = world
+    path, tiling = world
     with rasterio.open(path) as dataset:
         assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert dataset.overviews(1) == [2, 4]
@@ -56,20 +56,20 @@ def test_gdal_knows_the_layout_and_opens_all_levels(tiny, world):
         assert dataset.tags()["AREA_OR_POINT"] == "Area"
         assert dataset.crs == "EPSG:4326"
         assert dataset.transform.almost_equals(make_grid(resolution=0.5).transform)
-    for number, level in enumerate(plan.levels[1:]):
+    for number, level in enumerate(tiling.levels[1:]):
         with rasterio.open(path, overview_level=number) as overview:
             assert overview.shape == (level.height, level.width)
 
 
 def test_tiles_of_a_place_are_contiguous_with_leaders_and_trailers(world):
-    path, plan = world
-    content, found = directories_of(path)
+    path, tiling = world
+    content, found = ifds_of(path)
     at = None
-    for directory, level in zip(reversed(found), reversed(plan.levels), strict=True):
-        offsets = directory.tags[TILE_OFFSETS].values.reshape(plan.bands, level.tiles)
-        counts = directory.tags[TILE_BYTE_COUNTS].values.reshape(plan.bands, level.tiles)
+    for directory, level in zip(reversed(found), reversed(tiling.levels), strict=True):
+        offsets = directory.tags[TILE_OFFSETS].values.reshape(tiling.bands, level.tiles)
+        counts = directory.tags[TILE_BYTE_COUNTS].values.reshape(tiling.bands, level.tiles)
         for place in range(level.tiles):
-            for band in range(plan.bands):
+            for band in range(tiling.bands):
                 offset, count = int(offsets[band, place]), int(counts[band, place])
                 assert at is None or offset == at + 4
                 assert struct.unpack_from("<I", content, offset - 4) == (count,)
@@ -78,8 +78,8 @@ def test_tiles_of_a_place_are_contiguous_with_leaders_and_trailers(world):
     assert at == len(content)
 
 
-def test_directories_come_first_and_their_values_follow_them(world):
-    content, found = directories_of(world[0])
+def test_ifds_come_first_and_their_values_follow_them(world):
+    content, found = ifds_of(world[0])
     first_tile = int(found[-1].tags[TILE_OFFSETS].values[0]) - 4
     assert [directory.value(254) for directory in found] == [0, 1, 1]
     positions = [directory.offset for directory in found]
@@ -96,9 +96,9 @@ def test_directories_come_first_and_their_values_follow_them(world):
 
 @pytest.mark.parametrize("damage", ["leader", "trailer", "truncated", "longer", "offset", "magic"])
 def test_the_writers_own_check_notices_damage(world, tmp_path, damage):
-    path, plan = world
-    check(path, plan)
-    content, found = directories_of(path)
+    path, tiling = world
+    check(path, tiling)
+    content, found = ifds_of(path)
     tile = int(found[0].tags[TILE_OFFSETS].values[5])
     count = int(found[0].tags[TILE_BYTE_COUNTS].values[5])
     changed = bytearray(content)
@@ -111,24 +111,25 @@ def test_the_writers_own_check_notices_damage(world, tmp_path, damage):
     spoiled = tmp_path / "spoiled.tif"
     spoiled.write_bytes(changed[:-1] if damage == "truncated" else changed + b"x" * (damage == "longer"))
     with pytest.raises(OutputError):
-        check(spoiled, plan)
+        check(spoiled, tiling)
 
 
 def test_a_file_beyond_four_gigabytes_is_a_bigtiff():
-    plan = make_plan((3600, 7200), 256, 1, 64, threads=1, memory=1 << 30, mirrored=False)
+    tiling = make_tiling((3600, 7200), 256, 1, 64, threads=1, memory=1 << 30, mirrored=False)
     quantiser = Quantiser(SAMPLE_TYPES["int8"], np.ones(256), np.zeros(256))
-    tags = directories(plan, quantiser, CODECS["zstd"], names=["b"] * 256, geo=[], metadata={}, software="s")
+    tags = ifd_tags(tiling, quantiser, CODECS["zstd"], names=["b"] * 256, geo=[], metadata={}, software="s")
     small = [
-        Places(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 100, np.uint32)) for v in plan.levels
+        TileIndex(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 100, np.uint32)) for v in tiling.levels
     ]
     large = [
-        Places(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 3000, np.uint32)) for v in plan.levels
+        TileIndex(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 3000, np.uint32))
+        for v in tiling.levels
     ]
     assert lay_out(tags, small, 256).head[:4] == b"II*\0"
     layout = lay_out(tags, large, 256)
     assert layout.size > 2**32
     assert layout.head[:4] == b"II+\0"
-    found = read_directories(lambda offset, size: layout.head[offset : offset + size])
+    found = read_ifds(lambda offset, size: layout.head[offset : offset + size])
     offsets = found[0].tags[TILE_OFFSETS].values
     assert offsets.dtype == np.uint64
     assert int(offsets.max()) + 3000 + 4 == layout.size
@@ -137,7 +138,7 @@ def test_a_file_beyond_four_gigabytes_is_a_bigtiff():
 def test_a_bigtiff_is_read_by_gdal(tiny, tmp_path, monkeypatch, read):
     grid = make_grid(resolution=1.0)
     write_raster(tiny, tmp_path / "classic.tif", grid)
-    monkeypatch.setattr(cog, "_CLASSIC_END", 1000)
+    monkeypatch.setattr(cog, "CLASSIC_TIFF_BYTES", 1000)
     write_raster(tiny, tmp_path / "big.tif", grid)
     assert (tmp_path / "big.tif").read_bytes()[:4] == b"II+\0"
     assert cog_validate(tmp_path / "big.tif", strict=True, quiet=True)[0]
@@ -250,14 +251,14 @@ def test_a_pixel_of_all_bands_is_one_range_over_http(world):
     assert len(_RangeHandler.asked) - opened <= 2  # GDAL reads whole 16 kB pieces; the place may lie in two
 
 
-def test_text_that_is_not_ascii_and_short_values_fit_a_directory():
+def test_text_that_is_not_ascii_and_short_values_fit_an_ifd():
     from satclip_engine.raster.tiff import SHORT, Tag
 
     tags = [Tag.of(305, ASCII, "ü"), Tag.of(258, SHORT, [8, 8]), Tag.of(42112, ASCII, "x" * 50)]
-    for form in (Form(False), Form(True)):
-        packed = form.directory(tags, {42112: 200}, 0)
-        assert len(packed) == form.directory_bytes(tags)
-        content = form.header(16).ljust(16, b"\0") + packed
+    for variant in (TiffVariant(False), TiffVariant(True)):
+        packed = variant.ifd(tags, {42112: 200}, 0)
+        assert len(packed) == variant.ifd_bytes(tags)
+        content = variant.header(16).ljust(16, b"\0") + packed
         content = content.ljust(200, b"\0") + tags[2].data
-        (directory,) = read_directories(lambda offset, size, c=content: c[offset : offset + size])
+        (directory,) = read_ifds(lambda offset, size, c=content: c[offset : offset + size])
         assert {code: tag.data for code, tag in directory.tags.items()} == {t.code: t.data for t in tags}

@@ -122,7 +122,7 @@ def test_another_tolerance_does_not_go_on(weights, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exact": True, "tolerance": 1e-3}, "give one of them"),
+        ({"exact": True, "tolerance": 1e-3}, "exact and tolerance are mutually exclusive"),
         ({"tolerance": 1e-9}, "the floor is"),
         ({"tolerance": 0.0}, "must be positive"),
         ({"tolerance": float("nan")}, "must be positive"),

@@ -12,8 +12,8 @@ from satclip_engine.quantize import (
     MAX_CLIPPED,
     SAMPLE_PIXELS,
     SAMPLE_TYPES,
+    QuantisationStatistics,
     Quantiser,
-    Tally,
     fit,
     sample_indices,
     sample_type,
@@ -49,12 +49,12 @@ def packed(
     predictor: int,
     isa: str | None = None,
     first_row: int = 0,
-) -> tuple[np.ndarray, Tally]:
+) -> tuple[np.ndarray, QuantisationStatistics]:
     """Tiles with `predictor` undone by imagecodecs, (tiles, E, side, side)."""
     bands = pixels.shape[2]
     count = -(-pixels.shape[1] // side)
     tiles = np.zeros((count, bands, side, side), quantiser.sample.name)
-    valid, tally = np.zeros(count, np.int64), Tally.zero(bands)
+    valid, statistics = np.zeros(count, np.int64), QuantisationStatistics.zero(bands)
     integer = quantiser.scale is not None
     _C.pack_tiles(
         pixels,
@@ -64,17 +64,17 @@ def packed(
         predictor=predictor,
         inverse_scale=quantiser.inverse_scale if integer else None,
         offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
-        clipped=tally.clipped,
-        overshoot=tally.excess,
+        clipped=statistics.clipped,
+        overshoot=statistics.overshoot,
         valid=valid,
         isa=isa,
     )
-    tally.valid = int(valid.sum())
+    statistics.valid = int(valid.sum())
     if predictor == 2:
         tiles = imagecodecs.delta_decode(tiles, axis=-1)
     elif predictor == 3:
         tiles = imagecodecs.floatpred_decode(tiles.copy(), axis=-1)
-    return tiles, tally
+    return tiles, statistics
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -87,12 +87,12 @@ def test_packed_tiles_equal_numpy_with_every_type_predictor_and_instruction_set(
     pixels = pixels_of((rows, columns, bands))
     quantiser = quantiser_for(pixels, dtype)
     first_row = min(3, side - rows)
-    tiles, tally = packed(pixels, quantiser, side, predictor, isa, first_row)
+    tiles, statistics = packed(pixels, quantiser, side, predictor, isa, first_row)
     padded = np.pad(quantiser.encode(pixels), ((0, 0), (0, len(tiles) * side - columns), (0, 0)), mode="edge")
     expected = padded.reshape(rows, len(tiles), side, bands).transpose(1, 3, 0, 2)
     np.testing.assert_array_equal(tiles[:, :, first_row : first_row + rows], expected)
-    assert tally.valid == np.count_nonzero(~np.isnan(pixels[..., 0]))
-    assert tally.clipped.sum() == 0
+    assert statistics.valid == np.count_nonzero(~np.isnan(pixels[..., 0]))
+    assert statistics.clipped.sum() == 0
 
 
 def test_a_strip_of_another_array_is_packed_where_it_lies():
@@ -115,25 +115,25 @@ def test_float16_rounds_to_nearest_even_for_every_kind_of_number(isa):
     values = values[: values.size // 16384 * 16384].reshape(-1, 16, 1024, 1)
     for block in values:
         pixels = np.ascontiguousarray(block.reshape(16, 1024, 1))
-        tiles, tally = packed(pixels, Quantiser(SAMPLE_TYPES["float16"]), 1024, 1, isa)
+        tiles, statistics = packed(pixels, Quantiser(SAMPLE_TYPES["float16"]), 1024, 1, isa)
         expected = pixels[..., 0].astype(np.float16)
         np.testing.assert_array_equal(tiles[0, 0].view(np.uint16)[:16], expected.view(np.uint16))
-        assert tally.clipped.sum() == 0
+        assert statistics.clipped.sum() == 0
 
 
 def test_what_half_precision_cannot_hold_is_clipped_and_counted():
     pixels = np.array([[[1e6], [-70000.0], [3.0], [np.nan]]], np.float32)
-    tiles, tally = packed(pixels, Quantiser(SAMPLE_TYPES["float16"]), 16, 1)
+    tiles, statistics = packed(pixels, Quantiser(SAMPLE_TYPES["float16"]), 16, 1)
     np.testing.assert_array_equal(tiles[0, 0, 0, :4], np.array([65504, -65504, 3, np.nan], np.float16))
-    assert tally.clipped[0] == 2
-    assert tally.excess[0] == pytest.approx(1e6 - 65504)
+    assert statistics.clipped[0] == 2
+    assert statistics.overshoot[0] == pytest.approx(1e6 - 65504)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 def test_nodata_is_never_produced_by_data_and_clipping_is_counted_per_band(dtype):
     pixels = pixels_of((64, 64, 5))
     quantiser = quantiser_for(pixels, dtype, spread=0.5)
-    tiles, tally = packed(pixels, quantiser, 64, 1)
+    tiles, statistics = packed(pixels, quantiser, 64, 1)
     codes = tiles[0].transpose(1, 2, 0)
     missing = np.isnan(pixels)
     np.testing.assert_array_equal(codes == int(quantiser.sample.nodata), missing)
@@ -141,9 +141,11 @@ def test_nodata_is_never_produced_by_data_and_clipping_is_counted_per_band(dtype
     beyond = np.nan_to_num(distance, nan=-1.0) > 0.5
     assert beyond.any()
     np.testing.assert_allclose(
-        tally.clipped, beyond.sum((0, 1)), atol=2
+        statistics.clipped, beyond.sum((0, 1)), atol=2
     )  # float32 codes may fall on the other side
-    np.testing.assert_allclose(tally.excess, np.where(beyond, distance, 0).max((0, 1)), rtol=1e-4, atol=0.02)
+    np.testing.assert_allclose(
+        statistics.overshoot, np.where(beyond, distance, 0).max((0, 1)), rtol=1e-4, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -205,8 +207,8 @@ def test_a_constant_band_comes_back_exactly_and_any_deviation_counts_as_clipped(
     np.testing.assert_array_equal(quantiser.decode(quantiser.encode(low)), low.astype(np.float64))
     pixels = np.broadcast_to(low, (1, 16, 3)).copy()
     pixels[0, 3, 0] += 0.1
-    _, tally = packed(pixels, quantiser, 16, 1)
-    assert tally.clipped.tolist() == [1, 0, 0]
+    _, statistics = packed(pixels, quantiser, 16, 1)
+    assert statistics.clipped.tolist() == [1, 0, 0]
 
 
 def test_scale_and_offset_survive_decimal_tags_and_json():

@@ -23,7 +23,7 @@ from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster as write_raster_by_plan
 
 BLOCKSIZE = 16
-MEMORY = 30_000  # so little that superblocks are 32 pixels wide and overviews take a second tier
+MEMORY = 30_000  # so little that metatiles are 32 pixels wide and overviews take a second pyramid_pass
 GRID = {"resolution": 0.5}
 # What is tested here is the writing of pixels, whoever computes them.
 write_raster = functools.partial(write_raster_by_plan, exact=True)
@@ -95,7 +95,7 @@ class Counting:
 
 @pytest.fixture
 def interrupted(tiny_file, tmp_path):
-    """A spool about half of whose superblocks are finished; its output's path."""
+    """A spool about half of whose metatiles are finished; its output's path."""
     path = tmp_path / "out.tif"
     failing = Counting(load(tiny_file), fail_after=360 * 360, error=RuntimeError("stop here"))
     with pytest.raises(RuntimeError, match="stop here"):
@@ -189,7 +189,7 @@ def flip_a_bit_of_an_overview(folder):
     flip(folder / "level-1.tiles", 0.5)
 
 
-def flip_a_bit_of_a_remainder(folder):
+def flip_a_bit_of_a_carry_over(folder):
     flip(folder / "tier-0.remainder", 0.2)
 
 
@@ -201,7 +201,7 @@ def remove_a_level(folder):
     (folder / "level-1.tiles").unlink()
 
 
-def remove_the_remainder(folder):
+def remove_the_carry_over(folder):
     (folder / "tier-0.remainder").unlink()
 
 
@@ -236,10 +236,10 @@ def flip(path, where):
         (flip_a_bit_of_the_index, "some"),
         (flip_a_bit_of_the_tiles, "some"),
         (flip_a_bit_of_an_overview, "some"),
-        (flip_a_bit_of_a_remainder, "some"),
+        (flip_a_bit_of_a_carry_over, "some"),
         (cut_the_tiles, "some"),
         (remove_a_level, "none"),
-        (remove_the_remainder, "none"),
+        (remove_the_carry_over, "none"),
         (remove_the_index, "none"),
         (remove_the_state, "none"),
         (spoil_the_state, "none"),
@@ -274,7 +274,7 @@ OTHERS = {
 def test_other_options_are_refused_by_name_and_the_spool_is_kept(
     interrupted, tiny_file, whole, options, message
 ):
-    with pytest.raises(OutputError, match=f"cannot go on: .*{message}"):
+    with pytest.raises(OutputError, match=f"cannot be resumed: .*{message}"):
         resume(interrupted, tiny_file, **options)
     report, _ = resume(interrupted, tiny_file)
     assert report.resumed_from > 0
@@ -289,7 +289,7 @@ def test_another_grid_another_function_or_another_instruction_set_is_refused(int
         (encoder.with_head(np.eye(8) * 2, names=encoder.band_names), make_grid(**GRID), "another function"),
         (load(tiny_file, backend="reference"), make_grid(**GRID), "backend was cpu, is now reference"),
     ):
-        with pytest.raises(OutputError, match=f"cannot go on: .*{message}"):
+        with pytest.raises(OutputError, match=f"cannot be resumed: .*{message}"):
             write_raster(changed, interrupted, grid, blocksize=BLOCKSIZE, resume=True)
 
 
@@ -348,7 +348,7 @@ def test_resuming_a_finished_raster_says_so_and_touches_nothing(tiny_file, tmp_p
     assert report.overviews == [2, 4]
     with pytest.raises(OutputError, match=r"is finished, but it differs: dtype was int8, is now int16"):
         resume(path, tiny_file, dtype="int16")
-    with pytest.raises(UsageError, match="one of them"):
+    with pytest.raises(UsageError, match="overwrite and resume are mutually exclusive"):
         resume(path, tiny_file, overwrite=True)
 
 
@@ -463,7 +463,7 @@ def test_files_are_copied_without_the_kernels_help_too(interrupted, tiny_file, w
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "copy_file_range", unsupported)
-    monkeypatch.setattr(cog, "_COPY", 1000)
+    monkeypatch.setattr(cog, "COPY_BYTES", 1000)
     resume(interrupted, tiny_file)
     assert interrupted.read_bytes() == whole
 

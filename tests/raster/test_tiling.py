@@ -1,4 +1,4 @@
-"""Cutting a raster into levels, tiers and superblocks."""
+"""Cutting a raster into levels, passes and metatiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from satclip_engine.raster.tiling import (
     MAX_ENTRIES,
     check_blocksize,
     choose_blocksize,
-    make_plan,
+    make_tiling,
     pyramid,
 )
 
@@ -20,8 +20,8 @@ GB = 1 << 30
 SHAPES = [(1, 1), (64, 65), (720, 1440), (1800, 3600), (1000, 70), (3600, 7200)]
 
 
-def plan_of(shape, bands=256, sample_bytes=1, blocksize=64, threads=2, memory=GB, mirrored=True, **more):
-    return make_plan(
+def tiling_of(shape, bands=256, sample_bytes=1, blocksize=64, threads=2, memory=GB, mirrored=True, **more):
+    return make_tiling(
         shape, bands, sample_bytes, blocksize, threads=threads, memory=memory, mirrored=mirrored, **more
     )
 
@@ -44,65 +44,73 @@ def test_levels_halve_and_round_up_until_the_smallest_fits_on_a_thumbnail():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("blocksize", [16, 48, 64, 256])
 @pytest.mark.parametrize("memory", [GB, GB // 8])
-def test_units_cover_every_tile_of_every_level_exactly_once(shape, blocksize, memory):
-    plan = plan_of(shape, bands=16, blocksize=blocksize, memory=memory)
-    assert plan.memory <= memory
-    seen = [np.zeros((v.tiles_down, v.tiles_across), int) for v in plan.levels]
-    for tier in plan.tiers:
-        for unit in plan.units(tier):
-            for column in unit.columns:
-                for k in range(tier.count):
-                    span = plan.span >> k
-                    rows = slice(unit.row * span, (unit.row + 1) * span)
-                    seen[tier.first + k][rows, column * span : (column + 1) * span] += 1
+def test_tasks_cover_every_tile_of_every_level_exactly_once(shape, blocksize, memory):
+    tiling = tiling_of(shape, bands=16, blocksize=blocksize, memory=memory)
+    assert tiling.memory <= memory
+    seen = [np.zeros((v.tiles_down, v.tiles_across), int) for v in tiling.levels]
+    for pyramid_pass in tiling.passes:
+        for task in tiling.tasks(pyramid_pass):
+            for column in task.columns:
+                for k in range(pyramid_pass.count):
+                    span = tiling.span >> k
+                    rows = slice(task.row * span, (task.row + 1) * span)
+                    seen[pyramid_pass.first + k][rows, column * span : (column + 1) * span] += 1
     assert all((level == 1).all() for level in seen)
-    assert sum(tier.count for tier in plan.tiers) == len(plan.levels)
-    assert plan.strip_rows % (2 * plan.span) == 0
+    assert sum(pyramid_pass.count for pyramid_pass in tiling.passes) == len(tiling.levels)
+    assert tiling.strip_rows % (2 * tiling.span) == 0
 
 
-def test_superblocks_that_mirror_each_other_are_computed_together():
-    plan = plan_of((1800, 3600), span=8)
-    assert [unit.columns for unit in plan.units(plan.tiers[0])][:5] == [(0, 6), (1, 5), (2, 4), (3,), (7,)]
-    assert all(len(unit.columns) == 1 for unit in plan.units(plan.tiers[1]))
-    alone = plan_of((1800, 3600), span=8, mirrored=False)
-    assert all(len(unit.columns) == 1 for unit in alone.units(alone.tiers[0]))
+def test_metatiles_that_mirror_each_other_are_computed_together():
+    tiling = tiling_of((1800, 3600), span=8)
+    assert [task.columns for task in tiling.tasks(tiling.passes[0])][:5] == [
+        (0, 6),
+        (1, 5),
+        (2, 4),
+        (3,),
+        (7,),
+    ]
+    assert all(len(task.columns) == 1 for task in tiling.tasks(tiling.passes[1]))
+    alone = tiling_of((1800, 3600), span=8, mirrored=False)
+    assert all(len(task.columns) == 1 for task in alone.tasks(alone.passes[0]))
 
 
 def test_memory_does_not_grow_with_the_raster():
-    assert plan_of((36000, 72000)).memory <= 1.01 * plan_of((7200, 14400)).memory
+    assert tiling_of((36000, 72000)).memory <= 1.01 * tiling_of((7200, 14400)).memory
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_there_is_enough_work_to_keep_all_threads_busy_to_the_end(threads):
-    plan = plan_of((1800, 3600), threads=threads, memory=8 * GB)
-    units = list(plan.units(plan.tiers[0]))
-    assert plan.threads == threads
-    assert len(units) >= 12 * threads
+    tiling = tiling_of((1800, 3600), threads=threads, memory=8 * GB)
+    tasks = list(tiling.tasks(tiling.passes[0]))
+    assert tiling.threads == threads
+    assert len(tasks) >= 12 * threads
 
 
-def test_short_memory_costs_superblock_size_then_threads_then_an_error_with_the_number_needed():
-    cuts = [plan_of((18000, 36000), blocksize=512, memory=size * GB // 4) for size in (8, 4, 2, 1)]
+def test_short_memory_costs_metatile_size_then_threads_then_an_error_with_the_number_needed():
+    cuts = [tiling_of((18000, 36000), blocksize=512, memory=size * GB // 4) for size in (8, 4, 2, 1)]
     assert [(cut.threads, cut.span) for cut in cuts] == [(2, 4), (2, 2), (2, 1), (1, 1)]
     with pytest.raises(UsageError, match=r"memory 10 MB is too small.*need at least (\d+) MB") as error:
-        plan_of((18000, 36000), blocksize=512, memory=10**7)
+        tiling_of((18000, 36000), blocksize=512, memory=10**7)
     needed = int(str(error.value).split("at least ")[1].split(" ")[0])
-    assert plan_of((18000, 36000), blocksize=512, memory=(needed + 1) * 10**6).threads == 1
+    assert tiling_of((18000, 36000), blocksize=512, memory=(needed + 1) * 10**6).threads == 1
 
 
 def test_strips_are_what_the_encoder_wants_at_once_within_a_tile_and_memory():
     rows = {
-        places: plan_of((1800, 3600), bands=3, calls=Calls(places=places)).strip_rows
+        places: tiling_of((1800, 3600), bands=3, calls=Calls(places=places)).strip_rows
         for places in (1 << 14, 1 << 15, 1 << 17)
     }
     assert rows == {1 << 14: 32, 1 << 15: 64, 1 << 17: 64}
-    usual, large = (plan_of((1800, 3600), memory=10**8, calls=Calls(places)) for places in (1 << 14, 1 << 17))
+    usual, large = (
+        tiling_of((1800, 3600), memory=10**8, calls=Calls(places)) for places in (1 << 14, 1 << 17)
+    )
     assert large.memory <= 10**8
     assert large.strip_rows < 64
     assert (large.threads, large.span) == (usual.threads, usual.span), "memory costs strips first"
 
 
 def test_what_results_pass_through_counts_as_memory():
-    plain, staged = (plan_of((1800, 3600), calls=Calls(staged=staged)) for staged in (0, 1 << 20))
+    plain, staged = (tiling_of((1800, 3600), calls=Calls(staged=staged)) for staged in (0, 1 << 20))
     assert staged.memory == plain.memory + plain.threads * (2 << 20)
 
 

@@ -273,7 +273,7 @@ BAD = {
     "blocksize": ({"blocksize": 100}, UsageError, "multiple of 16"),
     "threads": ({"threads": 0}, UsageError, "threads"),
     "memory": ({"memory": 1000}, UsageError, "need at least"),
-    "both": ({"overwrite": True, "resume": True}, UsageError, "one of them"),
+    "both": ({"overwrite": True, "resume": True}, UsageError, "overwrite and resume are mutually exclusive"),
 }
 
 
@@ -353,7 +353,7 @@ def test_the_announced_size_is_right_or_slightly_high_overviews_included(tmp_pat
 def test_a_raster_without_any_place_on_earth_is_a_usage_error(tiny, tmp_path):
     nowhere = make_grid(crs="ESRI:54030", bounds=(17e6, 8.5e6, 17.9e6, 8.9e6), resolution=10000)
     assert np.isnan(tiny.evaluate(nowhere)).all()
-    with pytest.raises(UsageError, match="none of the 40 × 90 pixels is a place on Earth"):
+    with pytest.raises(UsageError, match="none of the 40 × 90 pixels lies on Earth"):
         write_raster(tiny, tmp_path / "out.tif", nowhere)
     assert os.listdir(tmp_path) == []
 
@@ -396,7 +396,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_under_the_name(tiny_file, tm
         )
         assert run.stdout.count("\n") == 1, run.stdout
         assert "File too large" in run.stdout
-        assert "go on with resume" in run.stdout
+        assert "run again with resume=True" in run.stdout
         assert not path.exists()
         assert spool_folder(path).exists()
     encoder, grid = load(tiny_file), make_grid(resolution=0.25)
@@ -425,11 +425,10 @@ def small_disk(tmp_path):
 
 
 def test_a_really_full_disk_is_one_line_and_resuming_with_room_goes_on(tiny, small_disk, monkeypatch):
-    from satclip_engine.raster import size_estimate
+    from satclip_engine.raster import write
+    from satclip_engine.raster.size_estimate import DiskEstimate
 
-    monkeypatch.setattr(
-        size_estimate, "estimate", lambda *a: size_estimate.Need(1, 1)
-    )  # as if tiles compressed well
+    monkeypatch.setattr(write, "estimate_disk", lambda *a: DiskEstimate(1, 1))  # as if tiles compressed well
     path, grid = small_disk / "out.tif", make_grid(resolution=0.25)
     with pytest.raises(OutputError, match=r"cannot write .*out\.tif: No space left on device; .*resume"):
         write_raster(tiny, path, grid, compress="none")
