@@ -3,10 +3,10 @@
     write_atlas(enc, "earth.zarr")
     load("earth.zarr")          # an Encoder; from https:// or s3:// too, reading what it needs
 
-atlas_writer.py   chooses the lattice, writes it, measures the error of what was written, refines
-atlas_folder.py   where it is written until it is complete
-atlas_file.py     what the file holds, and how it is read; packing.py: its numbers
-stored.py         an Encoder's parts that answer from it; linear.py: some of its bands, or heads on them
+writer.py   chooses the lattice, writes it, measures the error of what was written, refines
+folder.py   holds it until it is complete
+file.py     format of the file, and reading it; packing.py: its numbers
+field.py    the field of an Encoder that answers from it; linear.py: some of its bands, or heads on them
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def write_atlas(
     with Folder(target, overwrite=overwrite) as folder:
         try:
             writer = Writer(
-                enc.by_plan(None),
+                enc,
                 folder,
                 wanted,
                 float(tolerance),

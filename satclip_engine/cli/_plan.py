@@ -33,7 +33,7 @@ class Outlook:
 
 def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> Outlook:
     """Survey the raster and choose. Raises UsageError as writing it would."""
-    from satclip_engine.lattice.choose import placed
+    from satclip_engine.lattice.choose import approximated
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
     from satclip_engine.raster import size_estimate
@@ -44,15 +44,14 @@ def look(options: Options, encoder: Encoder, grid: Grid, progress: Progress) -> 
     asked = Asked(**options.written, overwrite=True, progress=progress)
     request = check_request(encoder, options.output, grid, asked)
     progress.stage("finding the range of every band")
-    quantiser, planned = look_at(request, progress.stage)
-    request = replace(request, encoder=planned)
+    quantiser, chosen, network = look_at(request, progress.stage)
     cut, region = request.plan(), region_of(grid)
-    need = size_estimate.estimate(planned, placed(planned, grid), cut, quantiser, request.codec)
-    plan = planned.plan or exact_plan(region, "as asked for")
+    need = size_estimate.estimate(network, approximated(network, grid), cut, quantiser, request.codec)
+    plan = chosen or exact_plan(region, "as asked for")
     if encoder.plan is None:  # an atlas has no other way
         progress.stage("measuring this machine")
         plan = replace(plan, seconds=predicted(plan, encoder.network, region, cut.threads))
-    return Outlook(options, grid, planned.embed_dim, plan, need, cut.threads)
+    return Outlook(options, grid, encoder.embed_dim, plan, need, cut.threads)
 
 
 def as_json(outlook: Outlook) -> str:

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.backends.protocols import Call, Prepared
+from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.quantize import Quantiser, Tally
 from satclip_engine.raster.codec import Codec, compressor
 from satclip_engine.raster.spool import PLACE, Record, Spool, level_file, remainder_file
@@ -75,7 +77,7 @@ class Stopped(Exception):
 
 
 class EncoderSource:
-    """Tier 0: the encoder's values for the pixels of a grid, or any other places.
+    """Tier 0: a prepared network's values for the pixels of a grid.
 
     On a GPU, workers share it by turns: while one's strip is computed and copied back, in a fraction of a
     millisecond a megabyte, the others quantise, halve and compress theirs, which takes tens of times as long.
@@ -83,8 +85,8 @@ class EncoderSource:
     computed ahead; what overlaps within one call (staging.py) matters for strips longer than a block.
     """
 
-    def __init__(self, encoder: Any, grid: Any) -> None:
-        self.encoder, self.grid = encoder, grid
+    def __init__(self, network: Prepared, grid: PixelGrid) -> None:
+        self.network, self.grid = network, grid
 
     def __call__(
         self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
@@ -92,7 +94,7 @@ class EncoderSource:
         index = (
             columns[0] if len(columns) == 1 else np.concatenate([np.arange(c.start, c.stop) for c in columns])
         )
-        self.encoder.evaluate(self.grid, rows, index, out=out, threads=1, check=check)
+        self.network.encode_pixels(self.grid, rows, index, out, Call(1, check))
 
 
 class RemainderSource:

@@ -123,7 +123,7 @@ class Request:
             mirrored=self.grid.separable,
             compressed=self.codec.leaves,
             span=span,
-            calls=self.encoder.calls,
+            hints=self.encoder.hints,
         )
 
 
@@ -164,7 +164,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: Options) -> 
         raise UsageError("exact never interpolates and tolerance is for interpolating: give one of them")
     check_tolerance(options.tolerance)
     if encoder.plan is not None:
-        encoder.plan.check(exact=options.exact, tolerance=options.tolerance)
+        encoder.check(exact=options.exact, tolerance=options.tolerance)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads must be a positive whole number, not {options.threads!r}")
     _check_made_by(encoder, grid)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.quantize import Quantiser, Tally
 from satclip_engine.raster.codec import Codec, compressor
 from satclip_engine.raster.tiling import Plan
@@ -25,7 +26,7 @@ class Need:
     peak: int  # of file and spool together
 
 
-def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: Codec) -> Need:
+def estimate(network: Prepared, grid: Any, plan: Plan, quantiser: Quantiser, codec: Codec) -> Need:
     """How much disk the run will take, from a few windows of every level compressed on trial.
 
     Overviews are sampled by themselves: neighbours differ more there, and a pixel takes half as much again as
@@ -34,7 +35,7 @@ def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: C
     tiles = sum(level.tiles for level in plan.levels)
     file = tiles * plan.bands * _INDEX_BYTES + (1 << 16)
     for number, level in enumerate(plan.levels):
-        rate = _bytes_per_pixel(encoder, grid, plan, number, quantiser, codec)
+        rate = _bytes_per_pixel(network, grid, plan, number, quantiser, codec)
         file += int(rate * level.height * level.width)
     remainders = sum(
         4
@@ -48,7 +49,7 @@ def estimate(encoder: Any, grid: Any, plan: Plan, quantiser: Quantiser, codec: C
 
 
 def _bytes_per_pixel(
-    encoder: Any, grid: Any, plan: Plan, number: int, quantiser: Quantiser, codec: Codec
+    network: Prepared, grid: Any, plan: Plan, number: int, quantiser: Quantiser, codec: Codec
 ) -> float:
     """What compression leaves of a level's pixels, all bands together.
 
@@ -62,7 +63,7 @@ def _bytes_per_pixel(
     for row, column in _window_corners((level.height, level.width), side, max(1, _WINDOWS >> number)):
         rows = np.arange(row, min(row + side, level.height)) * step
         columns = np.arange(column, min(column + side, level.width)) * step
-        block = encoder.evaluate(grid, rows, columns, threads=plan.threads)
+        block = network.encode_pixels(grid, rows, columns, call=Call(plan.threads))
         tiles = np.zeros((1, plan.bands, side, side), quantiser.sample.name)
         _C.pack_tiles(
             block,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from satclip_engine.backends.protocols import CALLS, Calls
+from satclip_engine.backends.protocols import BATCH_HINTS, BatchHints
 from satclip_engine.errors import UsageError
 from satclip_engine.raster.output import size_text
 
@@ -83,7 +83,7 @@ class Plan:
     threads: int
     levels: tuple[Level, ...]
     compressed: float  # at most this part of a tile's bytes is left by compression
-    calls: Calls = CALLS  # how the encoder wants to be called
+    hints: BatchHints = BATCH_HINTS  # how the encoder wants to be called
 
     @property
     def side(self) -> int:
@@ -165,18 +165,18 @@ def make_plan(
     mirrored: bool,
     compressed: float = 1.0,
     span: int | None = None,
-    calls: Calls = CALLS,
+    hints: BatchHints = BATCH_HINTS,
 ) -> Plan:
     """The largest superblocks that `threads` of them fit into `memory` bytes; fewer threads before it fails.
 
     compressed: what part of a tile's bytes compression leaves at most.
     span: given when a run goes on whose superblocks are on disk already.
-    calls: strips have as many pixels as the encoder wants at once, if memory and tiles allow.
+    hints: strips have as many pixels as a batch of the encoder, if memory and tiles allow.
     Raises UsageError naming the memory needed when not even one thread with the smallest superblock fits.
     """
     levels = pyramid(shape, blocksize)
     smallest = Plan(
-        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, calls
+        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, hints
     )
     if smallest.memory > memory:
         raise UsageError(
@@ -212,7 +212,7 @@ def _strip_rows(plan: Plan) -> int:
     """Rows of a strip: what kernels like, in whole pixels of the level that the superblock leaves."""
     step = 2 * plan.span
     width = min(plan.side, plan.shape[1]) * (2 if plan.mirrored else 1)
-    rows = max(_STRIP_ROWS, -(-plan.calls.places // width))
+    rows = max(_STRIP_ROWS, -(-plan.hints.batch_size // width))
     return min(-(-rows // step) * step, -(-plan.blocksize // step) * step)
 
 
@@ -225,7 +225,7 @@ def _thread_memory(plan: Plan, superblocks: int) -> int:
     tile = plan.bands * plan.sample_bytes * plan.blocksize**2
     strip = 4 * plan.bands * plan.strip_rows * span * plan.blocksize
     held = superblocks * (strip + strip // 3 + (2 * span - 1) * tile) + int(tile * plan.compressed)
-    return held + 2 * min(superblocks * strip, plan.calls.staged)
+    return held + 2 * min(superblocks * strip, plan.hints.pinned_bytes)
 
 
 def _mirror_pairs(columns: int, width: int, side: int) -> list[tuple[int, ...]]:

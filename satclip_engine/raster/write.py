@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from satclip_engine._version import __version__
+from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import OutputError
 from satclip_engine.geo.pixels import PixelGrid
-from satclip_engine.lattice.choose import placed, planned
+from satclip_engine.lattice.choose import approximated
 from satclip_engine.lattice.nodes import CACHE_BYTES
+from satclip_engine.lattice.plan import EXACT_TAGS
 from satclip_engine.lattice.plan import Plan as LatticePlan
-from satclip_engine.lattice.plan import exact_plan
-from satclip_engine.lattice.sampling import region_of
 from satclip_engine.quantize import Quantiser, Tally, find_quantiser
 from satclip_engine.raster import cog, size_estimate
 from satclip_engine.raster.build import (
@@ -167,22 +167,26 @@ def cache_bytes(memory: int) -> int:
     return min(CACHE_BYTES, memory // 4)
 
 
-def look_at(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Encoder]:
-    """The ranges of a raster's bands, and the encoder by the plan that is best for it."""
-    threads = request.plan().threads
-    quantiser = find_quantiser(request.encoder, request.grid, request.sample, threads)
-    if request.options.exact:
-        return quantiser, request.encoder
+def look_at(
+    request: Request, stage: Callable[[str], None]
+) -> tuple[Quantiser, LatticePlan | None, Prepared]:
+    """The ranges of a raster's bands, the plan that is best for it, and what computes by it.
+
+    No plan: exact as asked for, without having looked for better.
+    """
+    encoder, options = request.encoder, request.options
+    quantiser = find_quantiser(encoder.network, request.grid, request.sample, request.plan().threads)
+    if options.exact:
+        return quantiser, None, encoder.network
     stage("looking how smooth the field is")
-    encoder = planned(
-        request.encoder,
+    plan, network = encoder.choose(
         request.grid,
-        tolerance=request.options.tolerance,
+        tolerance=options.tolerance,
         step=quantiser.scale,
         dtype=request.sample.name,
-        cache_bytes=cache_bytes(request.options.memory),
+        cache_bytes=cache_bytes(options.memory),
     )
-    return quantiser, encoder
+    return quantiser, plan, network
 
 
 class _Run:
@@ -190,7 +194,7 @@ class _Run:
 
     def __init__(self, request: Request, folder: Path, started: float) -> None:
         self.request, self.folder, self.started = request, folder, started
-        self.encoder, self.places = request.encoder, cast(PixelGrid, request.grid)
+        self.network, self.places = request.encoder.network, cast(PixelGrid, request.grid)
         self.lattice: LatticePlan | None = None  # None: exact, without having looked for better
         self.progress = request.options.progress
         self.clock = Clock()
@@ -249,13 +253,11 @@ class _Run:
     def _take_up(self, state: dict[str, Any]) -> Plan:
         """Compute as the state says; how the work is cut."""
         if state["reconstruction"] is not None:
-            if self.encoder.plan is None:
-                plan = LatticePlan.from_dict(state["reconstruction"])
-                memory = cache_bytes(self.request.options.memory)
-                network = plan.network(self.encoder.network, memory) if plan.interpolates else None
-                self.encoder = self.encoder.by_plan(plan, network)
-            self.lattice = self.encoder.plan
-            self.places = placed(self.encoder, self.request.grid)
+            encoder = self.request.encoder
+            if self.lattice is None:
+                self.lattice = encoder.plan or LatticePlan.from_dict(state["reconstruction"])
+                self.network = encoder.prepare(self.lattice, cache_bytes(self.request.options.memory))
+            self.places = approximated(self.network, self.request.grid)
         return self.request.plan(span=state["span"], kept=self._kept())
 
     def _kept(self) -> int:
@@ -267,8 +269,7 @@ class _Run:
         request = self.request
         empty_folder(self.folder)
         self.progress.stage("finding the range of every band")
-        quantiser, self.encoder = look_at(request, self.progress.stage)
-        self.lattice = None if request.options.exact else self.encoder.plan
+        quantiser, self.lattice, self.network = look_at(request, self.progress.stage)
         state = {
             "request": request.state,
             "quantiser": quantiser.as_dict(),
@@ -286,7 +287,7 @@ class _Run:
     def _check_disk(self, plan: Plan, quantiser: Quantiser, spool: Spool) -> size_estimate.Need:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        need = size_estimate.estimate(self.encoder, self.places, plan, quantiser, request.codec)
+        need = size_estimate.estimate(self.network, self.places, plan, quantiser, request.codec)
         free = shutil.disk_usage(self.folder).free + spool.bytes
         file, peak = size_text(need.file), size_text(need.peak)
         if free < need.peak:
@@ -310,7 +311,7 @@ class _Run:
         """All tiers, each from the one below."""
         job = Job(plan, quantiser, self.request.codec, spool)
         for tier in plan.tiers:
-            source: Source = EncoderSource(self.encoder, self.places)
+            source: Source = EncoderSource(self.network, self.places)
             if tier.number > 0:
                 source = RemainderSource(plan, tier, spool)
                 self.progress.stage(f"overviews from 1/{2**tier.first} on")
@@ -360,7 +361,7 @@ class _Run:
 
     def _certified(self) -> dict[str, str]:
         """Tags that say how pixels were computed."""
-        return exact_plan(region_of(self.places), "").tags if self.lattice is None else self.lattice.tags
+        return EXACT_TAGS if self.lattice is None else self.lattice.tags
 
     def _errors(self) -> dict[str, np.ndarray]:
         """Of every band: what the reconstruction was found to be off by at most, and by rms."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine._optional import need
+from satclip_engine.geo.lonlat import check_latitudes
 from satclip_engine.weights import Layers
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def encode_grid(
 ) -> np.ndarray:  # (H,), (W,) float64 -> (H, W, E) float64
     """Embeddings at every pair of a latitude and a longitude, in degrees."""
     lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
-    _check_latitudes(lat)
+    check_latitudes(lat)
     values = np.empty((len(lat), len(lon), layers.embed_dim))
     for rows in blocks(len(lat), max(1, len(lon)) * layers.degrees**2):
         places = np.stack(np.meshgrid(lon, lat[rows]), axis=-1)  # [h, W, 2]
@@ -167,15 +168,8 @@ def _checked(lonlat: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"expected an array of shape (N, 2), longitude and latitude in degrees, got {places.shape}"
         )
-    _check_latitudes(places[:, 1])
+    check_latitudes(places[:, 1])
     return places
-
-
-def _check_latitudes(lat: np.ndarray) -> None:
-    outside = np.isfinite(lat) & (np.abs(lat) > 90)
-    if outside.any():
-        row = int(np.argmax(outside))
-        raise ValueError(f"row {row}: latitude {lat[row]} is outside [-90, 90]")
 
 
 def blocks(count: int, features: int) -> list[slice]:
