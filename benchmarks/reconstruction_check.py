@@ -9,7 +9,6 @@ of pixels beyond it, of what is stated. Elsewhere they must be exact, bit for bi
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ import numpy as np
 
 from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.encoder import Encoder, load
-from satclip_engine.geo.grid import Grid, make_grid
+from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice import plan as planning
-from satclip_engine.lattice.choose import planned
+from satclip_engine.lattice.choose import approximated
 from satclip_engine.lattice.cost import Rates
-from satclip_engine.lattice.transform import ApproximatedGrid
 from satclip_engine.weights import LocationWeights
 
 MODELS = 30
@@ -84,40 +82,34 @@ def numbered_encoder(number: int) -> Encoder:
     )
 
 
-@functools.cache
-def places_of(window: str) -> tuple[Grid, Grid | ApproximatedGrid]:
-    """The pixels of a window, exactly and as a lattice places them."""
-    grid = make_grid(**WINDOWS[window])
-    return grid, grid if grid.separable else ApproximatedGrid(grid)
-
-
 def check(number: int, window: str, positions: int) -> Outcome:
     """Compare a network's values by its plan with exact ones."""
     exact = numbered_encoder(number)
-    grid, smooth = places_of(window)
+    grid = make_grid(**WINDOWS[window])
     with mock.patch.object(planning, "rates_of", return_value=RATES):
-        encoder = planned(exact, grid, tolerance=TOLERANCES[number % len(TOLERANCES)])
+        plan, network = exact.choose(grid, tolerance=TOLERANCES[number % len(TOLERANCES)])
     random = np.random.default_rng([number, positions])
-    found = encoder.plan.certificate
+    certificate = plan.certificate
     rows, columns = (slice(k, k + 16) for k in random.integers(0, np.subtract(grid.shape, 16)))
-    placed = smooth if encoder.plan.interpolates else grid
-    delivered, truth = encoder.evaluate(placed, rows, columns), exact.evaluate(grid, rows, columns)
-    if found is None:
+    located = approximated(network, grid)
+    delivered, truth = network.encode_pixels(located, rows, columns), exact.evaluate(grid, rows, columns)
+    if certificate is None:
         assert np.array_equal(delivered, truth), f"{window}: not the exact values"
         return Outcome(window, False)
     pixels = [random.integers(0, size, positions) for size in grid.shape]
-    at = placed.pixel_lonlat(*pixels)
-    if positions * encoder.plan.order**2 < encoder.plan.nodes // 16:
-        values = planning.reconstruct_alone(exact.network, encoder.plan.zones, at, exact.threads)
+    lonlat = located.pixel_lonlat(*pixels)
+    if positions * plan.order**2 < plan.nodes // 16:
+        values = planning.reconstruct_alone(exact.network, plan.zones, lonlat, exact.threads)
     else:
-        values = encoder.network.encode(at)
-    off = np.abs(values - exact.network.encode(grid.pixel_lonlat(*pixels)))
-    largest = np.maximum(off.max(axis=0), np.abs(delivered - truth).max(axis=(0, 1)))
-    of_bound = (largest / found.sigma).max() / found.max_sigma
-    of_tolerance = (largest / encoder.plan.tolerance.bands).max()
-    beyond = np.mean((off / found.sigma).max(axis=1) > found.max_sigma)
-    of_band = np.mean(off > found.max_error, axis=0).max()
-    return Outcome(window, True, *map(float, (of_bound, of_tolerance, beyond, of_band)), found.fraction)
+        values = network.encode(lonlat)
+    error = np.abs(values - exact.network.encode(grid.pixel_lonlat(*pixels)))
+    largest = np.maximum(error.max(axis=0), np.abs(delivered - truth).max(axis=(0, 1)))
+    of_bound = (largest / certificate.sigma).max() / certificate.max_sigma
+    of_tolerance = (largest / plan.tolerance.bands).max()
+    beyond = np.mean((error / certificate.sigma).max(axis=1) > certificate.max_sigma)
+    of_band = np.mean(error > certificate.max_error, axis=0).max()
+    shares = map(float, (of_bound, of_tolerance, beyond, of_band))
+    return Outcome(window, True, *shares, certificate.fraction)
 
 
 def row(outcomes: Sequence[Outcome]) -> str:

@@ -437,7 +437,7 @@ class Encoder:
         with self._lock:
             if index not in self._selections:
                 names = [self._names[i] for i in index]
-                field = self._field.select(index)
+                field = self._field.select(list(index))
                 self._selections[index] = Encoder(field, names, self._threads, self._head)
                 if len(self._selections) > _KEPT_SELECTIONS:
                     self._selections.popitem(last=False)

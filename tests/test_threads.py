@@ -122,7 +122,7 @@ def test_what_a_check_raises_ends_a_call_in_any_thread(call):
         if len(calls) == 3:
             raise Enough
 
-    prepared = load(threads=2)._prepared
+    prepared = load(threads=2).network
     axes = np.linspace(-80, 80, 100_000), np.linspace(0, 300, 100)
     places = np.tile([[1.0, 2.0]], (10_000_000, 1))
     arguments = (places,) if call == "encode" else axes

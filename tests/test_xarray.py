@@ -346,7 +346,7 @@ def test_a_huge_lazy_raster_is_embedded_without_computing_it(tiny):
     assert array.shape == (8, 1_800_000, 3_600_000)
     pixel = array.isel(x=1_234_567, y=765_432)
     assert np.array_equal(pixel.values, huge.isel(x=1_234_567, y=765_432).values)
-    assert isinstance(locate(huge).places, satclip_engine.geo.grid.Grid)
+    assert isinstance(locate(huge).pixels, satclip_engine.geo.grid.Grid)
 
 
 @pytest.mark.parametrize("case", ["degrees", "UTM", "Equal Earth"])

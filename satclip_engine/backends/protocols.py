@@ -95,6 +95,11 @@ class Prepared(ABC):
         """Length of an embedding, E."""
         return self.widths[-1]
 
+    def describe_as(self, network: Prepared) -> None:
+        """Take the name, the device and the sizes of a network that this stands in front of."""
+        self.name, self.isa, self.device = network.name, network.isa, network.device
+        self.degrees, self.widths, self.threads = network.degrees, network.widths, network.threads
+
     @abstractmethod
     def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
         """(N, 2) float64 degrees, longitude first → (N, E). `out`: float32, contiguous in its last axis.

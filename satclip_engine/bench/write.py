@@ -23,10 +23,14 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import backends
+from satclip_engine.backends.protocols import CALL, Call, Prepared
 from satclip_engine.bench.cases import WriteCase
 from satclip_engine.bench.measure import Contestant, Made
 from satclip_engine.bench.memory import status
 from satclip_engine.bench.workload import relative_error
+from satclip_engine.encoder import Encoder
+from satclip_engine.geo.grid import Grid
+from satclip_engine.geo.pixels import Index, PixelGrid
 
 _PIXELS = 24  # read back and compared
 _WATCH = 0.02  # seconds between looks at a process's memory
@@ -176,7 +180,7 @@ def _alone(case: WriteCase, path: Path, threads: int, dtype: str) -> Made:
     encoder = load("default", threads=threads)
     encoder = encoder if case.bands == encoder.embed_dim else encoder.select(slice(0, case.bands))
     grid = make_grid(resolution=case.resolution)
-    replay: Any = Replay(encoder, grid)
+    replay: Any = Replaying(encoder, grid)
     facts: dict[str, Any] = {}
     note = _noting(facts, threads)
 
@@ -202,33 +206,48 @@ def _noting(facts: dict[str, Any], threads: int) -> Callable[[Finished], None]:
     return note
 
 
-class Replay:
-    """An Encoder whose pixels of one grid are computed already: giving them out is a copy."""
+class Replay(Prepared):
+    """A network whose pixels of one grid are computed already: giving them out is a copy."""
 
-    def __init__(self, encoder: Any, grid: Any) -> None:
-        self._encoder, self._grid = encoder, grid
-        self._pixels = encoder.evaluate(grid)
+    def __init__(self, network: Prepared, grid: Grid) -> None:
+        self.describe_as(network)
+        self._network, self._grid, self.hints = network, grid, network.hints
+        self._pixels = network.encode_pixels(grid)
+
+    def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
+        return self._network.encode(lonlat, out, call)
+
+    def encode_grid(
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
+    ) -> np.ndarray:
+        return self._network.encode_grid(lat, lon, out, call)
+
+    def encode_pixels(
+        self,
+        pixels: PixelGrid,
+        rows: Index = None,
+        cols: Index = None,
+        out: np.ndarray | None = None,
+        call: Call = CALL,
+    ) -> np.ndarray:
+        """As `Prepared.encode_pixels`; of that grid a copy."""
+        if pixels != self._grid:
+            return self._network.encode_pixels(pixels, rows, cols, out, call)
+        window = self._pixels[slice(None) if rows is None else rows][:, slice(None) if cols is None else cols]
+        if out is None:
+            return window.copy()
+        out[...] = window
+        return out
+
+
+class Replaying:
+    """An encoder whose rasters a Replay gives out."""
+
+    def __init__(self, encoder: Encoder, grid: Grid) -> None:
+        self._encoder, self.network = encoder, Replay(encoder.network, grid)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
-
-    def evaluate(
-        self,
-        grid: Any,
-        rows: Any = None,
-        cols: Any = None,
-        out: np.ndarray | None = None,
-        threads: Any = None,
-        check: Any = None,
-    ) -> np.ndarray:
-        """As Encoder.evaluate, for any window of that grid."""
-        if grid.shape != self._grid.shape or grid.transform != self._grid.transform:
-            return self._encoder.evaluate(grid, rows, cols, out=out, threads=threads, check=check)
-        pixels = self._pixels[slice(None) if rows is None else rows][:, slice(None) if cols is None else cols]
-        if out is None:
-            return pixels.copy()
-        out[...] = pixels
-        return out
 
 
 def read_back(case: WriteCase, path: Path) -> float:

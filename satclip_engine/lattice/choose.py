@@ -92,8 +92,9 @@ def _exact_reason(
 
 def approximated(network: Prepared, pixels: PixelGrid) -> PixelGrid:
     """The pixels as a network evaluates them: a projected Grid's locations are interpolated for a lattice."""
-    interpolates = isinstance(network, PreparedLattice) and isinstance(pixels, Grid)
-    return ApproximatedGrid(pixels) if interpolates and not pixels.separable else pixels
+    if isinstance(network, PreparedLattice) and isinstance(pixels, Grid) and not pixels.separable:
+        return ApproximatedGrid(pixels)
+    return pixels
 
 
 def encode_points(network: Prepared, points: np.ndarray, out: np.ndarray, *, fresh: bool = True) -> None:
@@ -204,6 +205,7 @@ class Planner:
                 probe=self._probe,
             )
 
+        check_options(exact=exact, tolerance=tolerance)
         if isinstance(pixels_or_points, np.ndarray) or exact:
             return make()
         slot = self._plans.slot(_key(pixels_or_points, tolerance, step, dtype, positions))

@@ -41,8 +41,7 @@ class PreparedLattice(Prepared):
         """network: answers outside the zones, and where a lattice does not pay; None with zones for all."""
         self.network, self.zones, self.nodes = network, tuple(zones), nodes
         if network is not None:
-            self.name, self.isa, self.device = network.name, network.isa, network.device
-            self.degrees, self.widths, self.threads = network.degrees, network.widths, network.threads
+            self.describe_as(network)
 
     # Pixels
 

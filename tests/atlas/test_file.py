@@ -188,7 +188,6 @@ def test_what_needs_the_network_says_so(atlas):
         lambda: atlas.weights.tensors,
         lambda: atlas.weights.folded(),
         lambda: atlas.weights.save("w.safetensors"),
-        lambda: atlas.network.network.encode(np.array(PARIS)),
     )
     for job in jobs:
         with pytest.raises(UsageError, match="is an atlas, which holds no network"):

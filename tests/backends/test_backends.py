@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from satclip_engine import _C, backends, reference
 from satclip_engine.backends import cpu
+from satclip_engine.backends.protocols import Call
 from satclip_engine.errors import UsageError
 from satclip_engine.weights import Layers
 
@@ -132,7 +133,7 @@ def test_any_number_of_places_gives_each_the_same_bits(count):
         cpu = prepared(("cpu", isa), layers)
         whole = cpu.encode(places)
         for threads in (1, 2, 5):
-            assert np.array_equal(cpu.encode(places[:count], threads=threads), whole[:count])
+            assert np.array_equal(cpu.encode(places[:count], call=Call(threads)), whole[:count])
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,7 +146,7 @@ def test_a_pixel_has_the_same_bits_in_every_window(data):
     rows = sorted(data.draw(st.sets(st.integers(0, lat.size - 1), min_size=1, max_size=5)))
     columns = data.draw(st.lists(st.integers(0, 719), min_size=1, max_size=60))
     threads = data.draw(st.integers(1, 4))
-    window = cpu.encode_grid(lat[rows], lon[columns], threads=threads)
+    window = cpu.encode_grid(lat[rows], lon[columns], call=Call(threads))
     row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, len(columns) - 1))
     alone = cpu.encode_grid(lat[rows[row] : rows[row] + 1], lon[columns[column] : columns[column] + 1])
     assert np.array_equal(window[row, column], alone[0, 0])
@@ -158,9 +159,9 @@ def test_a_wide_grid_has_the_same_bits_however_many_threads_share_it(rows):
     lon = np.random.default_rng(4).uniform(-180, 180, 5000)
     for isa in _C.instruction_sets():
         cpu = prepared(("cpu", isa), layers)
-        alone = cpu.encode_grid(lat, lon, threads=1)
+        alone = cpu.encode_grid(lat, lon, call=Call(1))
         for threads in (2, 3, 7):
-            assert np.array_equal(cpu.encode_grid(lat, lon, threads=threads), alone)
+            assert np.array_equal(cpu.encode_grid(lat, lon, call=Call(threads)), alone)
 
 
 def test_longitude_is_periodic_and_without_effect_at_the_poles(implementation):

@@ -75,7 +75,7 @@ def test_threads_get_what_one_gets(enc):
 
 def test_a_tensor_where_it_computes_is_not_taken_to_the_host_and_back(enc, monkeypatch):
     expected = enc(PLACES)
-    monkeypatch.setattr(type(enc._prepared), "encode", None)  # the door of the host
+    monkeypatch.setattr(type(enc.network), "encode", None)  # the door of the host
     found = enc(torch.from_numpy(PLACES).reshape(5, 1, 2))
     assert (found.dtype, found.shape) == (torch.float32, (5, 1, 8))
     assert np.array_equal(found[:, 0].numpy(), expected, equal_nan=True)
@@ -87,7 +87,7 @@ def test_a_tensor_where_it_computes_is_not_taken_to_the_host_and_back(enc, monke
 def test_a_tensor_elsewhere_comes_back_to_where_it_was(tiny_weights, monkeypatch):
     enc = se.load(tiny_weights, backend="triton")
     expected = enc(PLACES)
-    monkeypatch.setattr(type(enc._prepared), "encode_tensor", lambda self, lonlat: None)
+    monkeypatch.setattr(type(enc.network), "encode_tensor", lambda self, lonlat: None)
     assert np.array_equal(enc(torch.from_numpy(PLACES)).numpy(), expected, equal_nan=True)
 
 
@@ -120,10 +120,10 @@ def test_selections_and_heads_compute_where_the_whole_does(enc):
 
 
 def test_strips_of_a_raster_have_at_least_what_one_start_is_worth(tiny_weights):
-    calls = se.load(tiny_weights, backend="triton").calls
-    assert calls.places == protocols.MAX_PLACES, "embeddings of 8 numbers are short"
+    hints = se.load(tiny_weights, backend="triton").hints
+    assert hints.batch_size == protocols.MAX_BATCH, "embeddings of 8 numbers are short"
     wide = se.load(tiny_weights, backend="triton").with_head(np.ones((256, 8)))
-    assert wide.calls.places * 256 * 4 == wide.calls.staged
+    assert wide.hints.batch_size * 256 * 4 == wide.hints.pinned_bytes
 
 
 @pytest.mark.parametrize("window", [{"resolution": 20}, {"crs": "EPSG:8857", "resolution": 3_000_000}])

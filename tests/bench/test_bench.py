@@ -265,12 +265,12 @@ def test_a_replayed_field_is_the_field_of_the_encoder():
     from satclip_engine.geo.grid import make_grid
 
     encoder, grid = load("default", threads=1).select([0, 5]), make_grid(resolution=30)
-    replay = write.Replay(encoder, grid)
+    replay = write.Replaying(encoder, grid)
     rows, cols = slice(1, 4), np.array([0, 3, 11])
-    assert np.array_equal(replay.evaluate(grid, rows, cols), encoder.evaluate(grid, rows, cols))
+    assert np.array_equal(replay.network.encode_pixels(grid, rows, cols), encoder.evaluate(grid, rows, cols))
     assert replay.band_names == encoder.band_names
     other = make_grid(resolution=45)
-    assert np.array_equal(replay.evaluate(other), encoder.evaluate(other))
+    assert np.array_equal(replay.network.encode_pixels(other), encoder.evaluate(other))
 
 
 # Results, tables, the command

@@ -28,6 +28,7 @@ ORDER = (
     ("ops",),
     ("op", "contrast", "quantize"),
     ("lattice",),
+    ("field",),
     ("atlas",),
     ("arrays",),
     ("encoder",),
