@@ -106,7 +106,8 @@ def embed(
     mapping = "spatial_ref" if isinstance(located.pixels, Grid) else None
     if mapping := xarray_grid.grid_mapping(obj) or mapping:
         array.encoding["grid_mapping"] = mapping
-    return lazy.with_plan_attributes(array, planned)
+    planned.complete(array.attrs)
+    return array
 
 
 Satclip.embed.__doc__ = embed.__doc__

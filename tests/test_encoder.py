@@ -307,7 +307,7 @@ def test_band_y_x_is_a_view_of_the_kernels_order(tiny):
 def test_many_bands_and_few_bands_agree_to_the_bit(tiny):
     """Above some thousand pixels only the chosen bands are computed."""
     whole = tiny.grid(resolution=2).values
-    assert whole[0].size > lazy._SMALL
+    assert whole[0].size > lazy._FEW_PIXELS
     array = tiny.grid(resolution=2)
     assert np.array_equal(array.isel(band=[5, 1]).values, whole[[5, 1]])
     assert np.array_equal(array.isel(band=3).values, whole[3])

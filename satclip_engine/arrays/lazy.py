@@ -6,9 +6,7 @@ well, not stored. With `chunks` the array is a dask array instead.
 
 from __future__ import annotations
 
-import copy
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -78,7 +76,7 @@ class PlannedPixels:
         self._network: Prepared | None = None
         self._located = pixels
         self._selections: OrderedDict[tuple[int, ...], Prepared] = OrderedDict()
-        self._waiting: list[weakref.ref[_Attributes]] = []
+        self._waiting: list[dict[str, Any]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle_pixels, (self.encoder, self.pixels, self._arguments, self.plan)
@@ -121,14 +119,13 @@ class PlannedPixels:
         """Embed single pixels: (n,) rows and columns → (n, E) float32."""
         return self._prepare().encode_single_pixels(self._located, rows, cols, Call(threads))
 
-    def attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        """The same attributes with those that the plan gives: at once, or as soon as it is made."""
+    def complete(self, attributes: dict[str, Any]) -> None:
+        """Add attributes that the plan gives: now, or when it is made."""
         with self._lock:
-            if self._plan is not None:
-                return attributes | self._plan.attributes()
-            waiting = _Attributes(self, attributes)
-            self._waiting.append(weakref.ref(waiting))
-            return waiting
+            if self._plan is None:
+                self._waiting.append(attributes)
+            else:
+                attributes.update(self._plan.attributes())
 
     def _prepare(self) -> Prepared:
         with self._lock:
@@ -138,9 +135,8 @@ class PlannedPixels:
                 else:
                     self._plan, network = self.encoder.choose(self.pixels, **self._options)
                 self._located = approximated(network, self.pixels)
-                for reference in self._waiting:
-                    if (waiting := reference()) is not None:
-                        waiting.update(self._plan.attributes())
+                for attributes in self._waiting:
+                    attributes.update(self._plan.attributes())
                 self._waiting.clear()
                 self._network = network
             return self._network
@@ -162,23 +158,6 @@ def _unpickle_pixels(
     return PlannedPixels(encoder, pixels, **arguments, plan=plan)
 
 
-class _Attributes(dict[str, Any]):
-    """Attributes of an array whose plan is not made yet; copies, as windows have them, wait for it too."""
-
-    def __init__(self, planned: PlannedPixels, attributes: dict[str, Any]) -> None:
-        super().__init__(attributes)
-        self._planned = planned
-
-    def __copy__(self) -> dict[str, Any]:
-        return self._planned.attributes(dict(self))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        return self._planned.attributes(copy.deepcopy(dict(self), memo))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self) | self._planned.plan.attributes(),)
-
-
 def grid_array(
     planned: PlannedPixels, grid: Grid, *, chunks: Any = None, data: np.ndarray | None = None
 ) -> xarray.DataArray:
@@ -190,12 +169,7 @@ def grid_array(
         variable(planned, chunks=chunks, data=data), coords=coordinates(planned, grid), name="embedding"
     )
     array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
-    return with_plan_attributes(array, planned)
-
-
-def with_plan_attributes(array: xarray.DataArray, planned: PlannedPixels) -> xarray.DataArray:
-    """The array itself, its attributes completed by the plan: now, or when it is made."""
-    array.variable._attrs = planned.attributes(dict(array.attrs))  # assigning `attrs` would copy them
+    planned.complete(array.attrs)
     return array
 
 
