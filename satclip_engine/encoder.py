@@ -239,7 +239,7 @@ class Encoder:
         return self._field.plan, self.network
 
     def prepare(self, plan: Plan, cache_bytes: int | None = None) -> Prepared:
-        """What computes by a plan that was made of the same function, or of one with further bands."""
+        """Lay the network out by a plan that was made of the same function, or of one with further bands."""
         return self.network if self._field.plan is not None else plan.prepare(self.network, cache_bytes)
 
     def __repr__(self) -> str:

@@ -162,9 +162,7 @@ def _located_labels(
     x_all, y_all = _broadcast(x, y)
     x_values, y_values = x_all.values.astype(np.float64), y_all.values.astype(np.float64)
     lon, lat, back_x, back_y = to_lonlat(parse_crs(crs).to_wkt(), x_values, y_values)
-    with np.errstate(
-        invalid="ignore"
-    ):  # as in Grid.pixel_lonlat; labels alone have no pixel size
+    with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; labels alone have no pixel size
         error = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
         valid = (error <= _MAX_RETURN_ERROR) & np.isfinite(lon + lat)
     pixels = CurvilinearGrid(np.where(valid, lon, np.nan), np.where(valid, lat, np.nan))
@@ -189,7 +187,7 @@ def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: An
         names = dict(zip(located.dims, ("y", "x"), strict=True))
     else:  # in one row: cut along it only where there is one dimension to cut
         names = {located.dims[0]: "x"} if len(located.dims) == 1 else {}
-    renamed = {names.get(dim, dim): part for dim, part in chunks.items() if dim == "band" or dim in names}
+    renamed = {names.get(dim, dim): sizes for dim, sizes in chunks.items() if dim == "band" or dim in names}
     return renamed if located.raster or len(located.dims) == 1 else {**renamed, "x": "auto"}
 
 
@@ -209,12 +207,12 @@ def _coordinates(
 ) -> xarray.Coordinates:
     """The object's spatial coordinates and CRS, with their indexes, and the embedding's bands."""
 
-    def kept(name: Hashable) -> bool:
+    def is_spatial(name: Hashable) -> bool:
         coord = obj.coords[name]
         spatial = coord.ndim > 0 and set(coord.dims) <= set(located.dims)
         return name != "band" and (spatial or name == xarray_grid.grid_mapping(obj))
 
-    others = [name for name in obj.coords if not kept(name)]
+    others = [name for name in obj.coords if not is_spatial(name)]
     coords = obj.coords.to_dataset().drop_vars(others).coords
     added: dict[Hashable, Any] = dict(lazy.band_coordinates(planned))
     if isinstance(located.pixels, Grid) and xarray_grid.grid_mapping(obj) is None:

@@ -37,7 +37,7 @@ LIMIT = 4 << 30  # bytes of all nodes before they are compressed
 
 @dataclass(frozen=True)
 class AtlasReport:
-    """What was written."""
+    """Report of a written atlas."""
 
     path: Path
     bytes: int  # on disk
@@ -98,26 +98,26 @@ def write_atlas(
     within the limit; OutputError for a path that cannot be written; MissingExtra without zarr.
     """
     started = time.perf_counter()
-    target, told = Path(path), progress or _Silent()
+    target, progress = Path(path), progress or _Silent()
     _check(enc, path, dtype, threads)
     check_target(target, overwrite=overwrite)
-    wanted = tolerance_of(enc.moments, tolerance)
+    limits = tolerance_of(enc.moments, tolerance)
     with Folder(target, overwrite=overwrite) as folder:
         try:
             writer = Writer(
                 enc,
                 folder,
-                wanted,
+                limits,
                 float(tolerance),
                 dtype=dtype,
                 threads=threads or enc.threads,
                 limit=limit,
-                progress=told,
+                progress=progress,
             )
             contents, rounds = writer.write()
             size, chunks = folder.publish(contents)
         finally:
-            told.finish()
+            progress.finish()
     return AtlasReport(
         path=target,
         bytes=size,
@@ -128,7 +128,7 @@ def write_atlas(
         chunks=chunks,
         spacing=max(zone.lat_step for zone in contents.zones),
         order=contents.zones[0].order,
-        tolerance=wanted.text,
+        tolerance=limits.text,
         certificate=contents.certificate,
         rounds=rounds,
         seconds=time.perf_counter() - started,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
 
 SCOPE = "places on Earth, by area,"
-ROUNDS = 5  # of measuring and refining
+REFINEMENT_ROUNDS = 5  # of measuring and refining
 _POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
 _EXTRA_POSITIONS = 128  # near the poles, near the probe's worst, and in every zone
 _SAFETY = 0.85  # of the tolerance: elsewhere the error may be a little larger than where it is measured
@@ -38,7 +38,7 @@ _ROUNDING_SHARE = 0.6  # of the tolerance
 
 
 class Progress(Protocol):
-    """What is told while an atlas is written, always from the calling thread; it counts nodes."""
+    """Progress callbacks of an atlas being written, called from the calling thread; it counts nodes."""
 
     def start(self, total: int) -> None: ...
 
@@ -69,7 +69,7 @@ class Writer:
         self.tolerance, self.sigmas, self.dtype = tolerance, sigmas, dtype
         self.threads, self.limit, self.progress = threads, limit, progress
         self.digests: dict[int, str] = {}  # of arrays that are as they should be
-        progress.stage("looking how smooth the field is")
+        progress.stage("estimating the field's smoothness")
         sample = self.network.encode(spiral(_POSITIONS), call=Call(threads))
         self.covariance, self.mean = field_measure(sample)
         self.low, self.high = (
@@ -79,33 +79,33 @@ class Writer:
         self.failed = np.empty((0, 2))
 
     def write(self) -> tuple[Contents, int]:
-        """All arrays; what the attributes are to say, and how many lattices were measured."""
+        """Write all arrays; the attributes, and the number of lattices that were measured."""
         zones, worst = self._first()
-        for attempt in range(ROUNDS):
+        for attempt in range(REFINEMENT_ROUNDS):
             self._check_size(zones)
             self._arrays(zones)
-            contents, each = self._measured(zones, worst, attempt)
+            contents, zone_errors = self._measured(zones, worst, attempt)
             if contents.certificate.max_tolerance <= _SAFETY:
                 return contents, attempt + 1
             rounding = float(self._rounding(zones[0].order).max())
             finer = tuple(
-                global_zones.refined(zone, each.get(k, 0.0), rounding, _SAFETY)
+                global_zones.refined(zone, zone_errors.get(k, 0.0), rounding, _SAFETY)
                 for k, zone in enumerate(zones)
             )
             self.digests = {k: digest for k, digest in self.digests.items() if finer[k] == zones[k]}
             zones = finer
         raise UsageError(
-            f"{ROUNDS} lattices, each finer, did not keep {self.tolerance.text}: the last erred by "
-            f"{contents.certificate.max_sigma:.2g} σ; give a larger tolerance{self._finer_dtype()}"
+            f"{REFINEMENT_ROUNDS} lattices, each finer, did not keep {self.tolerance.text}: the last erred "
+            f"by {contents.certificate.max_sigma:.2g} σ; give a larger tolerance{self._finer_dtype()}"
         )
 
     def _first(self) -> tuple[tuple[Zone, ...], np.ndarray]:
-        """The lattice to begin with, and places where errors are likely."""
+        """The lattice to begin with, and points where errors are likely."""
         rounding = self._rounding(8)
         if (rounding > _ROUNDING_SHARE).any():
             self._refuse_dtype(rounding)
-        left = self.tolerance.bands * (1 - rounding)
-        zones, worst = global_zones.first_zones(self.network, left, self.threads)
+        tolerance = self.tolerance.bands * (1 - rounding)
+        zones, worst = global_zones.first_zones(self.network, tolerance, self.threads)
         if not zones:
             raise UsageError(
                 f"the field is too rough for {self.tolerance.text}: errors stay above it with nodes 10 m "
@@ -114,7 +114,7 @@ class Writer:
         return zones, worst
 
     def _rounding(self, order: int) -> np.ndarray:
-        """What packing may add to the error, (E,) in tolerances: half a step, as stencils amplify it."""
+        """Largest error that packing adds, (E,) in tolerances: half a step, as stencils amplify it."""
         amplified = (2 * sum(abs(weight) for weight in halfway(order))) ** 2
         largest = np.maximum(np.abs(self.low), np.abs(self.high))
         return amplified * self.packing.half_step(largest) / self.tolerance.bands
@@ -163,7 +163,7 @@ class Writer:
             except RangeExceeded as error:
                 if self.dtype != "int16" or not np.isfinite([error.low, error.high]).all():
                     raise UsageError(f"{self.dtype} cannot hold these embeddings: use float32") from None
-                # The sample was less extreme than these nodes: anew, with what is known now.
+                # The sample was less extreme than these nodes: write anew with their range.
                 self.low, self.high = np.minimum(self.low, error.low), np.maximum(self.high, error.high)
                 self.packing, self.digests = make_packing(self.dtype, self.low, self.high), {}
 
@@ -174,15 +174,15 @@ class Writer:
         needed = zone.row_range
         for top in array.tops:
             rows = np.arange(top, top + BLOCK_ROWS)
-            wanted = (rows >= needed.start) & (rows < needed.stop)
+            used = (rows >= needed.start) & (rows < needed.stop)
             values = nodes.make(number, top // BLOCK_ROWS, 1, range(zone.columns), Call(self.threads))
             stored = np.zeros(values.shape, self.packing.dtype)
-            stored[wanted] = self.packing.codes(values[wanted])
+            stored[used] = self.packing.codes(values[used])
             if self.packing.dtype == "int16":
                 stored = differenced(stored)
-                stored[rows >= needed.stop] = 0  # nobody asks for them
+                stored[rows >= needed.stop] = 0  # no stencil needs them
             array.write(top, stored)
-            self.progress.advance(int(wanted.sum()) * zone.columns)
+            self.progress.advance(int(used.sum()) * zone.columns)
         return array.digest
 
     # Error
@@ -190,7 +190,7 @@ class Writer:
     def _measured(
         self, zones: tuple[Zone, ...], worst: np.ndarray, attempt: int
     ) -> tuple[Contents, dict[int, float]]:
-        """What the attributes say, and the largest error of each zone in tolerances."""
+        """The attributes, and the largest error of each zone in tolerances."""
         self.progress.stage("measuring the error")
         drawn = Globe().draw(_POSITIONS, 100 + attempt)
         spacing = max(zone.lat_step for zone in zones)
@@ -216,7 +216,7 @@ class Writer:
             further,
             self.tolerance.sigma,
             self.tolerance.bands,
-            rounds=ROUNDS,
+            rounds=REFINEMENT_ROUNDS,
         )
         errors, reach = error_measure(
             values.astype(np.float64) - exact, lambda matrix: square(triangle(matrix))
@@ -230,7 +230,7 @@ class Writer:
         return dataclasses.replace(contents, certificate=certificate, reach=reach), of_zones
 
     def _contents(self, zones: tuple[Zone, ...]) -> Contents:
-        """What the attributes say, without an error."""
+        """The attributes, without an error."""
         weights = self.enc.weights
         source = weights.provenance.source
         nothing = np.full(self.enc.embed_dim, np.inf)

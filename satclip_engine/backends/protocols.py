@@ -47,7 +47,7 @@ class Quantise(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Options of one evaluation, handed on to all that take part in it."""
+    """Options of one evaluation, passed on to all that take part in it."""
 
     threads: int | None = None  # None: the prepared network's own number
     check: Check | None = None  # called in the calling thread every 50 ms or so; what it raises ends the call
@@ -58,7 +58,7 @@ CALL = Call()
 
 
 class BatchHints(NamedTuple):
-    """How a prepared network wants to be called."""
+    """Recommended batch size, and pinned memory of a calling thread."""
 
     batch_size: int = 1 << 14  # points at once, at least: a tenth of a second of work for the CPU's kernels
     pinned_bytes: int = 0  # of the larger of the two host buffers through which a thread's results pass

@@ -7,7 +7,7 @@ strata, or points of the list. If n positions show no error beyond M, then with 
 
 of all positions do: were it more, n draws would all have missed them with a probability (1 − ε)ⁿ ≤ 1 − c.
 Strata only help (the product of their probabilities is largest when they are equal), and so do the further
-positions that are looked at because errors are likely there. When a lattice is refined and measured anew,
+positions that are measured because errors are likely there. When a lattice is refined and measured anew,
 each measurement claims its share of the doubt (1 − c).
 """
 

@@ -133,7 +133,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(eq=False)
 class _Slot(Generic[_Value]):
-    """A value that is made once: whoever makes or takes it holds the lock."""
+    """A value that is made once, under its lock."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     value: _Value | None = None
@@ -167,6 +167,10 @@ class Planner:
     def __init__(self, network: Prepared, threads: int) -> None:
         self.network, self.threads = network, threads
         self._moments: _Slot[Moments] = _Slot()
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all plans, so that the next ones are made anew, as when they are timed."""
         self._plans: _Slots[tuple[Plan, Prepared | None]] = _Slots()
         self._convergence: _Slots[convergence.Convergence] = _Slots()
 

@@ -5,7 +5,7 @@ beyond a pole too: the row at latitude 90° + δ is the row at 90° − δ half 
 So no edge of a zone, no pole and no antimeridian is special to an interpolation.
 
 Positions are counted in nodes and rounded to 2⁻²⁸ of a node (less than a millimetre), so that adding whole
-turns to them is exact: a point has one position whatever window it is looked at through.
+turns to them is exact: a point has one position whatever window it is part of.
 """
 
 from __future__ import annotations

@@ -167,9 +167,7 @@ def cache_bytes(memory: int) -> int:
     return min(CACHE_BYTES, memory // 4)
 
 
-def look_at(
-    request: Request, stage: Callable[[str], None]
-) -> tuple[Quantiser, LatticePlan | None, Prepared]:
+def look_at(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, LatticePlan | None, Prepared]:
     """The ranges of a raster's bands, the plan that is best for it, and what computes by it.
 
     No plan: exact as asked for, without having looked for better.

@@ -82,7 +82,7 @@ def test_a_zone_that_errs_too_much_is_refined(exact, tmp_path, monkeypatch):
     report = write_atlas(exact, tmp_path / "a.zarr", tolerance=5e-3)
     assert report.rounds > 1
     assert report.certificate.max_tolerance <= 1.0
-    monkeypatch.setattr(writer, "ROUNDS", 1)
+    monkeypatch.setattr(writer, "REFINEMENT_ROUNDS", 1)
     with pytest.raises(UsageError, match="did not keep a tolerance"):
         write_atlas(exact, tmp_path / "b.zarr", tolerance=5e-3)
 
