@@ -49,7 +49,7 @@ def test_a_grid_is_embedded_to_the_precision_asked_for(enc, tiny):
 def test_a_pixel_has_the_same_bits_however_results_are_cut(enc, monkeypatch):
     grid = se.make_grid(resolution=20)
     whole, places = enc.evaluate(grid), enc(PLACES)
-    monkeypatch.setattr(protocols, "BLOCK_BYTES", 4 * 8 * 7)  # blocks of 7 places: parts of a row
+    monkeypatch.setattr(enc.network, "hints", protocols.BatchHints(7, 4 * 8 * 7))  # parts of a row
     assert np.array_equal(enc.evaluate(grid), whole)
     assert np.array_equal(enc(PLACES), places, equal_nan=True)
     window = enc.evaluate(grid, slice(2, 5), np.array([1, 9, 17]))
