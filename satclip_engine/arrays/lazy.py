@@ -67,11 +67,7 @@ class PlannedPixels:
             "positions": MIN_POSITIONS if partial else None,
         }
         self._decided = encoder.plan or encoder.planner.decided(pixels, exact=exact, tolerance=tolerance)
-        self._plan = self._decided
-        if self._plan is None and plan is not None:
-            encoder.planner.adopt(plan, pixels, **self._options)
-        if self._plan is None:
-            self._plan = encoder.planner.kept(pixels, **self._options)
+        self._plan = self._decided or plan or encoder.planner.kept(pixels, **self._options)
         self._lock = threading.Lock()
         self._network: Prepared | None = None
         self._located = pixels
@@ -128,15 +124,20 @@ class PlannedPixels:
                 attributes.update(self._plan.attributes())
 
     def _prepare(self) -> Prepared:
+        if self._network is not None:
+            return self._network
+        plan = self._plan
+        if plan is None:  # other threads that come here wait for the encoder's one plan
+            plan, network = self.encoder.choose(self.pixels, **self._options)
+        elif self._decided is not None or not plan.interpolates:
+            network = self.encoder.network
+        else:
+            network = self.encoder.planner.share(plan, self.pixels, **self._options)
         with self._lock:
             if self._network is None:
-                if self._plan is not None and not self._plan.interpolates:
-                    network = self.encoder.network
-                else:
-                    self._plan, network = self.encoder.choose(self.pixels, **self._options)
-                self._located = approximated(network, self.pixels)
+                self._plan, self._located = plan, approximated(network, self.pixels)
                 for attributes in self._waiting:
-                    attributes.update(self._plan.attributes())
+                    attributes.update(plan.attributes())
                 self._waiting.clear()
                 self._network = network
             return self._network

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -161,11 +163,29 @@ class _Slots(Generic[_Value]):
             return None if slot is None else slot.value
 
 
+_PLANNERS: weakref.WeakSet[Planner] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    """Begin without plans in a child process: locks that other threads of the parent held are invalid."""
+    for planner in list(_PLANNERS):
+        planner.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
 class Planner:
     """Chooses for one network, and keeps its latest plans for rasters. Threads may share it."""
 
     def __init__(self, network: Prepared, threads: int) -> None:
         self.network, self.threads = network, threads
+        self.reset()
+        _PLANNERS.add(self)
+
+    def reset(self) -> None:
+        """Begin with nothing kept."""
         self._moments: _Slot[Moments] = _Slot()
         self.clear()
 
@@ -215,14 +235,14 @@ class Planner:
         slot = self._plans.slot(_key(pixels_or_points, tolerance, step, dtype, positions))
         with slot.lock:
             if slot.value is None:
-                plan, prepared = make()
+                (plan, prepared), shared = make(), None
             else:
                 plan, shared = slot.value
                 if shared is not None and cache_bytes is None:
                     return plan, shared
                 prepared = plan.prepare(self.network, cache_bytes)
             # Nodes in a cache of their own are freed with the job that asked for them.
-            slot.value = plan, prepared if cache_bytes is None else None
+            slot.value = plan, prepared if cache_bytes is None else shared
             return plan, prepared
 
     def decided(self, pixels: PixelGrid, *, exact: bool, tolerance: float | None) -> Plan | None:
@@ -235,6 +255,8 @@ class Planner:
             return exact_plan(region, reason)
         if tolerance is not None:
             tolerance_of(self.moments(), tolerance)
+            if reason := _exact_reason(self.network, region, exact, None):
+                return exact_plan(region, reason)
         return None if can_pay(self.network, region) else exact_plan(region, "no lattice would save enough")
 
     def kept(self, pixels: PixelGrid, *, tolerance: float | None, positions: int | None) -> Plan | None:
@@ -242,12 +264,18 @@ class Planner:
         value = self._plans.value(_key(pixels, tolerance, None, "float32", positions))
         return None if value is None else value[0]
 
-    def adopt(self, plan: Plan, pixels: PixelGrid, tolerance: float | None, positions: int | None) -> None:
-        """Keep a plan that another process has made of the same function."""
+    def share(
+        self, plan: Plan, pixels: PixelGrid, *, tolerance: float | None, positions: int | None
+    ) -> Prepared:
+        """Prepare for a raster's plan that was made already, perhaps by another process; once for all."""
         slot = self._plans.slot(_key(pixels, tolerance, None, "float32", positions))
         with slot.lock:
-            if slot.value is None:
-                slot.value = plan, None
+            kept, shared = slot.value or (plan, None)
+            if kept.token != plan.token:  # made on another kind of processor
+                return plan.prepare(self.network)
+            shared = plan.prepare(self.network) if shared is None else shared
+            slot.value = kept, shared
+            return shared
 
     def _probe(self, points: np.ndarray, tolerance: np.ndarray) -> convergence.Convergence:
         slot = self._convergence.slot((points.tobytes(), tolerance.tobytes()))

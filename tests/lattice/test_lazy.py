@@ -172,3 +172,11 @@ def test_embedding_a_lazy_scene_is_lazy(fresh, plans):
 def test_a_tolerance_below_the_floor_is_refused_before_anything_is_asked_for(fresh):
     with pytest.raises(UsageError, match="below what float32 can keep"):
         fresh.grid(**GRIDS["degrees"], tolerance=1e-9)
+
+
+def test_a_child_process_forgets_what_its_parent_was_planning(fresh):
+    planner = fresh.planner
+    slot = planner._plans.slot("key")
+    with slot.lock:
+        choose._reset_after_fork()
+        assert not planner._plans.slot("key").lock.locked()
