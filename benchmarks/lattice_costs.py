@@ -21,6 +21,7 @@ import click
 import numpy as np
 
 from satclip_engine import backends
+from satclip_engine.backends.protocols import Call, Quantise
 from satclip_engine.bench.catalogue import LAYER_WIDTHS
 from satclip_engine.bench.inputs import siren
 from satclip_engine.bench.machine import label, machine, versions
@@ -75,7 +76,7 @@ def measure(gain: float, resolution: float, threads: int) -> dict[str, Any]:
     grid = make_grid(resolution=resolution, bounds=BOUNDS)
     field = moments(network, threads)
     step = 7 * field.sigma / 254
-    quantise = (1 / step).astype(np.float32), np.zeros(len(step), np.float32)
+    codes = Call(quantise=Quantise((1 / step).astype(np.float32), np.zeros(len(step), np.float32)))
     out = np.ones((*grid.shape, len(step)), np.int8)
     lat, lon = grid.lat(), grid.lon()
     some_lat = lat[:: max(1, lat.size * lon.size // 100_000)]
@@ -91,7 +92,7 @@ def measure(gain: float, resolution: float, threads: int) -> dict[str, Any]:
         tolerance = tolerance_of(field, None, step=step, dtype="int8")
         plan, prepared = make_plan(network, region_of(grid), tolerance, threads=threads)
         if isinstance(prepared, PreparedLattice):
-            prepared.encode_grid(lat, lon, out=out, quantise=quantise)
+            prepared.encode_grid(lat, lon, out, codes)
             best = min(best, time.perf_counter() - started)
     certificate = plan.certificate
     return {

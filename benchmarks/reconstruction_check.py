@@ -24,7 +24,6 @@ from satclip_engine.cli._command import EXIT_CODES, Command
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.geo.grid import Grid, make_grid
 from satclip_engine.lattice import plan as planning
-from satclip_engine.lattice.choose import planned
 from satclip_engine.lattice.cost import Rates
 from satclip_engine.lattice.transform import ApproximatedGrid
 from satclip_engine.weights import LocationWeights
@@ -96,28 +95,29 @@ def check(number: int, window: str, positions: int) -> Outcome:
     exact = numbered_encoder(number)
     grid, smooth = pixels_of(window)
     with mock.patch.object(planning, "rates_of", return_value=RATES):
-        encoder = planned(exact, grid, tolerance=TOLERANCES[number % len(TOLERANCES)])
+        plan, network = exact.choose(grid, tolerance=TOLERANCES[number % len(TOLERANCES)])
     random = np.random.default_rng([number, positions])
-    certificate = encoder.plan.certificate
+    certificate = plan.certificate
     rows, columns = (slice(k, k + 16) for k in random.integers(0, np.subtract(grid.shape, 16)))
-    approximated = smooth if encoder.plan.interpolates else grid
-    values, truth = encoder.evaluate(approximated, rows, columns), exact.evaluate(grid, rows, columns)
+    located = smooth if plan.interpolates else grid
+    delivered, truth = network.encode_pixels(located, rows, columns), exact.evaluate(grid, rows, columns)
     if certificate is None:
-        assert np.array_equal(values, truth), f"{window}: not the exact values"
+        assert np.array_equal(delivered, truth), f"{window}: not the exact values"
         return Outcome(window, False)
     pixels = [random.integers(0, size, positions) for size in grid.shape]
-    lonlat = approximated.pixel_lonlat(*pixels)
-    if positions * encoder.plan.order**2 < encoder.plan.nodes // 16:
-        sample = planning.reconstruct_alone(exact.network, encoder.plan.zones, lonlat, exact.threads)
+    lonlat = located.pixel_lonlat(*pixels)
+    if positions * plan.order**2 < plan.nodes // 16:
+        values = planning.reconstruct_alone(exact.network, plan.zones, lonlat, exact.threads)
     else:
-        sample = encoder.network.encode(lonlat)
-    deviation = np.abs(sample - exact.network.encode(grid.pixel_lonlat(*pixels)))
-    largest = np.maximum(deviation.max(axis=0), np.abs(values - truth).max(axis=(0, 1)))
+        values = network.encode(lonlat)
+    error = np.abs(values - exact.network.encode(grid.pixel_lonlat(*pixels)))
+    largest = np.maximum(error.max(axis=0), np.abs(delivered - truth).max(axis=(0, 1)))
     of_bound = (largest / certificate.sigma).max() / certificate.max_sigma
-    of_tolerance = (largest / encoder.plan.tolerance.bands).max()
-    beyond = np.mean((deviation / certificate.sigma).max(axis=1) > certificate.max_sigma)
-    of_band = np.mean(deviation > certificate.max_error, axis=0).max()
-    return Outcome(window, True, *map(float, (of_bound, of_tolerance, beyond, of_band)), certificate.fraction)
+    of_tolerance = (largest / plan.tolerance.bands).max()
+    beyond = np.mean((error / certificate.sigma).max(axis=1) > certificate.max_sigma)
+    of_band = np.mean(error > certificate.max_error, axis=0).max()
+    shares = map(float, (of_bound, of_tolerance, beyond, of_band))
+    return Outcome(window, True, *shares, certificate.fraction)
 
 
 def row(outcomes: Sequence[Outcome]) -> str:

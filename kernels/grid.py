@@ -2,7 +2,7 @@
 
     prepared = prepare(degrees, weights, biases, precision="fast")
     encode_grid(prepared, lat, lon)                                       # (H, W, E) float32
-    encode_grid(prepared, lat, lon, quantise=Quantise("int8", ...))       # codes
+    encode_grid(prepared, lat, lon, quantise=DeviceQuantise("int8", ...))       # codes
 
 On a row of constant latitude the first layer is a Fourier series in longitude. Of the modules in
 product_grid/, row_coefficients.py makes its coefficients, row by row, and fourier_basis.py its basis, column
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from satclip_engine.kernels.device_functions.quantise import Quantise
+from satclip_engine.kernels.device_functions.quantise import DeviceQuantise
 from satclip_engine.kernels.product_grid.encode_pixels import encode_pixels, pixel_config, scratch
 from satclip_engine.kernels.product_grid.fourier_basis import fourier_basis
 from satclip_engine.kernels.product_grid.packed_layers import PackedLayers
@@ -60,7 +60,7 @@ def encode_grid(
     lat: Tensor,
     lon: Tensor,
     out: Tensor | None = None,
-    quantise: Quantise | None = None,
+    quantise: DeviceQuantise | None = None,
 ) -> Tensor:
     """Encode (H,) and (W,) float64 degrees -> (H, W, E) float32, or codes.
 
@@ -80,7 +80,7 @@ def encode_grid(
 
 
 def _check_out(
-    out: Tensor | None, size: tuple[int, ...], quantise: Quantise | None, device: torch.device
+    out: Tensor | None, size: tuple[int, ...], quantise: DeviceQuantise | None, device: torch.device
 ) -> Tensor:
     dtype = torch.float32 if quantise is None else quantise.torch_dtype
     if out is None:

@@ -1,8 +1,8 @@
-"""Encoder: places on Earth in, embeddings out; point by point or pixel by pixel.
+"""Encoder: points on Earth in, embeddings out; point by point or pixel by pixel.
 
     enc = load("default")
     enc([[2.35, 48.86]])            # (1, 256) float32
-    enc.grid(resolution=0.5)        # xarray.DataArray (band, y, x), computed where it is looked at
+    enc.grid(resolution=0.5)        # xarray.DataArray (band, y, x), computed where it is indexed
 
 Longitude and latitude are degrees, longitude first. Importing this module imports NumPy only.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,22 +20,26 @@ import numpy as np
 
 from satclip_engine import backends
 from satclip_engine.arrays.bands import band_names, parse_bands
-from satclip_engine.backends.buffers import aligned, check_out, fill_rows, kernel_order
-from satclip_engine.backends.protocols import Calls, Prepared, check_precision
-from satclip_engine.device import CPU, Device, parse_device
+from satclip_engine.backends.buffers import aligned, check_out, kernel_order
+from satclip_engine.backends.protocols import BatchHints, Call, Prepared
+from satclip_engine.device import parse_device
 from satclip_engine.errors import Argument, UsageError, listed, refuse_both
+from satclip_engine.field import AbsentWeights, Field, NetworkField
 from satclip_engine.geo.grid import make_grid
-from satclip_engine.geo.lonlat import as_lonlat, as_places_tensor, is_tensor, like_tensor
-from satclip_engine.geo.pixels import Index, PixelGrid, Tiled, indices
+from satclip_engine.geo.lonlat import as_lonlat, as_points_tensor, is_tensor, like_tensor
+from satclip_engine.geo.pixels import Index, PixelGrid
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
-    from satclip_engine.atlas.field import AtlasBackend, AtlasLayers, AtlasWeights
+    from satclip_engine.geo.grid import Grid
+    from satclip_engine.lattice.choose import Planner
     from satclip_engine.lattice.plan import Plan
     from satclip_engine.lattice.tolerance import Moments
+
+_KEPT_SELECTIONS = 4  # of an encoder, whose networks stay prepared
 
 
 def load(
@@ -50,14 +55,13 @@ def load(
 
     source: "default" or "default-l10", the path of a .ckpt or .safetensors file, hf://org/name[/file],
         LocationWeights, or the path or URL of an atlas, which ends in .zarr (see `write_atlas`): that is
-        read where it is asked, and needs neither weights nor torch; of the options it takes threads.
+        read chunk by chunk as needed, without weights or torch; of the options it takes threads.
     harmonics: "exact" or "published" spherical harmonics; None chooses by the checkpoint.
     backend: "auto" (the fastest on the device that runs here), "triton", "cuda", "cpu" or "reference".
     device: "cpu", "cuda" (the current one) or "cuda:N".
-    threads: how many to compute with, on a GPU to copy results with; None takes all cores this process may
-        use.
+    threads: number that compute, on a GPU that copy results; None takes all cores this process may use.
     precision: "exact", or "fast": on a GPU, layers after the first then multiply 16-bit numbers, and
-        embeddings err by up to 5e-3 of their rms. The CPU computes exactly whatever is asked for.
+        embeddings err by up to 5e-3 of their rms. The CPU computes exactly with either.
 
     Raises WeightsError for weights or an atlas that cannot be read, UsageError for other arguments and a
     device that is not there, MissingExtra for a backend that is not installed.
@@ -71,16 +75,16 @@ def load(
         weights = source if harmonics is None else dataclasses.replace(source, harmonics=harmonics)
     else:
         weights = read_weights(source, harmonics=harmonics)
-    return Encoder(weights, backend=backend, threads=threads, device=chosen, precision=precision)
+    return Encoder(NetworkField(weights, backend, chosen, precision), threads=threads)
 
 
 def _is_atlas(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and str(source).rstrip("/").endswith(".zarr")
 
 
-def _check_atlas_options(**given: Any) -> None:
+def _check_atlas_options(**options: Any) -> None:
     usual = {"harmonics": None, "backend": "auto", "device": "cpu", "precision": "exact"}
-    if other := [Argument(name, value) for name, value in given.items() if value != usual[name]]:
+    if other := [Argument(name, value) for name, value in options.items() if value != usual[name]]:
         raise UsageError(
             "an atlas holds no network: ",
             *listed(other),
@@ -90,11 +94,10 @@ def _check_atlas_options(**given: Any) -> None:
 
 
 def _load_atlas(source: Any, threads: int | None) -> Encoder:
-    from satclip_engine.atlas.field import AtlasBackend, open_layers, weights_of
+    from satclip_engine.atlas.field import open_field
 
-    layers = open_layers(source)
-    names = layers.file.contents.band_names
-    return Encoder(weights_of(layers), layers=layers, names=names, backend=AtlasBackend(), threads=threads)
+    field = open_field(source)
+    return Encoder(field, field.file.contents.band_names, threads)
 
 
 class Encoder:
@@ -106,62 +109,47 @@ class Encoder:
 
     def __init__(
         self,
-        weights: LocationWeights | AtlasWeights,
-        *,
-        backend: str | AtlasBackend = "auto",
-        threads: int | None = None,
-        layers: Layers | AtlasLayers | None = None,
+        field: Field,
         names: Sequence[str] | None = None,
+        threads: int | None = None,
         head: bool = False,
-        device: Device = CPU,
-        precision: str = "exact",
-        plan: Plan | None = None,
     ) -> None:
-        """Made by `load`, `with_head`, `select` and `by_plan`.
-
-        `layers` is the folded network when it is not that of the weights alone, or what an atlas has in its
-        place; `head` whether that ends in a head, `plan` how it computes; None: exactly.
-        """
+        """Made by `load`, `with_head` and `select`. head: the field ends in a head."""
         if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
             raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
-        self._weights: Any = weights
-        self._layers: Any = weights.folded() if layers is None else layers
-        self._own_layers, self._head = layers is not None, head
-        self._names = list(band_names(self._layers.embed_dim) if names is None else names)
-        self._backend: Any = backends.resolve(backend, device) if isinstance(backend, str) else backend
-        self._backend_asked, self._device, self._precision = backend, device, check_precision(precision)
+        self._field, self._head = field, head
+        self._names = list(band_names(field.embed_dim) if names is None else names)
         self._threads = None if threads is None else int(threads)
-        self._plan: Plan | None = self._layers.plan if plan is None else plan
         self._lock = threading.Lock()
-        self._cached: Prepared | None = None
-        self._moments: Moments | None = None
+        self._network: Prepared | None = None
+        self._planner: Planner | None = None
+        self._selections: OrderedDict[tuple[int, ...], Encoder] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        layers = self._layers if self._own_layers else None
-        return _rebuild, (self._weights, layers, self._names, self._head, self._how, self._plan)
+        return Encoder, (self._field, self._names, self._threads, self._head)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
         return self
 
     @property
-    def weights(self) -> LocationWeights:
-        """The checkpoint's own weights, without any folded head."""
-        return self._weights
+    def weights(self) -> LocationWeights | AbsentWeights:
+        """The checkpoint's own weights, without any folded head; of an atlas, facts about them."""
+        return self._field.weights
 
     @property
     def layers(self) -> Layers:
         """The folded network that is computed, a head or selection of bands included."""
-        return self._layers
+        return self._field.layers
 
     @property
     def sha256(self) -> str:
         """Identifies the function computed: weights, harmonics and head."""
-        return self._layers.sha256
+        return self._field.sha256
 
     @property
     def embed_dim(self) -> int:
-        """Length of an embedding: how many bands a raster has."""
-        return self._layers.embed_dim
+        """Length of an embedding: the number of bands of a raster."""
+        return self._field.embed_dim
 
     @property
     def band_names(self) -> list[str]:
@@ -170,140 +158,152 @@ class Encoder:
 
     @property
     def threads(self) -> int:
-        """How many threads compute."""
+        """Number of threads that compute."""
         return self._threads or backends.available_cores()
 
     @property
     def backend(self) -> str:
         """Name of the backend in use."""
-        return str(self._prepared.name)
+        return self.network.name
 
     @property
     def isa(self) -> str:
-        """What decides the bits beside the function: instruction set, or architecture and precision."""
-        return str(self._prepared.isa)
+        """Instruction set, or architecture and precision: decides the bits beside the function."""
+        return self.network.isa
 
     @property
     def device(self) -> str:
-        """Where it computes: "cpu", "cuda:0"."""
-        return str(self._prepared.device)
+        """Device that computes: "cpu", "cuda:0"."""
+        return self.network.device
 
     @property
     def precision(self) -> str:
         """The least accuracy asked for: "exact" or "fast"."""
-        return self._precision
+        return self._field.precision
 
     @property
-    def calls(self) -> Calls:
-        """How many places at once keep the device busy, and what host memory a calling thread takes."""
-        return self._prepared.calls
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        """The arguments that say how it computes, as they were given."""
-        return {
-            "backend": self._backend_asked,
-            "threads": self._threads,
-            "device": self._device,
-            "precision": self._precision,
-        }
-
-    @property
-    def _prepared(self) -> Prepared:
-        """The network in the backend's own layout, made when first needed."""
-        with self._lock:
-            if self._cached is None:
-                exact = self._backend.prepare(
-                    self._layers, threads=self.threads, device=self._device, precision=self._precision
-                )
-                self._cached = exact if self._plan is None else self._plan.network(exact)
-            return self._cached
+    def hints(self) -> BatchHints:
+        """Batch size that keeps the device busy, and pinned host memory of a calling thread."""
+        return self.network.hints
 
     @property
     def network(self) -> Prepared:
-        """The network as it is computed."""
-        return self._prepared
+        """The network laid out by the backend (an atlas: its lattice), made when first needed."""
+        if self._network is None:
+            with self._lock:
+                if self._network is None:
+                    self._network = self._field.prepare(self.threads)
+        return self._network
 
     @property
     def plan(self) -> Plan | None:
-        """How it computes, with the measured error where it interpolates; None: exactly, without a plan."""
-        return self._plan
+        """The only plan by which an atlas computes, with its measured error; None: chosen for each job."""
+        return self._field.plan
 
     @property
     def moments(self) -> Moments:
         """σ and rms of every band over the globe."""
-        from satclip_engine.lattice.tolerance import moments
+        return self.planner.moments()
 
-        if self._moments is None:
-            self._moments = moments(self._prepared, self.threads)
-        return self._moments
+    @property
+    def planner(self) -> Planner:
+        """Chooses between evaluating and interpolating, and keeps the latest choices."""
+        from satclip_engine.lattice.choose import Planner
 
-    def by_plan(self, plan: Plan | None, network: Prepared | None = None) -> Encoder:
-        """The same encoder computing by a plan; `network`: what computes by it, if it is prepared already."""
-        layers = self._layers if self._own_layers else None
-        made = _rebuild(self._weights, layers, self._names, self._head, self._how, plan)
-        if network is None and not (plan is not None and plan.interpolates) and self._plan is None:
-            network = self._prepared
-        made._cached, made._moments = network, self._moments
-        return made
+        network = self.network
+        with self._lock:
+            if self._planner is None:
+                self._planner = Planner(network, self.threads)
+            return self._planner
+
+    def check(self, *, exact: bool, tolerance: float | None) -> None:
+        """Raise UsageError for what is no tolerance, and for an accuracy that cannot be given."""
+        from satclip_engine.lattice.choose import check_options
+
+        check_options(exact=exact, tolerance=tolerance)
+        self._field.check(exact=exact, tolerance=tolerance)
+
+    def choose(
+        self,
+        pixels_or_points: PixelGrid | np.ndarray,
+        *,
+        exact: bool = False,
+        tolerance: float | None = None,
+        **options: Any,
+    ) -> tuple[Plan, Prepared]:
+        """The best plan for a grid's pixels or (n, 2) points, and what computes by it.
+
+        options: as `Planner.choose` has them. An atlas has a plan of its own. Raises UsageError.
+        """
+        if self._field.plan is None:
+            return self.planner.choose(pixels_or_points, exact=exact, tolerance=tolerance, **options)
+        self.check(exact=exact, tolerance=tolerance)
+        return self._field.plan, self.network
+
+    def prepare(self, plan: Plan, cache_bytes: int | None = None) -> Prepared:
+        """Lay the network out by a plan that was made of the same function, or of one with further bands."""
+        return self.network if self._field.plan is not None else plan.prepare(self.network, cache_bytes)
 
     def __repr__(self) -> str:
-        weights = self._weights
+        weights = self.weights
         hidden = " → ".join([str(weights.capacity)] * weights.hidden_layers)
-        part = "" if self.embed_dim == weights.embed_dim else f" (of {weights.embed_dim})"
-        part = " (head)" if self._head else part
-        source = weights.provenance.source
+        selection = "" if self.embed_dim == weights.embed_dim else f" (of {weights.embed_dim})"
+        selection = " (head)" if self._head else selection
         return (
             f"<Encoder L={weights.degrees}: {weights.degrees**2} {weights.harmonics} harmonics → {hidden} → "
-            f"{self.embed_dim}{part}, from {source}; "
+            f"{self.embed_dim}{selection}, from {weights.provenance.source}; "
             f"backend {self.backend} ({self.isa}) on {self.device}, {self.threads} threads>"
         )
 
     def __call__(
         self, lonlat: Any, *, exact: bool = False, tolerance: float | None = None, out: Any = None
     ) -> Any:
-        """Embed places.
+        """Embed points.
 
         lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
             tensor.
-        exact, tolerance: many places (10⁵ and more) are interpolated from a lattice of the field where that
+        exact, tolerance: many points (10⁵ and more) are interpolated from a lattice of the field where that
             is faster, the error measured and at most `tolerance` σ of each band, default 1e-4; `exact` never
             interpolates. Tensors on a GPU are computed exactly.
         out: (..., E) float32 ndarray to fill and return, contiguous; not for tensors.
 
         Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. Tensors on the
-        GPU where backend "triton" computes never leave it. NaN or infinite places give NaN. Raises UsageError
+        GPU where backend "triton" computes never leave it. NaN or infinite points give NaN. Raises UsageError
         (a ValueError) naming the index where |latitude| > 90.
         """
         if is_tensor(lonlat):
             if out is not None:
                 raise UsageError("out is for arrays; a tensor gives a new tensor", argument="out")
             return self._embed_tensor(lonlat, exact, tolerance)
-        places = as_lonlat(lonlat)
-        shape = (*places.shape[:-1], self.embed_dim)
+        points = as_lonlat(lonlat)
+        shape = (*points.shape[:-1], self.embed_dim)
         embedding = aligned(shape) if out is None else check_out(out, shape)
         self._embed(
-            places.reshape(-1, 2), embedding.reshape(-1, self.embed_dim), exact, tolerance, out is None
+            points.reshape(-1, 2), embedding.reshape(-1, self.embed_dim), exact, tolerance, out is None
         )
         return embedding
 
     def _embed(
         self, points: np.ndarray, out: np.ndarray, exact: bool, tolerance: float | None, fresh: bool = True
     ) -> None:
-        from satclip_engine.lattice.choose import encode_many, planned
+        from satclip_engine.lattice.choose import encode_points
+        from satclip_engine.lattice.plan import MIN_POINTS
 
-        points = np.ascontiguousarray(points)
-        encode_many(planned(self, points, exact=exact, tolerance=tolerance), points, out, fresh=fresh)
+        self.check(exact=exact, tolerance=tolerance)
+        network, points = self.network, np.ascontiguousarray(points)
+        if not exact and (tolerance is not None or len(points) >= MIN_POINTS):
+            network = self.choose(points, tolerance=tolerance)[1]
+        encode_points(network, points, out, fresh=fresh)
 
     def _embed_tensor(self, lonlat: Tensor, exact: bool, tolerance: float | None) -> Tensor:
-        places = as_places_tensor(lonlat)
-        points = places.reshape(-1, 2)
-        embedding = self._prepared.encode_tensor(points)
+        tensor = as_points_tensor(lonlat)
+        points = tensor.reshape(-1, 2)
+        embedding = self.network.encode_tensor(points)
         if embedding is None:
             values = np.empty((len(points), self.embed_dim), np.float32)
             self._embed(points.cpu().numpy(), values, exact, tolerance)
             embedding = like_tensor(values, lonlat)
-        return embedding.reshape(*places.shape[:-1], self.embed_dim)
+        return embedding.reshape(*tensor.shape[:-1], self.embed_dim)
 
     def evaluate(
         self,
@@ -314,30 +314,14 @@ class Encoder:
         threads: int | None = None,
         check: Callable[[], object] | None = None,
     ) -> np.ndarray:
-        """Embed the pixels in `rows` × `cols` of a grid: (h, w, E) float32, NaN where there is no place.
+        """Embed the pixels in `rows` × `cols` of a grid: (h, w, E) float32, NaN outside the CRS's domain.
 
         rows, cols: slices, arrays of indices, or None for all. out: (h, w, E) float32 to fill, of any
             strides.
         check: called every 50 ms or so while kernels run; what it raises ends the call.
         A pixel's value has the same bits in every window. Safe to call from several threads at once.
         """
-        if grid.separable:
-            lat, lon = grid.lat(rows), grid.lon(cols)
-
-            def fill(block: slice, target: np.ndarray) -> None:
-                self._prepared.encode_grid(lat[block], lon, out=target, threads=threads, check=check)
-
-            return fill_rows((lat.size, lon.size, self.embed_dim), out, fill, rows_apart=True)
-        if isinstance(grid, Tiled):
-            return grid.evaluate(self._prepared, rows, cols, out, threads or self.threads, check)
-        row, col = indices(rows, grid.shape[0]), indices(cols, grid.shape[1])
-
-        def fill_points(block: slice, target: np.ndarray) -> None:
-            points = grid.lonlat(row[block], col).reshape(-1, 2)
-            flat = target.reshape(-1, self.embed_dim)
-            self._prepared.encode(points, out=flat, threads=threads, check=check)
-
-        return fill_rows((row.size, col.size, self.embed_dim), out, fill_points)
+        return self.network.encode_pixels(grid, rows, cols, out, Call(threads, check))
 
     def evaluate_pixels(
         self, grid: PixelGrid, rows: np.ndarray, cols: np.ndarray, threads: int | None = None
@@ -346,16 +330,7 @@ class Encoder:
 
         (n,) rows and columns → (n, E) float32, the same bits as `evaluate` gives them.
         """
-        out = np.empty((rows.size, self.embed_dim), np.float32)
-        if not grid.separable:
-            return self._prepared.encode(grid.pixel_lonlat(rows, cols), out=out, threads=threads)
-        lat, lon = grid.lat(rows), grid.lon(cols)
-        order = np.argsort(rows, kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-            if part.size:
-                line = np.empty((1, part.size, self.embed_dim), np.float32)
-                out[part] = self._prepared.encode_grid(lat[part[:1]], lon[part], out=line, threads=threads)[0]
-        return out
+        return self.network.encode_single_pixels(grid, rows, cols, Call(threads))
 
     def grid(
         self,
@@ -383,24 +358,24 @@ class Encoder:
             now and returned.
         exact, tolerance: a raster of 10⁵ pixels and more that is finer than the field is interpolated from a
             lattice of it, and the error measured: at most `tolerance` σ of each band, default 1e-4, for
-            integers an eighth of a step. The array's attributes say what was found. `exact` never
+            integers an eighth of a step. The array's attributes state the measured error. `exact` never
             interpolates.
         dtype: "float32", or "int8" or "int16", which are computed now: value = code·scale + offset with
-            scale and offset, (E,) each, from `scale_offset` or fitted to the raster, and told as coordinates;
-            the least code is no data.
+            scale and offset, (E,) each, from `scale_offset` or fitted to the raster, and given as
+            coordinates; the least code is no data.
 
-        Without `chunks` and `out` the values are computed where they are looked at, and only there: a pixel
-        of a 10 m global grid costs milliseconds, `.values` computes all of it. Raises UsageError.
+        Without `chunks` and `out` values are computed where they are indexed, and only there. The first
+        values of a raster that may be interpolated wait for its plan, which measures the field at some
+        thousand points: a second or two at L = 40. All pixels are evaluated by that plan, so that a pixel has
+        the same bits in whatever window and order it is asked for; from then on a pixel takes milliseconds,
+        `.values` computes all of them. The encoder keeps its latest plans: a second array of the same raster
+        waits for nothing. The plan completes this array's attributes (reconstruction, …) and its coordinates
+        reconstruction_…; windows and copies made before it lack these attributes. To have them from the
+        start, as in `.compute()` or a file, call `plan_grid` first. Raises UsageError.
         """
         from satclip_engine.arrays import lazy
-        from satclip_engine.lattice.certificate import LEAST_POSITIONS
-        from satclip_engine.lattice.choose import placed, planned
 
-        refuse_both(geobox=geobox, like=like)
-        chosen = make_grid(
-            resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox
-        )
-        encoder = self if bands is None else self.select(bands)
+        encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
         codes = _code_type(dtype, out)
         if chunks is not None and (out is not None or codes is not None):
             raise UsageError(
@@ -408,20 +383,43 @@ class Encoder:
             )
         if codes is not None:
             return lazy.coded_array(
-                encoder, chosen, codes, out, scale_offset, exact=exact, tolerance=tolerance
+                encoder, pixels, codes, out, scale_offset, exact=exact, tolerance=tolerance
             )
         if scale_offset is not None:
             raise UsageError(
                 'scale_offset is for integers: give dtype="int8" or "int16" too', argument="scale_offset"
             )
-        # Who looks at an array later may look at little of it: the first look should not take long.
-        positions = LEAST_POSITIONS if out is None and chunks is None else None
-        planned_encoder = planned(encoder, chosen, exact=exact, tolerance=tolerance, positions=positions)
+        partial = out is None and chunks is None
+        planned = lazy.PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=partial)
         if out is None:
-            return lazy.grid_array(planned_encoder, chosen, chunks=chunks)
-        memory = kernel_order(out, (*chosen.shape, encoder.embed_dim))
-        planned_encoder.evaluate(placed(planned_encoder, chosen), out=memory)
-        return lazy.grid_array(planned_encoder, chosen, data=memory.transpose(2, 0, 1))
+            return lazy.grid_array(planned, pixels, chunks=chunks)
+        memory = kernel_order(out, (*pixels.shape, encoder.embed_dim))
+        planned.encode(out=memory)
+        return lazy.grid_array(planned, pixels, data=memory.transpose(2, 0, 1))
+
+    def plan_grid(
+        self,
+        geobox: Any = None,
+        *,
+        resolution: float | Sequence[float] | None = None,
+        bounds: Sequence[float] | None = None,
+        crs: Any = None,
+        like: Any = None,
+        chunks: Any = None,
+        bands: Any = None,
+        exact: bool = False,
+        tolerance: float | None = None,
+    ) -> Plan:
+        """Choose now how `grid` with these arguments evaluates its pixels, and measure the error.
+
+        The encoder keeps the plan: arrays that `grid` makes of the same arguments afterwards have the
+        measured error among their attributes from the start. `plan.certificate` is that error, None where
+        every pixel is evaluated; `plan.reason` says why. Raises UsageError.
+        """
+        from satclip_engine.arrays.lazy import PlannedPixels
+
+        encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
+        return PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=chunks is None).plan
 
     def with_head(self, weight: Any, bias: Any = None, names: Sequence[str] | None = None) -> Encoder:
         """Fold a linear head into the last layer: the new Encoder gives `weight @ embedding + bias`.
@@ -429,43 +427,45 @@ class Encoder:
         weight: (K, E) real numbers; bias: (K,); names: K band names, default head1, head2, …
         Folded in float64. Raises UsageError naming the shapes.
         """
-        layers: Layers | AtlasLayers = self._layers.with_head(
-            _real(weight, "weight"), None if bias is None else _real(bias, "bias")
-        )
-        count = layers.embed_dim
+        field = self._field.with_head(_real(weight, "weight"), None if bias is None else _real(bias, "bias"))
+        count = field.embed_dim
         if names is None:
             names = [f"head{number}" for number in range(1, count + 1)]
         if isinstance(names, str) or len(names) != count:
             raise UsageError(f"a head with {count} outputs needs {count} names, not {names!r}")
-        return _rebuild(self._weights, layers, [str(name) for name in names], True, self._how)
+        return Encoder(field, [str(name) for name in names], self._threads, head=True)
 
     def select(self, bands: Any) -> Encoder:
-        """An Encoder with only these outputs.
+        """An Encoder with only these outputs; of the latest choices the same one again.
 
         "1-64" (from 1), indices or a slice (from 0), or names. Raises UsageError.
         """
-        index = parse_bands(bands, self._names)
-        layers = self._layers.select(index)
-        plan = None if self._plan is None else self._plan.of_bands(np.asarray(index))
-        return _rebuild(self._weights, layers, [self._names[i] for i in index], self._head, self._how, plan)
+        index = tuple(parse_bands(bands, self._names))
+        with self._lock:
+            if index not in self._selections:
+                names = [self._names[i] for i in index]
+                field = self._field.select(list(index))
+                self._selections[index] = Encoder(field, names, self._threads, self._head)
+                if len(self._selections) > _KEPT_SELECTIONS:
+                    self._selections.popitem(last=False)
+            self._selections.move_to_end(index)
+            return self._selections[index]
+
+    def _selected(self, bands: Any) -> Encoder:
+        return self if bands is None else self.select(bands)
 
 
-def _rebuild(
-    weights: LocationWeights | AtlasWeights,
-    layers: Layers | AtlasLayers | None,
-    names: Sequence[str],
-    head: bool,
-    how: dict[str, Any],
-    plan: Plan | None = None,
-) -> Encoder:
-    return Encoder(weights, layers=layers, names=names, head=head, plan=plan, **how)
+def _grid_of(geobox: Any, resolution: Any, bounds: Any, crs: Any, like: Any) -> Grid:
+    """The grid that arguments of `Encoder.grid` describe. Raises UsageError."""
+    refuse_both(geobox=geobox, like=like)
+    return make_grid(resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox)
 
 
 def _code_type(dtype: Any, out: Any) -> np.dtype[Any] | None:
-    """int8 or int16 where codes are asked for by name or by the memory given; None for float32."""
+    """int8 or int16 where codes are asked for by name or by the dtype of `out`; None for float32."""
     if dtype is None:
-        given = getattr(out, "dtype", None)
-        return np.dtype(str(given)) if str(given) in ("int8", "int16") else None
+        name = str(getattr(out, "dtype", None))
+        return np.dtype(name) if name in ("int8", "int16") else None
     try:
         kind = np.dtype(dtype)
     except TypeError:

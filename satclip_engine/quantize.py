@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from satclip_engine.backends.protocols import Call, Prepared, Quantise
 from satclip_engine.errors import Argument, UsageError
 
 # Pixels evaluated to find every band's range; rasters of up to as many are evaluated completely.
@@ -71,7 +72,7 @@ class Quantiser:
         values = np.asarray(values, np.float32)
         if self.scale is None or self.offset is None:
             return values.astype(self.sample.name)
-        return codes_of(values, self.inverse_scale, self.offset.astype(np.float32), self.sample.name)
+        return self.quantise.codes(values, self.sample.name)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Values (float64, NaN for no data) of (..., E) stored numbers, as GDAL's readers compute them."""
@@ -85,6 +86,12 @@ class Quantiser:
         """Factors of values, (E,) float32: 1 / scale. Integers only."""
         assert self.scale is not None
         return (1.0 / self.scale).astype(np.float32)
+
+    @property
+    def quantise(self) -> Quantise:
+        """The rule by which kernels make codes. Integers only."""
+        assert self.offset is not None
+        return Quantise(self.inverse_scale, self.offset.astype(np.float32))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; floats survive it exactly."""
@@ -125,13 +132,6 @@ class QuantisationStatistics:
         np.maximum(self.overshoot, other.overshoot, out=self.overshoot)
         self.valid += other.valid
         self.pixels += other.pixels
-
-
-def codes_of(values: np.ndarray, inverse_scale: np.ndarray, offset: np.ndarray, dtype: Any) -> np.ndarray:
-    """Integer codes of (..., E) float32 values, by the rule of csrc/quantise.h."""
-    largest = int(np.iinfo(dtype).max)
-    codes = np.clip(np.rint((values - offset) * inverse_scale), -largest, largest)
-    return np.where(np.isnan(values), -largest - 1, codes).astype(dtype)
 
 
 def sample_type(dtype: str) -> SampleType:
@@ -189,17 +189,18 @@ def sample_indices(shape: tuple[int, int], pixels: int, seed: int) -> list[tuple
     return [(chunk, np.unique(strata(width, across))) for chunk in np.array_split(rows, -(-rows.size // 16))]
 
 
-def find_quantiser(encoder: Any, grid: Any, sample: SampleType, threads: int) -> Quantiser:
+def find_quantiser(network: Prepared, grid: Any, sample: SampleType, threads: int) -> Quantiser:
     """Fit a quantiser to a stratified sample of the grid's pixels.
 
     Raises UsageError when none of them has data.
     """
-    low = np.full(encoder.embed_dim, np.inf, np.float32)
+    low = np.full(network.embed_dim, np.inf, np.float32)
     high = -low
     valid_pixels, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
     for seed in range(SAMPLING_ROUNDS):
         for rows, columns in sample_indices(grid.shape, SAMPLE_PIXELS, seed):
-            pixels = encoder.evaluate(grid, rows, columns, threads=threads).reshape(-1, encoder.embed_dim)
+            values = network.encode_pixels(grid, rows, columns, call=Call(threads))
+            pixels = values.reshape(-1, network.embed_dim)
             valid = pixels[~np.isnan(pixels[:, 0])]
             valid_pixels += len(valid)
             if len(valid):

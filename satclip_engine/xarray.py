@@ -1,4 +1,4 @@
-"""Importing this module gives every xarray object `.satclip.embed()`: the embedding of its own places.
+"""Registers the xarray accessor `.satclip.embed()`: the embedding of an object's own pixels.
 
 import satclip_engine.xarray
 scene = rioxarray.open_rasterio("scene.tif", chunks=1024)
@@ -22,9 +22,8 @@ from satclip_engine.geo import xarray_grid
 from satclip_engine.geo.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import CurvilinearGrid, PixelGrid, RectilinearGrid
-from satclip_engine.lattice.choose import placed, planned
 
-_RETURN = 1.0  # metres: how near a valid place comes back from longitude and latitude
+_MAX_RETURN_ERROR = 1.0  # metres, of a valid point's way to longitude and latitude and back
 
 
 @xarray.register_dataarray_accessor("satclip")
@@ -53,14 +52,15 @@ class Satclip:
 
 @dataclass(frozen=True)
 class Located:
-    """Pixels of an object and the dimensions they vary along: two, or others that `places` has in one row."""
+    """Pixels of an object and the dimensions they vary along: two, or others that `pixels` has in one row."""
 
-    places: PixelGrid
+    pixels: PixelGrid
     dims: tuple[Hashable, ...]
     shape: tuple[int, ...]
 
     @property
     def raster(self) -> bool:
+        """True for two dimensions."""
         return len(self.dims) == 2
 
 
@@ -74,7 +74,7 @@ def embed(
     tolerance: float | None = None,
     **options: Any,
 ) -> xarray.DataArray:
-    """The embedding of an xarray object's own places, (band, …spatial dimensions) float32.
+    """The embedding of an xarray object's own pixels or points, (band, …spatial dimensions) float32.
 
     obj: a raster with a CRS and x and y, or anything with longitude and latitude coordinates: one along
         each of two dimensions (evenly spaced or not), two-dimensional ones, or points along shared
@@ -83,7 +83,7 @@ def embed(
     bands: which dimensions of the embedding, as `Encoder.select` takes them.
     chunks: makes it a dask array, as in `Encoder.grid`, with the object's own dimension names. A dask-
         backed object gives a dask array with the same spatial chunks.
-    exact, tolerance: as in `Encoder.grid`.
+    exact, tolerance: as in `Encoder.grid`, whose remarks on the first values asked for hold here too.
 
     Keeps the spatial coordinates and spatial_ref; other dimensions and their coordinates do not matter and
     go. Raises UsageError when the object does not say where on Earth it is.
@@ -97,16 +97,16 @@ def embed(
     if bands is not None:
         encoder = encoder.select(bands)
     located = locate(obj)
-    encoder = planned(encoder, located.places, exact=exact, tolerance=tolerance)
-    places = placed(encoder, located.places)
-    variable = lazy.variable(encoder, places, chunks=_chunks(obj, located, chunks))
+    planned = lazy.PlannedPixels(encoder, located.pixels, exact=exact, tolerance=tolerance)
+    variable = lazy.variable(planned, chunks=_chunks(obj, located, chunks))
     array = xarray.DataArray(
-        _shaped(variable, located), coords=_coordinates(obj, encoder, located), name="embedding"
+        _shaped(variable, located), coords=_coordinates(obj, planned, located), name="embedding"
     )
     array.encoding = {"_FillValue": np.float32(np.nan)}
-    mapping = "spatial_ref" if isinstance(located.places, Grid) else None
+    mapping = "spatial_ref" if isinstance(located.pixels, Grid) else None
     if mapping := xarray_grid.grid_mapping(obj) or mapping:
         array.encoding["grid_mapping"] = mapping
+    planned.complete(array.attrs)
     return array
 
 
@@ -114,14 +114,14 @@ Satclip.embed.__doc__ = embed.__doc__
 
 
 def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
-    """Find the places of an xarray object. Raises UsageError when it does not say where on Earth it is."""
+    """Find the pixels of an xarray object. Raises UsageError when it does not say where on Earth it is."""
     if (geobox := xarray_grid.geobox_of(obj)) is not None:
         dims = xarray_grid.spatial_dims(obj)
         assert dims is not None
         grid = Grid.from_geobox(geobox, name="the xarray object")
         return Located(grid, dims, grid.shape)
-    if (found := xarray_grid.lonlat_of(obj)) is not None:
-        return _located_lonlat(*found)
+    if (lonlat := xarray_grid.lonlat_of(obj)) is not None:
+        return _located_lonlat(*lonlat)
     if (labels := xarray_grid.xy_of(obj)) is not None and xarray_grid.crs_of(obj) is not None:
         return _located_labels(obj, *labels)
     if hidden := xarray_grid.lonlat_variables(obj):
@@ -162,11 +162,11 @@ def _located_labels(
     x_all, y_all = _broadcast(x, y)
     x_values, y_values = x_all.values.astype(np.float64), y_all.values.astype(np.float64)
     lon, lat, back_x, back_y = to_lonlat(parse_crs(crs).to_wkt(), x_values, y_values)
-    with np.errstate(invalid="ignore"):  # as in Grid.places; labels without pixels have no size to measure by
-        off = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
-        somewhere = (off <= _RETURN) & np.isfinite(lon + lat)
-    places = CurvilinearGrid(np.where(somewhere, lon, np.nan), np.where(somewhere, lat, np.nan))
-    return Located(places, x_all.dims, x_all.shape)
+    with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; labels alone have no pixel size
+        error = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
+        valid = (error <= _MAX_RETURN_ERROR) & np.isfinite(lon + lat)
+    pixels = CurvilinearGrid(np.where(valid, lon, np.nan), np.where(valid, lat, np.nan))
+    return Located(pixels, x_all.dims, x_all.shape)
 
 
 def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: Any) -> Any:
@@ -188,12 +188,12 @@ def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: An
         names = dict(zip(located.dims, ("y", "x"), strict=True))
     else:  # in one row: cut along it only where there is one dimension to cut
         names = {located.dims[0]: "x"} if len(located.dims) == 1 else {}
-    renamed = {names.get(dim, dim): part for dim, part in chunks.items() if dim == "band" or dim in names}
+    renamed = {names.get(dim, dim): sizes for dim, sizes in chunks.items() if dim == "band" or dim in names}
     return renamed if located.raster or len(located.dims) == 1 else {**renamed, "x": "auto"}
 
 
 def _shaped(variable: xarray.Variable, located: Located) -> xarray.Variable:
-    """(band, y, x) of the places as (band, …dims)."""
+    """(band, y, x) of the pixels as (band, …dims)."""
     if located.raster:
         return xarray.Variable(("band", *located.dims), variable._data, variable.attrs)
     row = variable.isel(y=0)
@@ -204,18 +204,18 @@ def _shaped(variable: xarray.Variable, located: Located) -> xarray.Variable:
 
 
 def _coordinates(
-    obj: xarray.DataArray | xarray.Dataset, encoder: Encoder, located: Located
+    obj: xarray.DataArray | xarray.Dataset, planned: lazy.PlannedPixels, located: Located
 ) -> xarray.Coordinates:
     """The object's spatial coordinates and CRS, with their indexes, and the embedding's bands."""
 
-    def kept(name: Hashable) -> bool:
+    def is_spatial(name: Hashable) -> bool:
         coord = obj.coords[name]
         spatial = coord.ndim > 0 and set(coord.dims) <= set(located.dims)
         return name != "band" and (spatial or name == xarray_grid.grid_mapping(obj))
 
-    others = [name for name in obj.coords if not kept(name)]
+    others = [name for name in obj.coords if not is_spatial(name)]
     coords = obj.coords.to_dataset().drop_vars(others).coords
-    added: dict[Hashable, Any] = dict(lazy.band_coordinates(encoder))
-    if isinstance(located.places, Grid) and xarray_grid.grid_mapping(obj) is None:
-        added["spatial_ref"] = lazy.spatial_ref(located.places)
+    added: dict[Hashable, Any] = dict(lazy.band_coordinates(planned))
+    if isinstance(located.pixels, Grid) and xarray_grid.grid_mapping(obj) is None:
+        added["spatial_ref"] = lazy.spatial_ref(located.pixels)
     return xarray.Coordinates(coords).merge(xarray.Coordinates(added)).coords

@@ -12,7 +12,7 @@ import satclip_engine as se
 from satclip_engine import _C, backends
 from satclip_engine.backends import cpu, triton
 from satclip_engine.backends import cuda as cuda_backend
-from satclip_engine.backends.protocols import Calls
+from satclip_engine.backends.protocols import BatchHints, Call
 from satclip_engine.device import CPU, Device, absence, parse_device, torch_absence
 from satclip_engine.errors import MissingExtra, UsageError
 from satclip_engine.weights import Layers
@@ -200,7 +200,7 @@ class FakeNetwork:
         self.precision, self.device = precision, device
 
     def encode_grid(self, lat: Any, lon: Any, out: Any, *, threads: int, check: Any) -> None:
-        cpu.Cpu().prepare(self.layers).encode_grid(lat, lon, out, threads, check)
+        cpu.Cpu().prepare(self.layers).encode_grid(lat, lon, out, Call(threads, check))
 
 
 def test_the_cuda_row_fills_grids_wherever_out_lies(machine, tiny_weights, tiny):
@@ -226,7 +226,7 @@ def test_the_cuda_row_makes_wide_grids_by_parts_of_the_columns(machine, tiny_wei
         fill(self, lat, lon, out, **options)
 
     monkeypatch.setattr(FakeNetwork, "encode_grid", watched)
-    monkeypatch.setattr(cuda_backend, "gpu_calls", lambda embed_dim: Calls(5, 1 << 20))
+    monkeypatch.setattr(cuda_backend, "gpu_batch_hints", lambda embed_dim: BatchHints(5, 1 << 20))
     enc = se.load(tiny_weights, device="cuda")
     grid = se.make_grid(resolution=30)
     assert np.array_equal(enc.evaluate(grid), tiny.evaluate(grid))

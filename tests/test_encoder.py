@@ -19,6 +19,7 @@ import satclip_engine as se
 from satclip_engine import reference
 from satclip_engine.arrays import lazy
 from satclip_engine.arrays.bands import band_names, parse_bands
+from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.geo.grid import make_grid
 
@@ -257,14 +258,12 @@ def test_points_picked_from_a_lazy_grid_have_the_bits_of_the_whole(tiny, case):
 
 def test_many_picked_points_cost_points_not_their_whole_rectangle(tiny, monkeypatch):
     asked = []
+    monkeypatch.setattr(Prepared, "encode_pixels", lambda *args: pytest.fail("a rectangle was evaluated"))
+    evaluate = Prepared.encode_single_pixels
     monkeypatch.setattr(
-        type(tiny), "evaluate", lambda self, *args, **kwargs: pytest.fail("a rectangle was evaluated")
-    )
-    pixels = type(tiny).evaluate_pixels
-    monkeypatch.setattr(
-        type(tiny),
-        "evaluate_pixels",
-        lambda self, grid, rows, cols, **kw: asked.append(len(rows)) or pixels(self, grid, rows, cols, **kw),
+        Prepared,
+        "encode_single_pixels",
+        lambda self, grid, rows, *args: asked.append(len(rows)) or evaluate(self, grid, rows, *args),
     )
     at = xr.DataArray(np.linspace(-80, 80, 1000), dims="p")
     assert tiny.grid(resolution=0.001).sel(x=at, y=at, method="nearest").values.shape == (8, 1000)
@@ -273,14 +272,14 @@ def test_many_picked_points_cost_points_not_their_whole_rectangle(tiny, monkeypa
 
 def test_a_lazy_grid_evaluates_only_what_is_looked_at(tiny, monkeypatch):
     asked = []
-    evaluate = type(tiny).evaluate
+    evaluate = Prepared.encode_pixels
 
-    def counting(self, grid, rows=None, cols=None, **kwargs):
-        result = evaluate(self, grid, rows, cols, **kwargs)
+    def counting(*args):
+        result = evaluate(*args)
         asked.append(result.shape)
         return result
 
-    monkeypatch.setattr(type(tiny), "evaluate", counting)
+    monkeypatch.setattr(Prepared, "encode_pixels", counting)
     array = tiny.grid(resolution=0.0001)
     assert array.shape == (8, 1_800_000, 3_600_000)
     repr(array)
@@ -294,7 +293,7 @@ def test_a_lazy_grid_evaluates_only_what_is_looked_at(tiny, monkeypatch):
 def test_values_are_computed_once_and_then_kept(tiny, monkeypatch):
     array = tiny.grid(resolution=30)
     first = array.values
-    monkeypatch.setattr(type(tiny), "evaluate", lambda *args, **kwargs: pytest.fail("computed twice"))
+    monkeypatch.setattr(Prepared, "encode_pixels", lambda *args: pytest.fail("computed twice"))
     assert np.array_equal(array.values, first)
     array[0, 0, 0] = 5.0
     assert array.values[0, 0, 0] == 5.0
@@ -308,7 +307,7 @@ def test_band_y_x_is_a_view_of_the_kernels_order(tiny):
 def test_many_bands_and_few_bands_agree_to_the_bit(tiny):
     """Above some thousand pixels only the chosen bands are computed."""
     whole = tiny.grid(resolution=2).values
-    assert whole[0].size > lazy._SMALL
+    assert whole[0].size > lazy._FEW_PIXELS
     array = tiny.grid(resolution=2)
     assert np.array_equal(array.isel(band=[5, 1]).values, whole[[5, 1]])
     assert np.array_equal(array.isel(band=3).values, whole[3])
@@ -534,14 +533,14 @@ def test_a_long_axis_computes_its_labels_and_a_short_part_of_it_stores_them(tiny
 
 def test_dask_chunks_compute_the_same_bits_with_one_thread_each(tiny, monkeypatch):
     threads = []
-    evaluate = type(tiny).evaluate
+    evaluate = Prepared.encode_pixels
 
-    def recording(self, *args, **kwargs):
-        threads.append(kwargs.get("threads"))
-        return evaluate(self, *args, **kwargs)
+    def recording(*args):
+        threads.append(args[-1].threads)
+        return evaluate(*args)
 
     expected = tiny.grid(resolution=10).values
-    monkeypatch.setattr(type(tiny), "evaluate", recording)
+    monkeypatch.setattr(Prepared, "encode_pixels", recording)
     for chunks in (5, "auto", {"x": 7}, {"band": 3, "y": -1}, (8, 9, (20, 16)), {"band": 2, "x": "auto"}):
         array = tiny.grid(resolution=10, chunks=chunks)
         assert array.chunks is not None

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from satclip_engine import load
+from satclip_engine.backends.protocols import Call
 
 PLACES = np.stack([np.linspace(-180, 180, 3000), np.linspace(-90, 90, 3000)], 1)
 
@@ -122,7 +123,7 @@ def test_what_a_check_raises_ends_a_call_in_any_thread(call):
         if len(calls) == 3:
             raise Enough
 
-    prepared = load(threads=2)._prepared
+    prepared = load(threads=2).network
     axes = np.linspace(-80, 80, 100_000), np.linspace(0, 300, 100)
     places = np.tile([[1.0, 2.0]], (10_000_000, 1))
     arguments = (places,) if call == "encode" else axes
@@ -130,7 +131,7 @@ def test_what_a_check_raises_ends_a_call_in_any_thread(call):
     def work():
         shape = (len(places), 256) if call == "encode" else (*map(len, axes), 256)
         out = np.empty(shape, np.float32)  # untouched pages cost nothing
-        getattr(prepared, call)(*arguments, out=out, check=check)
+        getattr(prepared, call)(*arguments, out=out, call=Call(check=check))
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(Enough):
         pool.submit(work).result()

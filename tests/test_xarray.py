@@ -318,7 +318,7 @@ def test_labels_outside_a_projection_are_no_places(tiny):
 
 
 def test_a_latitude_beyond_a_pole_is_refused(tiny):
-    with pytest.raises(UsageError, match=r"latitude 91\.0 at index 2"):
+    with pytest.raises(UsageError, match=r"row 2: latitude 91\.0 is outside"):
         lonlat_grid(np.array([89.0, 90, 91]), np.arange(3.0)).satclip.embed(tiny)
     stations = xr.DataArray(
         np.zeros(2), dims="p", coords={"lon": ("p", [1.0, 2.0]), "lat": ("p", [3.0, -95.0])}
@@ -346,7 +346,7 @@ def test_a_huge_lazy_raster_is_embedded_without_computing_it(tiny):
     assert array.shape == (8, 1_800_000, 3_600_000)
     pixel = array.isel(x=1_234_567, y=765_432)
     assert np.array_equal(pixel.values, huge.isel(x=1_234_567, y=765_432).values)
-    assert isinstance(locate(huge).places, satclip_engine.geo.grid.Grid)
+    assert isinstance(locate(huge).pixels, satclip_engine.geo.grid.Grid)
 
 
 @pytest.mark.parametrize("case", ["degrees", "UTM", "Equal Earth"])

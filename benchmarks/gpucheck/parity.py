@@ -200,7 +200,7 @@ def _training(layers: Layers, device: torch.device, sizes: Sizes, precision: str
 def _grid(layers: Layers, device: torch.device, sizes: Sizes, precision: str) -> Iterator[Compared]:
     """A grid in float32, and in codes, which differ from the exact ones by a step at most."""
     from satclip_engine.kernels import grid
-    from satclip_engine.kernels.device_functions.quantise import Quantise
+    from satclip_engine.kernels.device_functions.quantise import DeviceQuantise
 
     lat, lon = _axes(sizes)
     exact = torch.from_numpy(reference.encode_grid(lat, lon, layers))
@@ -210,7 +210,7 @@ def _grid(layers: Layers, device: torch.device, sizes: Sizes, precision: str) ->
     for dtype, largest in (("int8", 127), ("int16", 32767)):
         offset = exact.mean((0, 1))
         step = (exact - offset).abs().amax((0, 1)).clamp(min=1e-9) / largest  # of L = 1 a constant field
-        quantise = Quantise(dtype, (1 / step).float().to(device), offset.float().to(device))
+        quantise = DeviceQuantise(dtype, (1 / step).float().to(device), offset.float().to(device))
         codes = grid.encode_grid(network, *axes, quantise=quantise).cpu().double()
         # In steps of int16 the error of a value counts as well as rounding, hence values are compared.
         yield Compared(f"grid as {dtype}", codes * step + offset, _rounded(exact, step, offset, codes))

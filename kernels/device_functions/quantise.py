@@ -17,7 +17,7 @@ _ROUNDING = tl.constexpr(12582912.0)  # 1.5·2²³: adding it rounds to an integ
 
 
 @dataclass(frozen=True)
-class Quantise:
+class DeviceQuantise:
     """Scale and offset of codes: (E,) float32 each, on the device of the values."""
 
     dtype: str  # "int8" or "int16"

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from satclip_engine.kernels.device_functions.quantise import Quantise, codes
+from satclip_engine.kernels.device_functions.quantise import DeviceQuantise, codes
 from satclip_engine.kernels.device_functions.sin2pi import sin2pi
 from satclip_engine.kernels.device_functions.sine import sine
 from satclip_engine.kernels.device_functions.split_fp16 import PASSES, split
@@ -181,7 +181,7 @@ def encode_pixels(
     coefficients: Tensor,
     layers: PackedLayers,
     out: Tensor,
-    quantise: Quantise | None,
+    quantise: DeviceQuantise | None,
     scratch: Tensor,
 ) -> Tensor:
     """Compute embeddings or their codes into `out`, (h, w, E), whose pixels follow each other within a row.

@@ -146,7 +146,7 @@ def _loss(workload: KernelWorkload, inputs: WorkloadInputs) -> tuple[Tensor, ...
 
 def _grid(workload: KernelWorkload, inputs: WorkloadInputs) -> tuple[Tensor, ...]:
     from satclip_engine.kernels import grid
-    from satclip_engine.kernels.device_functions.quantise import Quantise
+    from satclip_engine.kernels.device_functions.quantise import DeviceQuantise
 
     network = grid.prepare(workload.degrees, inputs.weights(), inputs.biases(), workload.precision)
     lat = inputs.random(workload.rows, dtype=torch.float64, scale=90.0)
@@ -154,7 +154,7 @@ def _grid(workload: KernelWorkload, inputs: WorkloadInputs) -> tuple[Tensor, ...
     if workload.dtype == "float32":
         return (grid.encode_grid(network, lat, lon),)
     steps, offset = inputs.random(workload.sizes[-1]), inputs.random(workload.sizes[-1])
-    return (grid.encode_grid(network, lat, lon, quantise=Quantise(workload.dtype, steps, offset)),)
+    return (grid.encode_grid(network, lat, lon, quantise=DeviceQuantise(workload.dtype, steps, offset)),)
 
 
 OPS: dict[str, Callable[[KernelWorkload, WorkloadInputs], tuple[Tensor, ...]]] = {

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray
 from xarray.indexes import CoordinateTransform, CoordinateTransformIndex, PandasIndex
 
-_STORED = 1 << 16  # up to this many labels are held in memory (512 kB), as an ordinary pandas index
+_STORED_LABELS = 1 << 16  # up to which they are held in memory (512 kB), as an ordinary pandas index
 
 
 class AxisLabels(CoordinateTransform):
@@ -47,9 +47,9 @@ class AxisLabels(CoordinateTransform):
     def _key(self) -> tuple[Any, ...]:
         return self.size, self.start, self.step, self.offset, self.stride
 
-    def sliced(self, part: slice) -> AxisLabels:
+    def sliced(self, positions: slice) -> AxisLabels:
         """The labels of a slice; the same bits, as they are still counted from the whole axis's start."""
-        numbers = range(self.size)[part]
+        numbers = range(self.size)[positions]
         return AxisLabels(
             self.coord_names[0],
             self.dims[0],
@@ -72,7 +72,7 @@ class AxisIndex(CoordinateTransformIndex):
 
     def stored(self) -> AxisIndex | PandasIndex:
         """This index, or a pandas one when it is short."""
-        if self.transform.size > _STORED:
+        if self.transform.size > _STORED_LABELS:
             return self
         return self._pandas(np.arange(self.transform.size), self.transform.dims[0])
 
@@ -82,13 +82,13 @@ class AxisIndex(CoordinateTransformIndex):
         return PandasIndex(pd.Index(labels, name=name), dim, coord_dtype=labels.dtype)
 
     def isel(self, indexers: Mapping[Any, Any]) -> Any:
-        part = indexers[self.transform.dims[0]]
-        if isinstance(part, slice):
-            return AxisIndex(self.transform.sliced(part)).stored()
-        if np.ndim(part) != 1:
+        indexer = indexers[self.transform.dims[0]]
+        if isinstance(indexer, slice):
+            return AxisIndex(self.transform.sliced(indexer)).stored()
+        if np.ndim(indexer) != 1:
             return None
-        dim = part.dims[0] if isinstance(part, xarray.Variable) else self.transform.dims[0]
-        positions = np.arange(self.transform.size)[np.asarray(part)]
+        dim = indexer.dims[0] if isinstance(indexer, xarray.Variable) else self.transform.dims[0]
+        positions = np.arange(self.transform.size)[np.asarray(indexer)]
         return self._pandas(positions, str(dim))
 
     def sel(self, labels: dict[Any, Any], method: Any = None, tolerance: Any = None) -> Any:
@@ -115,19 +115,19 @@ class AxisIndex(CoordinateTransformIndex):
         if not np.isfinite(decimal).all():
             raise KeyError(f"{name}: labels must be finite")
         positions = np.clip(np.rint(decimal), 0, self.transform.size - 1).astype(np.int64)
-        off = np.abs(self.transform.forward({dim: positions})[name] - labels)
+        distance = np.abs(self.transform.forward({dim: positions})[name] - labels)
         limit = 0.0 if method is None else np.inf if tolerance is None else np.asarray(tolerance)
-        if (missing := off > limit).any():
+        if (missing := distance > limit).any():
             raise KeyError(
                 f"{name}: no label {np.atleast_1d(labels)[np.atleast_1d(missing)][0]}; try method='nearest'"
             )
         return positions
 
-    def _between(self, part: slice) -> slice:
+    def _between(self, labels: slice) -> slice:
         """Positions whose labels lie between two labels, both included, in the axis's own direction."""
-        first = 0 if part.start is None else self._reaching(float(part.start), beyond=False)
-        last = self.transform.size if part.stop is None else self._reaching(float(part.stop), beyond=True)
-        return slice(first, max(first, last), part.step)
+        first = 0 if labels.start is None else self._reaching(float(labels.start), beyond=False)
+        last = self.transform.size if labels.stop is None else self._reaching(float(labels.stop), beyond=True)
+        return slice(first, max(first, last), labels.step)
 
     def _reaching(self, label: float, *, beyond: bool) -> int:
         """The first position whose label has reached `label`, or lies beyond it; the size if none does."""

@@ -1,4 +1,4 @@
-"""Which of an embedding's dimensions are wanted.
+"""Selection of an embedding's dimensions.
 
 "all", "1-64", "3,5,7" as GDAL counts them, or Python's own indices.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from satclip_engine.errors import UsageError
 
-_PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
 def band_names(count: int) -> list[str]:
@@ -42,7 +42,7 @@ def parse_bands(bands: Any, names: Sequence[str]) -> list[int]:
         if items and all(isinstance(item, (bool, np.bool_)) for item in items):
             if len(items) != count:
                 raise UsageError(f"bands: {len(items)} yes/no values for {count} bands", argument="bands")
-            items = [index for index, wanted in enumerate(items) if wanted]
+            items = [index for index, included in enumerate(items) if included]
         chosen = [_one(item, names) for item in items]
     else:
         chosen = [_one(bands, names)]
@@ -53,16 +53,16 @@ def parse_bands(bands: Any, names: Sequence[str]) -> list[int]:
 
 def _parse_text(text: str, count: int) -> list[int]:
     chosen: list[int] = []
-    for part in text.split(","):
-        match = _PART.fullmatch(part.strip())
+    for item in text.split(","):
+        match = _RANGE.fullmatch(item.strip())
         if match is None:
             raise UsageError(f"bands: {text!r} is not a choice like all, 1-64 or 3,5,7", argument="bands")
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if first > last:
-            raise UsageError(f"bands: the range {part.strip()} runs backwards", argument="bands")
+            raise UsageError(f"bands: the range {item.strip()} runs backwards", argument="bands")
         if first < 1 or last > count:
-            raise UsageError(f"bands: {part.strip()} is outside 1-{count}", argument="bands")
+            raise UsageError(f"bands: {item.strip()} is outside 1-{count}", argument="bands")
         if twice := set(chosen) & set(range(first - 1, last)):
             raise UsageError(f"bands: {text!r} names band {min(twice) + 1} twice", argument="bands")
         chosen.extend(range(first - 1, last))

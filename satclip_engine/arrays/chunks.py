@@ -1,4 +1,4 @@
-"""How an embedding (band, y, x) is cut into dask chunks."""
+"""Chunk sizes of dask arrays for embeddings (band, y, x)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from satclip_engine.errors import UsageError
 DIMS = ("band", "y", "x")
 # dask spends about 1 ms and 1 kB on a task: beyond this the graph costs more than the raster.
 MAX_CHUNKS = 100_000
-_BLOCK = 64 << 20  # bytes of embedding that a chunk should have when dask chooses
+_CHUNK_BYTES = 64 << 20  # of embedding in a chunk when dask chooses
 
 
 def normal_chunks(chunks: Any, shape: tuple[int, int, int]) -> tuple[tuple[int, ...], ...]:
@@ -30,44 +30,44 @@ def normal_chunks(chunks: Any, shape: tuple[int, int, int]) -> tuple[tuple[int, 
                 f"chunks: dimensions are band, y and x, not {', '.join(map(str, sorted(unknown)))}",
                 argument="chunks",
             )
-        wanted = tuple(chunks.get(dim, -1) for dim in DIMS)
+        sizes = tuple(chunks.get(dim, -1) for dim in DIMS)
     elif isinstance(chunks, tuple) and len(chunks) == 3:
-        wanted = chunks
+        sizes = chunks
     elif isinstance(chunks, (int, str, np.integer)) and not isinstance(chunks, bool):
-        wanted = (-1, chunks, chunks)
+        sizes = (-1, chunks, chunks)
     else:
         raise UsageError(
             f"chunks must be 'auto', a number, a mapping of band, y and x, or three of them, not {chunks!r}",
             argument="chunks",
         )
-    wanted = tuple(-1 if part is None else part for part in wanted)
-    if any(isinstance(part, (int, np.integer)) and part < 1 and part != -1 for part in wanted):
+    sizes = tuple(-1 if size is None else size for size in sizes)
+    if any(isinstance(size, (int, np.integer)) and size < 1 and size != -1 for size in sizes):
         raise UsageError(
             f"chunks must be positive, or -1 for a whole dimension, not {chunks!r}", argument="chunks"
         )
-    _refuse_many(_estimate(wanted, shape), wanted, shape)
+    _refuse_many(_estimate(sizes, shape), sizes, shape)
     try:
-        sizes = core.normalize_chunks(wanted, shape=shape, dtype=np.float32, limit=_BLOCK)
+        chunked = core.normalize_chunks(sizes, shape=shape, dtype=np.float32, limit=_CHUNK_BYTES)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"chunks {chunks!r} do not fit the shape {shape}: {error}", argument="chunks"
         ) from error
-    _refuse_many(math.prod(len(part) for part in sizes), wanted, shape)
-    return tuple(tuple(int(n) for n in part) for part in sizes)
+    _refuse_many(math.prod(len(lengths) for lengths in chunked), sizes, shape)
+    return tuple(tuple(int(n) for n in lengths) for lengths in chunked)
 
 
-def _estimate(wanted: tuple[Any, ...], shape: tuple[int, int, int]) -> int:
-    """How many chunks plain numbers would make, before dask lists them one by one."""
+def _estimate(sizes: tuple[Any, ...], shape: tuple[int, int, int]) -> int:
+    """Number of chunks that plain numbers would make, before dask lists them one by one."""
     return math.prod(
-        -(-size // int(part)) if isinstance(part, (int, np.integer)) and part > 0 else 1
-        for part, size in zip(wanted, shape, strict=True)
+        -(-extent // int(size)) if isinstance(size, (int, np.integer)) and size > 0 else 1
+        for size, extent in zip(sizes, shape, strict=True)
     )
 
 
-def _refuse_many(count: int, wanted: tuple[Any, ...], shape: tuple[int, int, int]) -> None:
+def _refuse_many(count: int, sizes: tuple[Any, ...], shape: tuple[int, int, int]) -> None:
     if count <= MAX_CHUNKS:
         return
-    bands = -(-shape[0] // wanted[0]) if isinstance(wanted[0], (int, np.integer)) and wanted[0] > 0 else 1
+    bands = -(-shape[0] // sizes[0]) if isinstance(sizes[0], (int, np.integer)) and sizes[0] > 0 else 1
     side = math.ceil(math.sqrt(shape[1] * shape[2] * bands / MAX_CHUNKS))
     while -(-shape[1] // side) * -(-shape[2] // side) * bands > MAX_CHUNKS:
         side = side + max(1, side // 64)

@@ -1,4 +1,4 @@
-"""Embeddings of a grid as an xarray.DataArray whose values are computed where they are looked at.
+"""Embeddings of a grid as an xarray.DataArray whose values are computed where they are indexed.
 
 The array's slices reach the kernel: one pixel is one evaluation. Coordinates of long axes are computed as
 well, not stored. With `chunks` the array is a dask array instead.
@@ -21,34 +21,156 @@ from satclip_engine._version import __version__
 from satclip_engine.arrays.axis import AxisIndex, AxisLabels
 from satclip_engine.arrays.chunks import DIMS, normal_chunks
 from satclip_engine.backends.buffers import aligned, kernel_order
+from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.errors import UsageError
 from satclip_engine.geo.crs import unit_name
-from satclip_engine.lattice.choose import fill_codes, placed, planned
+from satclip_engine.lattice.certificate import MIN_POSITIONS
+from satclip_engine.lattice.choose import approximated
 from satclip_engine.quantize import Quantiser, find_quantiser, sample_type
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
-    from satclip_engine.geo.pixels import PixelGrid
+    from satclip_engine.geo.pixels import Index, PixelGrid
+    from satclip_engine.lattice.plan import Plan
 
-_SMALL = 4096  # pixels up to which all bands are computed: cheaper than preparing a network with fewer
-_KEPT = 4  # selections of bands whose network stays prepared
+ERRORS = ("reconstruction_max_error", "reconstruction_rms_error")  # coordinates along the band
+_FEW_PIXELS = 4096  # up to which all bands are computed: cheaper than preparing a network with fewer
+_KEPT_SELECTIONS = 4  # of bands, whose networks stay prepared
+
+
+class PlannedPixels:
+    """A raster's pixels and the plan by which an encoder evaluates them all, made when first needed.
+
+    Threads may share it. It pickles with the plan, so that all processes evaluate alike.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pixels: PixelGrid,
+        *,
+        exact: bool = False,
+        tolerance: float | None = None,
+        partial: bool = False,
+        plan: Plan | None = None,
+    ) -> None:
+        """partial: the raster may be read only in part, so its error is measured at few positions.
+
+        plan: of the same function, pixels and options. Raises UsageError for these.
+        """
+        encoder.check(exact=exact, tolerance=tolerance)
+        self.encoder, self.pixels = encoder, pixels
+        self._arguments: dict[str, Any] = {"exact": exact, "tolerance": tolerance, "partial": partial}
+        self._options: dict[str, Any] = {
+            "tolerance": tolerance,
+            "positions": MIN_POSITIONS if partial else None,
+        }
+        self._decided = encoder.plan or encoder.planner.decided(pixels, exact=exact, tolerance=tolerance)
+        self._plan = self._decided or plan or encoder.planner.kept(pixels, **self._options)
+        self._lock = threading.Lock()
+        self._network: Prepared | None = None
+        self._located = pixels
+        self._selections: OrderedDict[tuple[int, ...], Prepared] = OrderedDict()
+        self._waiting: list[dict[str, Any]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_pixels, (self.encoder, self.pixels, self._arguments, self.plan)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlannedPixels:
+        return self
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        encoder = self.encoder
+        function = encoder.sha256, encoder.backend, encoder.isa
+        exact = self._decided is not None and not self._decided.interpolates
+        options = "exact" if exact else tuple(self._options.values())
+        return ("satclip_engine.PlannedPixels", *function, options, self.pixels.__dask_tokenize__())
+
+    @property
+    def known_plan(self) -> Plan | None:
+        """The plan if it is made; None before."""
+        return self._plan
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, made now if it is not yet."""
+        self._prepare()
+        assert self._plan is not None
+        return self._plan
+
+    def encode(
+        self,
+        rows: Index = None,
+        cols: Index = None,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+        bands: tuple[int, ...] | None = None,
+    ) -> np.ndarray:
+        """Embed `rows` × `cols`: (h, w, E) float32; of some bands when they are given."""
+        network = self._prepare() if bands is None else self._selected(bands)
+        return network.encode_pixels(self._located, rows, cols, out, Call(threads))
+
+    def encode_single(self, rows: np.ndarray, cols: np.ndarray, threads: int | None = None) -> np.ndarray:
+        """Embed single pixels: (n,) rows and columns → (n, E) float32."""
+        return self._prepare().encode_single_pixels(self._located, rows, cols, Call(threads))
+
+    def complete(self, attributes: dict[str, Any]) -> None:
+        """Add attributes that the plan gives: now, or when it is made."""
+        with self._lock:
+            if self._plan is None:
+                self._waiting.append(attributes)
+            else:
+                attributes.update(self._plan.attributes())
+
+    def _prepare(self) -> Prepared:
+        if self._network is not None:
+            return self._network
+        plan = self._plan
+        if plan is None:  # other threads that come here wait for the encoder's one plan
+            plan, network = self.encoder.choose(self.pixels, **self._options)
+        elif self._decided is not None or not plan.interpolates:
+            network = self.encoder.network
+        else:
+            network = self.encoder.planner.share(plan, self.pixels, **self._options)
+        with self._lock:
+            if self._network is None:
+                self._plan, self._located = plan, approximated(network, self.pixels)
+                for attributes in self._waiting:
+                    attributes.update(plan.attributes())
+                self._waiting.clear()
+                self._network = network
+            return self._network
+
+    def _selected(self, bands: tuple[int, ...]) -> Prepared:
+        plan = self.plan
+        with self._lock:
+            if bands not in self._selections:
+                self._selections[bands] = self.encoder.select(bands).prepare(plan)
+                if len(self._selections) > _KEPT_SELECTIONS:
+                    self._selections.popitem(last=False)
+            self._selections.move_to_end(bands)
+            return self._selections[bands]
+
+
+def _unpickle_pixels(
+    encoder: Encoder, pixels: PixelGrid, arguments: dict[str, Any], plan: Plan
+) -> PlannedPixels:
+    return PlannedPixels(encoder, pixels, **arguments, plan=plan)
 
 
 def grid_array(
-    encoder: Encoder, grid: Grid, *, chunks: Any = None, data: np.ndarray | None = None
+    planned: PlannedPixels, grid: Grid, *, chunks: Any = None, data: np.ndarray | None = None
 ) -> xarray.DataArray:
     """The embedding of every pixel, (band, y, x) float32: lazy, a dask array (`chunks`) or the given `data`.
 
     Raises UsageError for chunks that dask does not understand or that would be too many.
     """
-    places = placed(encoder, grid)
     array = xarray.DataArray(
-        variable(encoder, places, chunks=chunks, data=data),
-        coords=coordinates(encoder, grid),
-        name="embedding",
+        variable(planned, chunks=chunks, data=data), coords=coordinates(planned, grid), name="embedding"
     )
     array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
+    planned.complete(array.attrs)
     return array
 
 
@@ -58,30 +180,35 @@ def coded_array(
     dtype: np.dtype[Any],
     out: Any,
     scale_offset: tuple[Any, Any] | None,
-    **how: Any,
+    *,
+    exact: bool,
+    tolerance: float | None,
 ) -> xarray.DataArray:
     """The embedding of every pixel as int8 or int16 codes, (band, y, x), computed now, into `out` if given.
 
-    Coordinates scale and offset along the band; `how`: exact and tolerance. Raises UsageError.
+    Coordinates scale and offset along the band. Raises UsageError.
     """
     sample = sample_type(dtype.name)
     shape = (*grid.shape, encoder.embed_dim)
     memory = aligned(shape, dtype) if out is None else kernel_order(out, shape, dtype)
-    if how["tolerance"] is not None:  # in σ it needs no step, and a lattice finds the ranges faster
-        encoder = planned(encoder, grid, **how)
+    network = encoder.network
+    if tolerance is not None:  # in σ it needs no step, and a lattice yields the ranges faster
+        network = encoder.choose(grid, exact=exact, tolerance=tolerance)[1]
     if scale_offset is None:
-        quantiser = find_quantiser(encoder, grid, sample, encoder.threads)
+        quantiser = find_quantiser(network, grid, sample, encoder.threads)
     else:
         quantiser = Quantiser(sample, *_scale_offset(scale_offset, encoder.embed_dim))
-    encoder = planned(encoder, grid, step=quantiser.scale, dtype=dtype.name, **how)
-    fill_codes(encoder, placed(encoder, grid), memory, quantiser)
-    array = xarray.DataArray(
-        xarray.Variable(DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder)),
-        coords=coordinates(encoder, grid),
-        name="embedding",
-    )
     assert quantiser.scale is not None
     assert quantiser.offset is not None
+    plan, network = encoder.choose(
+        grid, exact=exact, tolerance=tolerance, step=quantiser.scale, dtype=dtype.name
+    )
+    network.encode_pixels(approximated(network, grid), out=memory, call=Call(quantise=quantiser.quantise))
+    array = xarray.DataArray(
+        xarray.Variable(DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder) | plan.attributes()),
+        coords=_coordinates({**_band_names(encoder), **_band_errors(plan)}, grid),
+        name="embedding",
+    )
     array = array.assign_coords(scale=("band", quantiser.scale), offset=("band", quantiser.offset))
     # As rioxarray has them of a file with scales: it writes them back, and knows the codes are not masked.
     array.attrs |= {
@@ -93,11 +220,12 @@ def coded_array(
     return array
 
 
-def _scale_offset(given: tuple[Any, Any], bands: int) -> tuple[np.ndarray, np.ndarray]:
+def _scale_offset(scale_offset: tuple[Any, Any], bands: int) -> tuple[np.ndarray, np.ndarray]:
     """Scale and offset of every band, as float32 has them. Raises UsageError."""
     try:
         scale, offset = (
-            np.broadcast_to(np.asarray(values, np.float32).astype(np.float64), (bands,)) for values in given
+            np.broadcast_to(np.asarray(values, np.float32).astype(np.float64), (bands,))
+            for values in scale_offset
         )
     except (TypeError, ValueError) as error:
         raise UsageError(
@@ -110,24 +238,24 @@ def _scale_offset(given: tuple[Any, Any], bands: int) -> tuple[np.ndarray, np.nd
 
 
 def variable(
-    encoder: Encoder, places: PixelGrid, *, chunks: Any = None, data: np.ndarray | None = None
+    planned: PlannedPixels, *, chunks: Any = None, data: np.ndarray | None = None
 ) -> xarray.Variable:
-    """The embedding of any places, (band, y, x) float32 without coordinates; otherwise as `grid_array`."""
+    """The embedding of any pixels, (band, y, x) float32 without coordinates; otherwise as `grid_array`."""
     values: Any
     if data is not None:
         values = data
     elif chunks is not None:
-        values = dask_array(EncodedPixels(encoder, places, threads=1), chunks)
+        values = dask_array(EncodedPixels(planned, threads=1), chunks)
     else:
-        lazily = indexing.LazilyIndexedArray(EncodedPixels(encoder, places))
+        lazily = indexing.LazilyIndexedArray(EncodedPixels(planned))
         # As open_dataset does: computed once when all of it is asked for, and writable then.
         cached: Any = indexing.MemoryCachedArray(lazily)
         values = indexing.CopyOnWriteArray(cached)
-    return xarray.Variable(DIMS, values, attrs=attributes(encoder))
+    return xarray.Variable(DIMS, values, attrs=attributes(planned.encoder))
 
 
 def attributes(encoder: Encoder) -> dict[str, Any]:
-    """What an embedding's array says about itself."""
+    """Attributes of an embedding's array, but for those that its plan gives."""
     weights = encoder.weights
     return {
         "long_name": "location embedding",
@@ -138,38 +266,49 @@ def attributes(encoder: Encoder) -> dict[str, Any]:
         "degrees": int(weights.degrees),
         "backend": encoder.backend,
         "software": f"satclip-engine {__version__}",
-        **({} if encoder.plan is None else encoder.plan.attributes()),
     }
 
 
-def coordinates(encoder: Encoder, grid: Grid) -> xarray.Coordinates:
+def coordinates(planned: PlannedPixels, grid: Grid) -> xarray.Coordinates:
     """band, y and x (2-d xc and yc when the grid is rotated, as rioxarray has them) and spatial_ref."""
-    variables: dict[Hashable, Any] = {**band_coordinates(encoder), "spatial_ref": spatial_ref(grid)}
+    return _coordinates(band_coordinates(planned), grid)
+
+
+def _coordinates(of_bands: dict[Hashable, xarray.Variable], grid: Grid) -> xarray.Coordinates:
+    variables: dict[Hashable, Any] = {**of_bands, "spatial_ref": spatial_ref(grid)}
     if not grid.unrotated:
-        for name, which in (("xc", 0), ("yc", 1)):
+        for name, axis in (("xc", 0), ("yc", 1)):
             variables[name] = xarray.Variable(
                 ("y", "x"),
-                indexing.LazilyIndexedArray(_RotatedLabels(grid, which)),
-                _axis_attributes(grid)[which],
+                indexing.LazilyIndexedArray(_RotatedLabels(grid, axis)),
+                _axis_attributes(grid)[axis],
             )
         return xarray.Coordinates(variables)
     coords = xarray.Coordinates(variables)
     for dim, attrs in zip(("x", "y"), _axis_attributes(grid), strict=True):
         step, start, size = grid.steps(dim)
         index = AxisIndex(AxisLabels(dim, dim, size, start, step)).stored()
-        axis = index.create_variables()[dim]
-        axis.attrs.update(attrs)
-        coords = coords.merge(xarray.Coordinates({dim: axis}, indexes={dim: index})).coords
+        labels = index.create_variables()[dim]
+        labels.attrs.update(attrs)
+        coords = coords.merge(xarray.Coordinates({dim: labels}, indexes={dim: index})).coords
     return coords
 
 
-def band_coordinates(encoder: Encoder) -> dict[Hashable, xarray.Variable]:
-    """band, and along it what an interpolation was measured to be off, in each band's unit."""
-    errors = {} if encoder.plan is None else encoder.plan.band_errors
-    return {
-        "band": xarray.IndexVariable("band", encoder.band_names),
-        **{name: xarray.Variable("band", numbers) for name, numbers in errors.items()},
-    }
+def band_coordinates(planned: PlannedPixels) -> dict[Hashable, xarray.Variable]:
+    """band, and along it the measured error of an interpolation in each band's unit; 0 where all is exact."""
+    names, plan = _band_names(planned.encoder), planned.known_plan
+    if plan is not None:
+        return {**names, **_band_errors(plan)}
+    lazily = {name: indexing.LazilyIndexedArray(_BandErrors(planned, name)) for name in ERRORS}
+    return {**names, **{name: xarray.Variable("band", errors) for name, errors in lazily.items()}}
+
+
+def _band_names(encoder: Encoder) -> dict[Hashable, xarray.Variable]:
+    return {"band": xarray.IndexVariable("band", encoder.band_names)}
+
+
+def _band_errors(plan: Plan) -> dict[Hashable, xarray.Variable]:
+    return {name: xarray.Variable("band", errors) for name, errors in plan.band_errors.items()}
 
 
 def spatial_ref(grid: Grid) -> xarray.Variable:
@@ -199,29 +338,15 @@ def _axis_attributes(grid: Grid) -> tuple[dict[str, str], dict[str, str]]:
 
 
 class EncodedPixels(BackendArray):
-    """The embedding of places, (band, y, x) float32; computes what is indexed: slices, arrays or points."""
+    """The embedding of pixels, (band, y, x) float32; computes what is indexed: slices, arrays or points."""
 
-    def __init__(self, encoder: Encoder, places: PixelGrid, *, threads: int | None = None) -> None:
-        self.encoder, self.places, self.threads = encoder, places, threads
-        self.shape = (encoder.embed_dim, *places.shape)
+    def __init__(self, planned: PlannedPixels, *, threads: int | None = None) -> None:
+        self.planned, self.threads = planned, threads
+        self.shape = (planned.encoder.embed_dim, *planned.pixels.shape)
         self.dtype = np.dtype(np.float32)
-        self._selected: OrderedDict[bytes, Encoder] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _encoded_places, (self.encoder, self.places, self.threads)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        encoder = self.encoder
-        plan = "exact" if encoder.plan is None else encoder.plan.token
-        return (
-            "satclip_engine.EncodedPixels",
-            encoder.sha256,
-            encoder.backend,
-            encoder.isa,
-            plan,
-            self.places,
-        )
+        return ("satclip_engine.EncodedPixels", *self.planned.__dask_tokenize__())
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         if isinstance(key, indexing.VectorizedIndexer):
@@ -232,18 +357,18 @@ class EncodedPixels(BackendArray):
         """Bands × rows × columns: integers (whose dimension is dropped), slices or arrays of indices."""
         key = tuple(key) + (slice(None),) * (3 - len(key))
         dropped = tuple(
-            axis for axis, part in enumerate(key) if not isinstance(part, slice) and np.ndim(part) == 0
+            axis for axis, index in enumerate(key) if not isinstance(index, slice) and np.ndim(index) == 0
         )
         bands, rows, cols = (
-            part if isinstance(part, slice) else np.atleast_1d(_positive(part, size))
-            for part, size in zip(key, self.shape, strict=True)
+            index if isinstance(index, slice) else np.atleast_1d(_positive(index, size))
+            for index, size in zip(key, self.shape, strict=True)
         )
-        wanted = np.arange(self.shape[0])[bands]
+        chosen = np.arange(self.shape[0])[bands]
         pixels = _count(rows, self.shape[1]) * _count(cols, self.shape[2])
-        if wanted.size == self.shape[0] or pixels <= _SMALL or wanted.size == 0:
-            values = self.encoder.evaluate(self.places, rows, cols, threads=self.threads)[..., bands]
+        if chosen.size == self.shape[0] or pixels <= _FEW_PIXELS or chosen.size == 0:
+            values = self.planned.encode(rows, cols, threads=self.threads)[..., bands]
         else:
-            values = self._with_bands(wanted).evaluate(self.places, rows, cols, threads=self.threads)
+            values = self.planned.encode(rows, cols, threads=self.threads, bands=tuple(chosen.tolist()))
         values = values.transpose(2, 0, 1)
         return values.squeeze(dropped) if dropped else values
 
@@ -252,22 +377,25 @@ class EncodedPixels(BackendArray):
         rows, cols = _positive(rows, self.shape[1]), _positive(cols, self.shape[2])
         pixel, inverse = np.unique(rows * self.shape[2] + cols, return_inverse=True)
         row, col = np.divmod(pixel, self.shape[2])
-        values = self.encoder.evaluate_pixels(self.places, row, col, threads=self.threads)
+        values = self.planned.encode_single(row, col, threads=self.threads)
         return values[inverse.reshape(np.broadcast_shapes(rows.shape, cols.shape)), bands]
 
-    def _with_bands(self, wanted: np.ndarray) -> Encoder:
-        with self._lock:
-            key = wanted.tobytes()
-            if key not in self._selected:
-                self._selected[key] = self.encoder.select(wanted)
-                if len(self._selected) > _KEPT:
-                    self._selected.popitem(last=False)
-            self._selected.move_to_end(key)
-            return self._selected[key]
 
+class _BandErrors(BackendArray):
+    """The measured error of every band, (E,) float64: makes the plan when it is indexed."""
 
-def _encoded_places(encoder: Encoder, places: PixelGrid, threads: int | None) -> EncodedPixels:
-    return EncodedPixels(encoder, places, threads=threads)
+    def __init__(self, planned: PlannedPixels, name: str) -> None:
+        self.planned, self.name = planned, name
+        self.shape, self.dtype = (planned.encoder.embed_dim,), np.dtype(np.float64)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return ("satclip_engine.BandErrors", self.name, *self.planned.__dask_tokenize__())
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        errors = self.planned.plan.band_errors.get(self.name, np.zeros(self.shape))
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.VECTORIZED, lambda index: errors[index]
+        )
 
 
 def _count(index: slice | np.ndarray, size: int) -> int:
@@ -280,7 +408,7 @@ def _positive(index: Any, size: int) -> np.ndarray:
 
 
 class _Sliceable:
-    """What dask.array.from_array needs of an EncodedPixels."""
+    """An EncodedPixels as dask.array.from_array takes it."""
 
     def __init__(self, array: EncodedPixels) -> None:
         self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, 3
@@ -307,8 +435,8 @@ def dask_array(array: EncodedPixels, chunks: Any) -> Any:
 class _RotatedLabels(BackendArray):
     """x or y of the pixels of a rotated grid, (y, x) float64."""
 
-    def __init__(self, grid: Grid, which: int) -> None:
-        self.grid, self.which = grid, which
+    def __init__(self, grid: Grid, axis: int) -> None:
+        self.grid, self.axis = grid, axis
         self.shape, self.dtype = grid.shape, np.dtype(np.float64)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
@@ -317,5 +445,5 @@ class _RotatedLabels(BackendArray):
         )
 
     def _window(self, key: tuple[Any, ...]) -> np.ndarray:
-        rows, cols = (np.arange(size)[part] for part, size in zip(key, self.shape, strict=True))
-        return self.grid.xy(np.expand_dims(rows, -1) if np.ndim(cols) else rows, cols)[self.which]
+        rows, cols = (np.arange(size)[index] for index, size in zip(key, self.shape, strict=True))
+        return self.grid.xy(np.expand_dims(rows, -1) if np.ndim(cols) else rows, cols)[self.axis]

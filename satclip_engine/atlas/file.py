@@ -36,7 +36,7 @@ from satclip_engine.lattice.zones import Zone
 FORMAT, VERSION = "satclip-atlas", 1
 SUFFIX = ".zarr"
 STATISTICS = "statistics"
-_ATTEMPTS, _PAUSE = 3, 0.2  # at reading from elsewhere; seconds before the second one
+_ATTEMPTS, _PAUSE_SECONDS = 3, 0.2  # at reading from elsewhere; seconds before the second one
 _Read = TypeVar("_Read")
 
 
@@ -56,7 +56,7 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What the attributes say."""
+    """Contents of the attributes."""
 
     zones: tuple[Zone, ...]
     packing: Packing
@@ -67,7 +67,7 @@ class Contents:
     origin: Origin
     nodes_sha256: str  # of all arrays as they are stored
     certificate: Certificate
-    reach: float  # the largest error of any place, in the measure of `statistics`
+    reach: float  # the largest error of any point, in the measure of `statistics`
     software: str
 
     @property
@@ -78,9 +78,9 @@ class Contents:
     def sha256(self) -> str:
         """Identifies what an atlas answers."""
         packing = [self.packing.dtype, self.packing.scale.tolist(), self.packing.offset.tolist()]
-        what = [VERSION, self.origin.function_sha256, self.nodes_sha256, packing]
-        what.append([zone.as_dict() for zone in self.zones])
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        parts = [VERSION, self.origin.function_sha256, self.nodes_sha256, packing]
+        parts.append([zone.as_dict() for zone in self.zones])
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def nodes(self) -> int:
@@ -113,7 +113,7 @@ class Contents:
         zones = tuple(Zone(**zone) for zone in content["zones"])
         scale, offset = (np.asarray(content[name], np.float32) for name in ("scale", "offset"))
         moments = Moments(*(np.asarray(content[name], np.float64) for name in ("sigma", "rms")))
-        found = cls(
+        contents = cls(
             zones,
             Packing(content["dtype"], scale, offset),
             tuple(str(name) for name in content["band_names"]),
@@ -126,8 +126,8 @@ class Contents:
             float(content["reach"]),
             str(content["software"]),
         )
-        found.check()
-        return found
+        contents.check()
+        return contents
 
     def check(self) -> None:
         """Raises ValueError for numbers that describe no lattice of the whole Earth."""
@@ -181,13 +181,13 @@ class AtlasFile:
         self._arrays = [self._array(array_name(k), zone) for k, zone in enumerate(self.contents.zones)]
 
     def _array(self, name: str, zone: Zone) -> Any:
-        found = self._group.get(name)
+        array = self._group.get(name)
         shape = (len(array_rows(zone)), zone.columns, self.contents.bands)
-        if getattr(found, "shape", None) != shape or found.dtype != self.contents.packing.dtype:
+        if getattr(array, "shape", None) != shape or array.dtype != self.contents.packing.dtype:
             raise WeightsError(
                 f"{self.source}: the atlas is damaged: it has no array {name} of shape {shape}"
             )
-        return found
+        return array
 
     def stored(self, zone: int, rows: range, columns: range) -> np.ndarray:
         """(h, w, E) of a zone's array as it is stored; rows are counted from the array's first."""
@@ -200,10 +200,10 @@ class AtlasFile:
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Covariance of the bands and mean square of their errors, (E, E) float64 each."""
         bands = self.contents.bands
-        found = self._group.get(STATISTICS)
-        if getattr(found, "shape", None) != (2, bands * (bands + 1) // 2):
+        array = self._group.get(STATISTICS)
+        if getattr(array, "shape", None) != (2, bands * (bands + 1) // 2):
             raise WeightsError(f"{self.source}: the atlas is damaged: it has no array {STATISTICS}")
-        covariance, errors = self._read(lambda: found[...], STATISTICS)
+        covariance, errors = self._read(lambda: array[...], STATISTICS)
         if not np.isfinite([covariance, errors]).all():
             raise WeightsError(f"{self.source}: the atlas is damaged: a chunk of {STATISTICS} is missing")
         return square(covariance), square(errors)
@@ -220,7 +220,7 @@ class AtlasFile:
                 if not self.remote or attempt == _ATTEMPTS - 1:
                     text = f"{self.source}: {what} cannot be read: {_line(error)}"
                     raise WeightsError(text) from error
-            time.sleep(_PAUSE * 4**attempt)
+            time.sleep(_PAUSE_SECONDS * 4**attempt)
         raise AssertionError
 
 
@@ -270,16 +270,16 @@ def _opened(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def _line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """An error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def square(triangle: np.ndarray) -> np.ndarray:
     """A symmetric matrix from its upper triangle, float64."""
     size = int((np.sqrt(8 * triangle.size + 1) - 1) / 2)
-    found = np.zeros((size, size))
-    found[np.triu_indices(size)] = triangle
-    return found + np.triu(found, 1).T
+    upper = np.zeros((size, size))
+    upper[np.triu_indices(size)] = triangle
+    return upper + np.triu(upper, 1).T
 
 
 def triangle(matrix: np.ndarray) -> np.ndarray:

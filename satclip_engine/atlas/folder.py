@@ -63,9 +63,9 @@ def _holds_atlas(path: Path) -> bool:
 
 
 class Folder:
-    """The folder of an atlas that is not complete. Whatever ends its `with` but `publish` removes it.
+    """The folder of an atlas that is not complete, removed when the `with` block ends unless published.
 
-    What the disk says becomes an OutputError.
+    Errors of the disk become an OutputError.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -108,7 +108,7 @@ class Folder:
         _whole(lambda: self._group.create_array(STATISTICS, data=triangles, **how))
 
     def reader(self, contents: Contents) -> AtlasFile:
-        """What is written so far, opened as any reader does."""
+        """Open the arrays written so far, as any reader does."""
         library = zarr()
         store = library.storage.LocalStore(self.temporary, read_only=True)
         return AtlasFile(
@@ -124,10 +124,10 @@ class Folder:
             sync_file(file)
         for folder, _, _ in os.walk(self.temporary):
             sync_folder(Path(folder))
-        found = sum(file.stat().st_size for file in files), sum(file.name != _METADATA for file in files)
+        counts = sum(file.stat().st_size for file in files), sum(file.name != _METADATA for file in files)
         self._rename()
         sync_folder(self.temporary.parent)
-        return found
+        return counts
 
     def _rename(self) -> None:
         target = self.path.absolute()
@@ -189,7 +189,7 @@ class ZoneArray:
 
 
 def _whole(job: Callable[[], _Result]) -> _Result:
-    """Do what an interrupt must not leave half done: Zarr's own threads would go on writing."""
+    """Run a job that an interrupt must not leave half done: Zarr's own threads would go on writing."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(job).result()
 

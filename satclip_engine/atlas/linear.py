@@ -1,4 +1,4 @@
-"""What an atlas's bands become: some of them, or a linear head; and what is known of its error then."""
+"""Linear maps on an atlas's bands (a selection, a head) and the error bound that follows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Selection:
     def select(self, index: np.ndarray) -> Selection:
         return Selection(self.index[index])
 
-    def then(self, weight: np.ndarray, bias: np.ndarray, bands: int) -> Head:
+    def compose(self, weight: np.ndarray, bias: np.ndarray, bands: int) -> Head:
         """`weight` (K, E) times these outputs plus `bias` (K,)."""
         # A band may have been selected twice.
         chosen = (self.index[:, None] == np.arange(bands)).astype(np.float64)
@@ -63,7 +63,7 @@ class Head:
     def select(self, index: np.ndarray) -> Head:
         return Head(self.weight[index], self.bias[index])
 
-    def then(self, weight: np.ndarray, bias: np.ndarray, bands: int) -> Head:
+    def compose(self, weight: np.ndarray, bias: np.ndarray, bands: int) -> Head:
         return Head(weight @ self.weight, weight @ self.bias + bias)
 
     def values(self, codes: np.ndarray, packing: Packing) -> np.ndarray:
@@ -104,9 +104,9 @@ class HeadCertificate(Certificate):
         )
 
     def tags(self) -> dict[str, str]:
-        found = super().tags()
-        del found["reconstruction_min_cosine"]
-        return found
+        tags = super().tags()
+        del tags["reconstruction_min_cosine"]
+        return tags
 
 
 def head_certificate(

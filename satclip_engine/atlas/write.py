@@ -4,9 +4,9 @@
     load("earth.zarr")          # an Encoder; from https:// or s3:// too, reading what it needs
 
 writer.py   chooses the lattice, writes it, measures the error of what was written, refines
-folder.py   the folder in which it is written until it is complete
-file.py     content of the file, and how it is read; packing.py: its numbers
-field.py    an Encoder's parts that answer from it; linear.py: some of its bands, or heads on them
+folder.py   holds it until it is complete
+file.py     format of the file, and reading it; packing.py: its numbers
+field.py    the field of an Encoder that answers from it; linear.py: some of its bands, or heads on them
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LIMIT = 4 << 30  # bytes of all nodes before they are compressed
 
 @dataclass(frozen=True)
 class AtlasReport:
-    """What was written."""
+    """Report of a written atlas."""
 
     path: Path
     bytes: int  # on disk
@@ -91,13 +91,13 @@ def write_atlas(
     target, progress = Path(path), progress or Silence()
     _check(enc, path, dtype, threads)
     check_target(target, overwrite=overwrite)
-    wanted = tolerance_of(enc.moments, tolerance, exact_possible=False)
+    limits = tolerance_of(enc.moments, tolerance, exact_possible=False)
     with Folder(target, overwrite=overwrite) as folder:
         try:
             writer = Writer(
-                enc.by_plan(None),
+                enc,
                 folder,
-                wanted,
+                limits,
                 float(tolerance),
                 dtype=dtype,
                 threads=threads or enc.threads,
@@ -118,7 +118,7 @@ def write_atlas(
         chunks=chunks,
         spacing=max(zone.lat_step for zone in contents.zones),
         order=contents.zones[0].order,
-        tolerance=wanted.text,
+        tolerance=limits.text,
         certificate=contents.certificate,
         rounds=rounds,
         seconds=time.perf_counter() - started,

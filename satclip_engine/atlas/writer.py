@@ -1,5 +1,4 @@
-"""How an atlas is made: choose a lattice, write it, measure the error of what was written, refine where it is
-too large."""
+"""Makes an atlas: chooses a lattice, writes it, measures the error of the written nodes, refines."""
 
 from __future__ import annotations
 
@@ -13,16 +12,17 @@ import numpy as np
 
 from satclip_engine._version import __version__
 from satclip_engine.atlas import global_zones
-from satclip_engine.atlas.field import AtlasBackend, AtlasLayers, Codes
+from satclip_engine.atlas.field import Codes, PreparedAtlas
 from satclip_engine.atlas.file import Contents, Origin, square, triangle
 from satclip_engine.atlas.folder import Folder
-from satclip_engine.atlas.linear import error_measure, field_measure
-from satclip_engine.atlas.packing import Beyond, folded, make_packing
+from satclip_engine.atlas.linear import Selection, error_measure, field_measure
+from satclip_engine.atlas.packing import RangeExceeded, differenced, make_packing
+from satclip_engine.backends.protocols import Call
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.lattice.certificate import Certificate, certify
 from satclip_engine.lattice.convergence import halfway
 from satclip_engine.lattice.nodes import BLOCK_ROWS, EncodedNodes
-from satclip_engine.lattice.sampling import Globe, caps, near
+from satclip_engine.lattice.sampling import Globe, nearby_positions, polar_positions
 from satclip_engine.lattice.tolerance import Tolerance, spiral
 from satclip_engine.lattice.zones import Zone, zone_of
 from satclip_engine.progress import Progress
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
 
 SCOPE = "places on Earth, by area,"
-ROUNDS = 5  # of measuring and refining
+REFINEMENT_ROUNDS = 5  # of measuring and refining
 _POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
-_FURTHER = 128  # positions near the poles, near the pilot's worst, and in every zone
-_ENOUGH = 0.85  # of the tolerance: elsewhere the error may be a little larger than where it is measured
-_SHARE = 0.6  # of the tolerance that rounding may take
+_EXTRA_POSITIONS = 128  # near the poles, near the probe's worst, and in every zone
+_SAFETY = 0.85  # of the tolerance: elsewhere the error may be a little larger than where it is measured
+_ROUNDING_SHARE = 0.6  # of the tolerance
 
 
 class Writer:
@@ -59,7 +59,7 @@ class Writer:
         self.threads, self.limit, self.progress = threads, limit, progress
         self.digests: dict[int, str] = {}  # of arrays that are as they should be
         progress.stage("estimating the field's smoothness")
-        sample = self.network.encode(spiral(_POSITIONS), threads=threads)
+        sample = self.network.encode(spiral(_POSITIONS), call=Call(threads))
         self.covariance, self.mean = field_measure(sample)
         self.low, self.high = (
             limits.astype(np.float64) for limits in (sample.min(axis=0), sample.max(axis=0))
@@ -68,36 +68,36 @@ class Writer:
         self.failed = np.empty((0, 2))
 
     def write(self) -> tuple[Contents, int]:
-        """All arrays; what the attributes are to say, and how many lattices were measured."""
+        """Write all arrays; the attributes, and the number of lattices that were measured."""
         zones, worst = self._first()
-        for attempt in range(ROUNDS):
+        for attempt in range(REFINEMENT_ROUNDS):
             self._check_size(zones)
             self._arrays(zones)
-            contents, each = self._measured(zones, worst, attempt)
-            if contents.certificate.max_tolerance <= _ENOUGH:
+            contents, zone_errors = self._measured(zones, worst, attempt)
+            if contents.certificate.max_tolerance <= _SAFETY:
                 return contents, attempt + 1
             rounding = float(self._rounding(zones[0].order).max())
             finer = tuple(
-                global_zones.refined(zone, each.get(k, 0.0), rounding, _ENOUGH)
+                global_zones.refined(zone, zone_errors.get(k, 0.0), rounding, _SAFETY)
                 for k, zone in enumerate(zones)
             )
             self.digests = {k: digest for k, digest in self.digests.items() if finer[k] == zones[k]}
             zones = finer
         raise UsageError(
-            f"{ROUNDS} lattices, each finer, did not keep {self.tolerance.text}: the last erred by "
-            f"{contents.certificate.max_sigma:.2g} σ; give a larger ",
+            f"{REFINEMENT_ROUNDS} lattices, each finer, did not keep {self.tolerance.text}: the last "
+            f"erred by {contents.certificate.max_sigma:.2g} σ; give a larger ",
             Argument("tolerance"),
             *self._or_finer_dtype(", or "),
             argument="tolerance",
         )
 
     def _first(self) -> tuple[tuple[Zone, ...], np.ndarray]:
-        """The lattice to begin with, and places where errors are likely."""
+        """The lattice to begin with, and points where errors are likely."""
         rounding = self._rounding(8)
-        if (rounding > _SHARE).any():
+        if (rounding > _ROUNDING_SHARE).any():
             self._refuse_dtype(rounding)
-        left = self.tolerance.bands * (1 - rounding)
-        zones, worst = global_zones.first_zones(self.network, left, self.threads)
+        tolerance = self.tolerance.bands * (1 - rounding)
+        zones, worst = global_zones.first_zones(self.network, tolerance, self.threads)
         if not zones:
             raise UsageError(
                 f"the field is too rough for {self.tolerance.text}: errors stay above it with nodes 10 m "
@@ -108,7 +108,7 @@ class Writer:
         return zones, worst
 
     def _rounding(self, order: int) -> np.ndarray:
-        """What packing may add to the error, (E,) in tolerances: half a step, as stencils amplify it."""
+        """Largest error that packing adds, (E,) in tolerances: half a step, as stencils amplify it."""
         amplified = (2 * sum(abs(weight) for weight in halfway(order))) ** 2
         largest = np.maximum(np.abs(self.low), np.abs(self.high))
         return amplified * self.packing.half_step(largest) / self.tolerance.bands
@@ -122,7 +122,7 @@ class Writer:
                 *self._or_finer_dtype(": use "),
                 argument="dtype",
             )
-        floor = float(rounding[worst]) / _SHARE * self.sigmas
+        floor = float(rounding[worst]) / _ROUNDING_SHARE * self.sigmas
         digits = 10 ** (math.floor(math.log10(floor)) - 1)
         floor = math.ceil(floor / digits) * digits
         raise UsageError(
@@ -165,15 +165,15 @@ class Writer:
                 for k in new:
                     self.digests[k] = self._array(zones, k)
                 return
-            except Beyond as beyond:
-                if self.dtype != "int16" or not np.isfinite([beyond.low, beyond.high]).all():
+            except RangeExceeded as error:
+                if self.dtype != "int16" or not np.isfinite([error.low, error.high]).all():
                     raise UsageError(
                         f"{self.dtype} cannot hold these embeddings: use ",
                         Argument("dtype", "float32"),
                         argument="dtype",
                     ) from None
-                # The sample was less extreme than these nodes: anew, with what is known now.
-                self.low, self.high = np.minimum(self.low, beyond.low), np.maximum(self.high, beyond.high)
+                # The sample was less extreme than these nodes: write anew with their range.
+                self.low, self.high = np.minimum(self.low, error.low), np.maximum(self.high, error.high)
                 self.packing, self.digests = make_packing(self.dtype, self.low, self.high), {}
 
     def _array(self, zones: tuple[Zone, ...], number: int) -> str:
@@ -183,15 +183,15 @@ class Writer:
         needed = zone.row_range
         for top in array.tops:
             rows = np.arange(top, top + BLOCK_ROWS)
-            wanted = (rows >= needed.start) & (rows < needed.stop)
-            values = nodes.make(number, top // BLOCK_ROWS, 1, range(zone.columns), self.threads, None)
+            used = (rows >= needed.start) & (rows < needed.stop)
+            values = nodes.make(number, top // BLOCK_ROWS, 1, range(zone.columns), Call(self.threads))
             stored = np.zeros(values.shape, self.packing.dtype)
-            stored[wanted] = self.packing.codes(values[wanted])
+            stored[used] = self.packing.codes(values[used])
             if self.packing.dtype == "int16":
-                stored = folded(stored)
-                stored[rows >= needed.stop] = 0  # nobody asks for them
+                stored = differenced(stored)
+                stored[rows >= needed.stop] = 0  # no stencil needs them
             array.write(top, stored)
-            self.progress.advance(int(wanted.sum()) * zone.columns)
+            self.progress.advance(int(used.sum()) * zone.columns)
         return array.digest
 
     # Error
@@ -199,44 +199,47 @@ class Writer:
     def _measured(
         self, zones: tuple[Zone, ...], worst: np.ndarray, attempt: int
     ) -> tuple[Contents, dict[int, float]]:
-        """What the attributes say, and the largest error of each zone in tolerances."""
+        """The attributes, and the largest error of each zone in tolerances."""
         self.progress.stage("measuring the error")
         drawn = Globe().draw(_POSITIONS, 100 + attempt)
         spacing = max(zone.lat_step for zone in zones)
         further = np.concatenate(
             [
-                caps(Globe(), _FURTHER, 200 + attempt),
-                near(worst, 2 * spacing, _FURTHER // max(1, len(worst)), 300 + attempt),
-                global_zones.check_places(zones, _FURTHER, 400 + attempt),
+                polar_positions(Globe(), _EXTRA_POSITIONS, 200 + attempt),
+                nearby_positions(worst, 2 * spacing, _EXTRA_POSITIONS // max(1, len(worst)), 300 + attempt),
+                global_zones.zone_positions(zones, _EXTRA_POSITIONS, 400 + attempt),
                 self.failed,
             ]
         )
-        places = np.concatenate([drawn, further])
-        exact = self.network.encode(places, threads=self.threads)
+        positions = np.concatenate([drawn, further])
+        exact = self.network.encode(positions, call=Call(self.threads))
         contents = self._contents(zones)
-        layers = AtlasLayers(Codes(self.folder.reader(contents)))
-        found = AtlasBackend().prepare(layers, self.threads).encode(places, threads=self.threads)
-        certificate, each = certify(
+        written = PreparedAtlas(
+            Codes(self.folder.reader(contents)), Selection(np.arange(contents.bands)), self.threads
+        )
+        values = written.encode(positions)
+        certificate, of_tolerance = certify(
             lambda _: exact,
-            lambda _: found,
+            lambda _: values,
             drawn,
             further,
             self.tolerance.sigma,
             self.tolerance.bands,
-            rounds=ROUNDS,
+            rounds=REFINEMENT_ROUNDS,
         )
         errors, reach = error_measure(
-            found.astype(np.float64) - exact, lambda matrix: square(triangle(matrix))
+            values.astype(np.float64) - exact, lambda matrix: square(triangle(matrix))
         )
         self.folder.statistics(np.stack([triangle(self.covariance), triangle(errors)]))
-        self.failed = places[each > _ENOUGH][:_FURTHER]  # looked at again when the lattice is finer
-        number = zone_of(zones, places[:, 1])
-        of_zones = {int(k): float(each[number == k].max()) for k in np.unique(number)}
+        # A finer lattice is measured here again.
+        self.failed = positions[of_tolerance > _SAFETY][:_EXTRA_POSITIONS]
+        number = zone_of(zones, positions[:, 1])
+        of_zones = {int(k): float(of_tolerance[number == k].max()) for k in np.unique(number)}
         certificate = dataclasses.replace(certificate, scope=SCOPE)
         return dataclasses.replace(contents, certificate=certificate, reach=reach), of_zones
 
     def _contents(self, zones: tuple[Zone, ...]) -> Contents:
-        """What the attributes say, without an error."""
+        """The attributes, without an error."""
         weights = self.enc.weights
         source = weights.provenance.source
         nothing = np.full(self.enc.embed_dim, np.inf)

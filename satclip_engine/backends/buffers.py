@@ -1,4 +1,4 @@
-"""The caller's memory for embeddings: (H, W, E) float32, band fastest, the order in which kernels write."""
+"""Output arrays for embeddings: (H, W, E) float32, band fastest, the order in which kernels write."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import numpy as np
 
 from satclip_engine.errors import UsageError
 
-_CACHE_LINE, _PAGE = 64, 4096
-_SCRATCH = 64 << 20  # bytes of embedding held aside when the caller's memory cannot be written in place
+_CACHE_LINE_BYTES, _PAGE_BYTES = 64, 4096
+SCRATCH_BYTES = 64 << 20  # of embedding held aside when the caller's memory cannot be written in place
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """New memory that begins on a line of the cache: large rasters are written past it line by line."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _CACHE_LINE, np.uint8)
-    first = -memory.ctypes.data % _CACHE_LINE
+    memory = np.empty(size + _CACHE_LINE_BYTES, np.uint8)
+    first = -memory.ctypes.data % _CACHE_LINE_BYTES
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def touch(out: np.ndarray) -> None:
-    """Have the system give new memory in order: asked for here and there by several threads, it takes many
-    times as long."""
+    """Fault new pages in sequentially: first touched by several threads, they take many times as long."""
     flat = out.reshape(-1).view(np.uint8)
-    flat[::_PAGE] = 0
+    flat[::_PAGE_BYTES] = 0
 
 
 def check_out(out: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,13 +44,14 @@ def fill_rows(
     fill: Callable[[slice, np.ndarray], None],
     *,
     rows_apart: bool = False,
+    dtype: Any = np.float32,
 ) -> np.ndarray:
     """Have fill(rows, target) write (h, w, E) `out`: at once if its strides allow, else by blocks."""
     if out is None:
-        out = aligned(shape)
-    elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        out = aligned(shape, dtype)
+    elif not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != shape:
         raise UsageError(
-            f"out must be a float32 array of shape {shape}, not {_describe(out)}", argument="out"
+            f"out must be a {np.dtype(dtype)} array of shape {shape}, not {_describe(out)}", argument="out"
         )
     elif not out.flags.writeable:
         raise UsageError("out is read-only", argument="out")
@@ -60,10 +60,10 @@ def fill_rows(
     if out.flags.c_contiguous or (rows_apart and out.strides[2] == out.itemsize):
         fill(slice(0, shape[0]), out)
         return out
-    step = max(1, _SCRATCH // (4 * shape[1] * shape[2]))
+    step = max(1, SCRATCH_BYTES // (4 * shape[1] * shape[2]))
     for start in range(0, shape[0], step):
         block = slice(start, min(start + step, shape[0]))
-        scratch = np.empty((block.stop - start, *shape[1:]), np.float32)
+        scratch = np.empty((block.stop - start, *shape[1:]), dtype)
         fill(block, scratch)
         out[block] = scratch
     return out

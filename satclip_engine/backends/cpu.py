@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from satclip_engine.backends.compiled import _C, MISSING
-from satclip_engine.backends.protocols import CALLS, Calls, Check, Dropout, Network, Pairs, Prepared
+from satclip_engine.backends.protocols import CALL, Call, Dropout, Network, Pairs, Prepared
 from satclip_engine.device import CPU, Device, available_cores, cpu_only
 from satclip_engine.weights import Layers
 
@@ -131,48 +130,28 @@ class Cpu:
         return torch.from_numpy(da), torch.from_numpy(db), torch.tensor(dscale, dtype=scale.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedCpu:
+class PreparedCpu(Prepared):
     """Weights packed in float32 for one instruction set."""
 
-    layers: Layers
-    network: _C.Network
-    threads: int
-    name: str = Cpu.name
-    device: str = "cpu"
-    calls: Calls = CALLS
+    name, device = Cpu.name, "cpu"
 
-    @property
-    def isa(self) -> str:
-        return self.network.isa
+    def __init__(self, layers: Layers, network: _C.Network, threads: int) -> None:
+        self.network, self.threads, self.isa = network, threads, network.isa
+        self.degrees, self.widths = layers.degrees, layers.widths
 
-    def encode(
-        self,
-        lonlat: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-    ) -> np.ndarray:
+    def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
         if out is None:
-            out = np.empty((len(lonlat), self.layers.embed_dim), np.float32)
-        self.network.encode(lonlat, out, self.threads if threads is None else threads, check)
+            out = np.empty((len(lonlat), self.embed_dim), np.float32)
+        self.network.encode(lonlat, out, call.threads or self.threads, call.check)
         return out
 
     def encode_grid(
-        self,
-        lat: np.ndarray,
-        lon: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
     ) -> np.ndarray:
         if out is None:
-            out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
-        self.network.encode_grid(lat, lon, out, self.threads if threads is None else threads, check)
+            out = np.empty((len(lat), len(lon), self.embed_dim), np.float32)
+        self.network.encode_grid(lat, lon, out, call.threads or self.threads, call.check)
         return out
-
-    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
-        return None
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from satclip_engine.backends.compiled import _C, MISSING
-from satclip_engine.backends.protocols import Calls, Check, Prepared, gpu_calls
+from satclip_engine.backends.protocols import CALL, Call, Prepared, gpu_batch_hints
 from satclip_engine.device import CPU, Device, absence, available_cores, too_old_for
 from satclip_engine.errors import MissingExtra
 from satclip_engine.weights import Layers
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 _GRIDS_ONLY = (
     "backend 'cuda' computes grids of rows of latitude only: for single points and projected grids on a GPU, "
@@ -54,54 +47,29 @@ class Cuda:
         return PreparedCuda(layers, network, threads or available_cores())
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedCuda:
+class PreparedCuda(Prepared):
     """Weights on a GPU. What overlaps there is arranged in csrc/cuda."""
 
-    layers: Layers
-    network: _C.CudaNetwork
-    threads: int
-    name: str = Cuda.name
+    name = Cuda.name
 
-    @property
-    def device(self) -> str:
-        return f"cuda:{self.network.device}"
+    def __init__(self, layers: Layers, network: _C.CudaNetwork, threads: int) -> None:
+        self.network, self.threads, self.device = network, threads, f"cuda:{network.device}"
+        self.degrees, self.widths = layers.degrees, layers.widths
+        _, (major, minor) = _C.cuda_devices()[network.device]
+        self.isa = f"cuda sm_{major}{minor} {network.precision}"
+        self.hints = gpu_batch_hints(layers.embed_dim)
 
-    @property
-    def isa(self) -> str:
-        _, (major, minor) = _C.cuda_devices()[self.network.device]
-        return f"cuda sm_{major}{minor} {self.network.precision}"
-
-    @property
-    def calls(self) -> Calls:
-        return gpu_calls(self.layers.embed_dim)
-
-    def encode(
-        self,
-        lonlat: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-    ) -> np.ndarray:
+    def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
         raise MissingExtra(_GRIDS_ONLY)
 
     def encode_grid(
-        self,
-        lat: np.ndarray,
-        lon: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
     ) -> np.ndarray:
         if out is None:
-            out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
-        threads = self.threads if threads is None else threads
+            out = np.empty((len(lat), len(lon), self.embed_dim), np.float32)
+        threads, width = call.threads or self.threads, self.hints.batch_size
         # Whole rows are made and copied at once: of a wide grid they would take any amount of memory.
-        most = self.calls.places
-        for left in range(0, max(1, len(lon)), most):
-            part = lon[left : left + most]
-            self.network.encode_grid(lat, part, out[:, left : left + most], threads=threads, check=check)
+        for left in range(0, max(1, len(lon)), width):
+            columns = slice(left, left + width)
+            self.network.encode_grid(lat, lon[columns], out[:, columns], threads=threads, check=call.check)
         return out
-
-    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
-        return None

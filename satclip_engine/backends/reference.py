@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from satclip_engine import reference
-from satclip_engine.backends.protocols import CALLS, Calls, Check, Dropout, Network, Pairs, Prepared
+from satclip_engine.backends.protocols import CALL, Call, Dropout, Network, Pairs, Prepared
 from satclip_engine.device import CPU, Device, cpu_only
 from satclip_engine.weights import Layers
 
@@ -91,37 +90,21 @@ class Reference:
         return contrastive.gradients(a, b, scale, row_lse, column_lse, offset, factor)
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedReference:
+class PreparedReference(Prepared):
     """The network as it is; PyTorch decides about threads, and a call is not checked before it ends."""
 
-    layers: Layers
-    name: str = Reference.name
-    isa: str = "float64"
-    device: str = "cpu"
-    calls: Calls = CALLS
+    name, isa, device = Reference.name, "float64", "cpu"
 
-    def encode(
-        self,
-        lonlat: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-    ) -> np.ndarray:
+    def __init__(self, layers: Layers) -> None:
+        self.layers, self.degrees, self.widths = layers, layers.degrees, layers.widths
+
+    def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
         return _into(out, reference.encode(lonlat, self.layers))
 
     def encode_grid(
-        self,
-        lat: np.ndarray,
-        lon: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
     ) -> np.ndarray:
         return _into(out, reference.encode_grid(lat, lon, self.layers))
-
-    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
-        return None
 
 
 def _into(out: np.ndarray | None, values: np.ndarray) -> np.ndarray:

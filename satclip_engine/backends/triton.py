@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.backends.protocols import Calls, Check, Dropout, Network, Pairs, Prepared, gpu_calls
+from satclip_engine.backends.protocols import CALL, Call, Dropout, Network, Pairs, Prepared, gpu_batch_hints
 from satclip_engine.device import CPU, Device, available_cores, too_old, too_old_for, torch_absence
 from satclip_engine.geo.lonlat import as_lonlat, check_latitudes
 from satclip_engine.weights import Layers
@@ -135,7 +135,7 @@ class Triton:
         return loss.gradients(a, b, scale, row_lse, column_lse, offset, factor)
 
 
-class PreparedTriton:
+class PreparedTriton(Prepared):
     """Weights in float32 on a device."""
 
     name = "triton"
@@ -145,8 +145,11 @@ class PreparedTriton:
 
         from satclip_engine.backends.device_copies import computing_stream
 
-        self.layers, self.precision, self.threads = layers, precision, threads
+        self.precision, self.threads = precision, threads
+        self.degrees, self.widths = layers.degrees, layers.widths
+        self.hints = gpu_batch_hints(layers.embed_dim)
         self._device = resolve_device(device)
+        self.device, self.isa = str(self._device), architecture(self._device, precision)
         self._weights = [torch.tensor(w, dtype=torch.float32, device=self._device) for w in layers.weights]
         self._biases = [torch.tensor(b, dtype=torch.float32, device=self._device) for b in layers.biases]
         # One stream for all threads: their kernels would only compete, and each stream keeps its own memory.
@@ -154,61 +157,37 @@ class PreparedTriton:
         self._own = threading.local()
         self._preparing = threading.Lock()
 
-    @property
-    def device(self) -> str:
-        return str(self._device)
-
-    @property
-    def isa(self) -> str:
-        return architecture(self._device, self.precision)
-
-    @property
-    def calls(self) -> Calls:
-        return gpu_calls(self.layers.embed_dim)
-
-    def encode(
-        self,
-        lonlat: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-    ) -> np.ndarray:
-        """As Prepared.encode. threads: how many copy results."""
-        places = as_lonlat(lonlat)
+    def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
+        """As Prepared.encode. call.threads: how many copy results."""
+        points = as_lonlat(lonlat)
         if out is None:
-            out = np.empty((len(places), self.layers.embed_dim), np.float32)
-        blocks = [(rows,) for rows in _slices(len(places), self.calls.places)]
-        self._run(blocks, lambda rows: self._forward(self._sent(places[rows])), out, threads, check)
+            out = np.empty((len(points), self.embed_dim), np.float32)
+        blocks = [(rows,) for rows in _slices(len(points), self.hints.batch_size)]
+        self._run(blocks, lambda rows: self._forward(self._sent(points[rows])), out, call)
         return out
 
     def encode_grid(
-        self,
-        lat: np.ndarray,
-        lon: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
     ) -> np.ndarray:
-        """As Prepared.encode_grid. threads: how many copy results."""
+        """As Prepared.encode_grid. call.threads: how many copy results."""
         from satclip_engine.kernels import grid
 
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         check_latitudes(lat)
         if out is None:
-            out = np.empty((len(lat), len(lon), self.layers.embed_dim), np.float32)
+            out = np.empty((len(lat), len(lon), self.embed_dim), np.float32)
         prepared = self._grid
-        most = self.calls.places
-        across = min(max(1, len(lon)), most)
+        across = min(max(1, len(lon)), self.hints.batch_size)
         blocks = [
             (rows, columns)
-            for rows in _slices(len(lat), most // across)
+            for rows in _slices(len(lat), self.hints.batch_size // across)
             for columns in _slices(len(lon), across)
         ]
 
         def compute(rows: slice, columns: slice) -> Tensor:
             return grid.encode_grid(prepared, self._sent(lat[rows]), self._sent(lon[columns]))
 
-        self._run(blocks, compute, out, threads, check)
+        self._run(blocks, compute, out, call)
         return out
 
     def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
@@ -223,7 +202,7 @@ class PreparedTriton:
 
         from satclip_engine.kernels import grid
 
-        made = grid.prepare(self.layers.degrees, self._weights, self._biases, self.precision)
+        made = grid.prepare(self.degrees, self._weights, self._biases, self.precision)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # another stream than this thread's is to use it
         return made
@@ -251,18 +230,17 @@ class PreparedTriton:
         blocks: Sequence[tuple[slice, ...]],
         compute: Callable[..., Tensor],
         out: np.ndarray,
-        threads: int | None,
-        check: Check | None,
+        call: Call,
     ) -> None:
         """Fill out[block] with compute(*block) for every block."""
         from satclip_engine.backends.device_copies import copier, pipelined
 
         lane = self._lane()
-        with copier(self.threads if threads is None else threads) as copy:
+        with copier(call.threads or self.threads) as copy:
 
             def start(block: tuple[slice, ...], slot: int) -> None:
-                if check is not None:
-                    check()
+                if call.check is not None:
+                    call.check()
                 lane.start(slot, lambda: compute(*block))
 
             pipelined(blocks, start, lambda block, slot: copy(out[block], lane.finish(slot)))

@@ -33,7 +33,7 @@ class RasterForecast:
 
 def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progress) -> RasterForecast:
     """Choose the plan and estimate the size. Raises UsageError as writing the raster would."""
-    from satclip_engine.lattice.choose import placed
+    from satclip_engine.lattice.choose import approximated
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
     from satclip_engine.raster.request import check_request
@@ -43,14 +43,14 @@ def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progr
     raster = replace(options.raster, overwrite=True, resume=False, progress=progress)
     request = check_request(encoder, options.output, grid, raster)
     progress.stage("finding the range of every band")
-    quantiser, planned = fit_and_plan(request, progress.stage)
+    quantiser, chosen, network = fit_and_plan(request, progress.stage)
     tiling, region = request.tiling, region_of(grid)
-    disk = estimate_disk(planned, placed(planned, grid), tiling, quantiser, request.codec)
-    plan = planned.plan or exact_plan(region, "as asked for")
+    disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec)
+    plan = chosen or exact_plan(region, "as asked for")
     if encoder.plan is None:  # an atlas has no other way
         progress.stage("measuring this machine")
         plan = replace(plan, seconds=predicted(plan, encoder.network, region, tiling.threads))
-    return RasterForecast(options, grid, planned.embed_dim, plan, disk, tiling.threads)
+    return RasterForecast(options, grid, encoder.embed_dim, plan, disk, tiling.threads)
 
 
 def as_json(forecast: RasterForecast) -> str:

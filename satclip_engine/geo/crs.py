@@ -1,4 +1,4 @@
-"""Coordinate reference systems: what a user may name, and the way from it to longitude and latitude.
+"""Coordinate reference systems: parsing, and transformation to longitude and latitude.
 
 All coordinates are (x, y) = (east, north) = (longitude, latitude), whatever axis order the authority defines.
 pyproj is imported when it is first needed.
@@ -54,7 +54,7 @@ def parse_crs(crs: Any) -> pyproj.CRS:
 
 @functools.lru_cache(maxsize=64)
 def transformers(wkt: str) -> tuple[pyproj.Transformer, pyproj.Transformer]:
-    """The way from a CRS to EPSG:4326 and back. pyproj's transformers keep one PROJ context a thread."""
+    """Transformers from a CRS to EPSG:4326 and back. pyproj's transformers keep one PROJ context a thread."""
     import pyproj
 
     crs = horizontal(pyproj.CRS.from_wkt(wkt))
@@ -66,9 +66,9 @@ def transformers(wkt: str) -> tuple[pyproj.Transformer, pyproj.Transformer]:
 def to_lonlat(
     wkt: str, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Longitude and latitude of (x, y), and where these come back to in the CRS: four arrays like `x`.
+    """Longitude and latitude of (x, y), and these transformed back to the CRS: four arrays like `x`.
 
-    A place that does not come back lies outside the projection's domain. The way back is that of the
+    A point that does not come back lies outside the projection's domain. The way back is that of the
     projection alone: changes of datum are good to millimetres, or at the edges of their areas to hundreds of
     metres, and say nothing about the projection.
     """
@@ -96,22 +96,22 @@ def _conversion(wkt: str) -> tuple[pyproj.Transformer, float, bool]:
 
 
 def horizontal(crs: pyproj.CRS) -> pyproj.CRS:
-    """What a CRS says of east and north, heights left out."""
-    part = crs.sub_crs_list[0] if crs.is_compound else crs
-    return part.to_2d() if len(part.axis_info) > 2 else part
+    """The horizontal part of a CRS, heights left out."""
+    flat = crs.sub_crs_list[0] if crs.is_compound else crs
+    return flat.to_2d() if len(flat.axis_info) > 2 else flat
 
 
 def is_lonlat(crs: pyproj.CRS) -> bool:
-    """Whether coordinates in this CRS are WGS 84 degrees from Greenwich.
+    """True where coordinates in this CRS are WGS 84 degrees from Greenwich.
 
     EPSG:4326, OGC:CRS84 and their spellings.
     """
     import pyproj
 
-    part = horizontal(crs)
-    if not part.is_geographic or part.is_bound:
+    flat = horizontal(crs)
+    if not flat.is_geographic or flat.is_bound:
         return False
-    return bool(part.equals(pyproj.CRS.from_epsg(4326), ignore_axis_order=True))
+    return bool(flat.equals(pyproj.CRS.from_epsg(4326), ignore_axis_order=True))
 
 
 def full_turn(crs: pyproj.CRS) -> float:
@@ -126,7 +126,7 @@ def full_turn(crs: pyproj.CRS) -> float:
 
 
 def unit_name(crs: pyproj.CRS) -> str:
-    """What a resolution in this CRS is counted in: "degree", "grad", "metre", or what it is called there."""
+    """Unit of a resolution in this CRS: "degree", "grad", "metre", or what it is called there."""
     if not crs.axis_info:
         return "unit"
     axis = crs.axis_info[0]
@@ -153,15 +153,15 @@ def crs_name(crs: CRS) -> str:
     """EPSG:4326, or the CRS's own name where it has no code; a PROJ string where it has neither."""
     if crs.epsg:
         return f"EPSG:{crs.epsg}"
-    name, given = str(crs.proj.name), str(crs)
-    return given.removesuffix(" +type=crs") if name == "unknown" and given.startswith("+") else name
+    name, text = str(crs.proj.name), str(crs)
+    return text.removesuffix(" +type=crs") if name == "unknown" and text.startswith("+") else name
 
 
 def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     """West, south, east, north edge of a projected CRS's area of use in its own units.
 
     The area is given in degrees; its edges are followed at 2001 points a side and its inside at 101², so that
-    curved edges, poles and the antimeridian are handled alike. Places that do not come back are left out.
+    curved edges, poles and the antimeridian are handled alike. Points that do not come back are left out.
     Raises UsageError when the CRS has no area of use, or none that can be projected.
     """
     import pyproj

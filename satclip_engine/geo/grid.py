@@ -1,7 +1,7 @@
-"""Pixel geometry: which places on Earth the pixels of a raster stand for. No weights are involved.
+"""Grid: the pixels of a raster, their CRS and transform, and the longitude and latitude of each.
 
 `make_grid` turns a resolution, bounds, a CRS or an existing raster into a Grid; a Grid gives the latitude and
-longitude of any pixels of it. Conventions: pixel-is-area; a place is its pixel's centre; bounds are west,
+longitude of any pixels of it. Conventions: pixel-is-area; a pixel's location is its centre; bounds are west,
 south, east, north and, like the resolution, in units of the CRS; x before y and longitude before latitude
 whatever the authority says.
 
@@ -12,7 +12,6 @@ threads and resumed runs see the same bits.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from satclip_engine.errors import Argument, UsageError, listed
 from satclip_engine.geo import crs as _crs
+from satclip_engine.geo.bounds import fit_geobox
 from satclip_engine.geo.pixels import Index, indices
 
 if TYPE_CHECKING:
@@ -31,18 +31,15 @@ if TYPE_CHECKING:
     from odc.geo.crs import CRS
     from odc.geo.geobox import GeoBox
 
-DEFAULT_RESOLUTION = 0.25  # degrees
-MAX_SIDE = 2**31 - 1  # pixels; GDAL counts rows and columns in 32-bit integers
-_FIT = 1e-6  # of a pixel: by how much bounds may miss a whole number of pixels
-_RETURN = 0.01  # of a pixel: how near a valid place comes back from longitude and latitude
-_SERIES = 5e-3  # metres, near enough whatever the pixel: PROJ's equal-area series come back to 1.7 mm
-_STEP = 2.0**40  # canonical coordinates are multiples of 2⁻⁴⁰ degree (1e-7 m): exact sums, exact mirrors
-_BLOCK = 1 << 18  # pixels sent through PROJ at once: 2 MB an array
+_MAX_RETURN_PIXELS = 0.01  # error of a valid pixel's way to longitude and latitude and back
+_MAX_RETURN_METRES = 5e-3  # will do whatever the pixel: PROJ's equal-area series come back to 1.7 mm
+_STEPS_PER_DEGREE = 2.0**40  # of canonical coordinates (1e-7 m): exact sums, exact mirrors
+_BLOCK_PIXELS = 1 << 18  # sent through PROJ at once: 2 MB an array
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The pixels of a raster and where they lie; made by `make_grid` or `Grid.from_geobox`."""
+    """The pixels of a raster and their locations; made by `make_grid` or `Grid.from_geobox`."""
 
     geobox: GeoBox
 
@@ -59,7 +56,7 @@ class Grid:
                 f"{name} is located by ground control points, not by a transform: warp it first (gdalwarp)"
             )
         if geobox.crs is None:
-            raise UsageError(f"{name} has no CRS, so its pixels cannot be placed on Earth")
+            raise UsageError(f"{name} has no CRS, so its pixels have no location on Earth")
         transform = geobox.transform
         if not all(math.isfinite(v) for v in transform[:6]) or transform.determinant == 0:
             raise UsageError(f"{name} has a transform that cannot be inverted: {tuple(transform[:6])}")
@@ -102,15 +99,12 @@ class Grid:
 
     @functools.cached_property
     def unrotated(self) -> bool:
-        """Whether rows run along x and columns along y."""
+        """True where rows run along x and columns along y."""
         return self.transform.b == 0 and self.transform.d == 0
 
     @functools.cached_property
     def separable(self) -> bool:
-        """Whether latitude depends on the row alone and longitude on the column alone.
-
-        The product grid's condition.
-        """
+        """True where latitude depends on the row alone and longitude on the column alone."""
         return self.unrotated and _crs.is_lonlat(self._proj)
 
     def lat(self, rows: Index = None) -> np.ndarray:
@@ -133,8 +127,8 @@ class Grid:
     def lonlat(self, rows: Index = None, cols: Index = None) -> np.ndarray:
         """Longitude and latitude of the pixels in `rows` × `cols`, (h, w, 2) float64 degrees.
 
-        NaN where the pixel is not a place on Earth: outside the projection's domain (the place does not come
-        back within 0.01 pixel) or beyond a pole. Any grid.
+        NaN outside the CRS's domain (where the location does not come back within 0.01 pixel) and beyond a
+        pole. Any grid.
         """
         if self.separable:
             lat, lon = self.lat(rows), self.lon(cols)
@@ -145,8 +139,8 @@ class Grid:
         row, col = indices(rows, self.shape[0]), indices(cols, self.shape[1])
         out = np.empty((row.size, col.size, 2))
         flat = out.reshape(-1, 2)
-        for start in range(0, flat.shape[0], _BLOCK):
-            pixel = np.arange(start, min(start + _BLOCK, flat.shape[0]))
+        for start in range(0, flat.shape[0], _BLOCK_PIXELS):
+            pixel = np.arange(start, min(start + _BLOCK_PIXELS, flat.shape[0]))
             flat[pixel[0] : pixel[-1] + 1] = self.pixel_lonlat(row[pixel // col.size], col[pixel % col.size])
         return out
 
@@ -168,8 +162,8 @@ class Grid:
             inverse = ~self.transform
             off_col, off_row = inverse.a * dx + inverse.b * dy, inverse.d * dx + inverse.e * dy
             lat = _valid_latitude(lat)
-            near = (np.abs(off_col) <= _RETURN) & (np.abs(off_row) <= _RETURN)
-            near |= np.hypot(dx, dy) * _crs.unit_metres(self._proj) <= _SERIES
+            near = (np.abs(off_col) <= _MAX_RETURN_PIXELS) & (np.abs(off_row) <= _MAX_RETURN_PIXELS)
+            near |= np.hypot(dx, dy) * _crs.unit_metres(self._proj) <= _MAX_RETURN_METRES
             valid = near & np.isfinite(lon + lat)
         return np.where(valid[:, None], np.stack([lon, lat], axis=-1), np.nan)
 
@@ -214,200 +208,19 @@ def make_grid(
     West and north edges are kept exactly. Raises UsageError.
     """
     if like is not None:
-        given = {"resolution": resolution, "bounds": bounds, "crs": crs}
-        if taken := [Argument(name) for name, value in given.items() if value is not None]:
-            raise UsageError("like already fixes the grid: leave out ", *listed(taken), argument="like")
+        others = {"resolution": resolution, "bounds": bounds, "crs": crs}
+        if extra := [Argument(name) for name, value in others.items() if value is not None]:
+            raise UsageError("like already fixes the grid: leave out ", *listed(extra), argument="like")
         try:
             return _grid_like(like)
         except UsageError as error:
             error.argument = "like"
             raise
-    parsed = _crs.parse_crs("EPSG:4326" if crs is None else crs)
-    res = _resolution(resolution, parsed)
-    edges = _default_bounds(parsed, res) if bounds is None else _check_bounds(bounds, parsed)
-    return _fit(edges, res, parsed)
-
-
-def _resolution(resolution: Any, crs: pyproj.CRS) -> tuple[float, float]:
-    unit = _crs.unit_name(crs)
-    if resolution is None:
-        if unit != "degree":
-            raise UsageError(
-                f"a resolution is required: CRS {crs.name!r} counts in {unit}s", argument="resolution"
-            )
-        return DEFAULT_RESOLUTION, DEFAULT_RESOLUTION
-    try:
-        values = np.asarray(resolution, dtype=np.float64).ravel()
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"resolution must be one number or two (x, y), not {resolution!r}", argument="resolution"
-        ) from error
-    if values.size not in (1, 2):
-        raise UsageError(
-            f"resolution must be one number or two (x, y), not {values.size} numbers", argument="resolution"
-        )
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise UsageError(f"resolution must be positive and finite, not {resolution}", argument="resolution")
-    return float(values[0]), float(values[-1])
-
-
-def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, float]:
-    try:
-        west, south, east, north = (float(v) for v in bounds)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"bounds must be four numbers (west, south, east, north), not {bounds!r}", argument="bounds"
-        ) from error
-    shown = _show(west, south, east, north)
-    if not all(map(math.isfinite, (west, south, east, north))):
-        raise UsageError(f"bounds must be finite, not {shown}", argument="bounds")
-    if south >= north:
-        raise UsageError(f"bounds {shown}: south must be less than north", argument="bounds")
-    turn = _crs.full_turn(crs)
-    if west >= east:
-        raise UsageError(
-            f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}",
-            argument="bounds",
-        )
-    if east - west > turn * (1 + 1e-12):
-        raise UsageError(
-            f"bounds {shown}: wider than the globe ({turn:g}); if they are metres, give ",
-            Argument("crs"),
-            argument="bounds",
-        )
-    pole = turn / 4
-    if max(-south, north) > pole + 1e-9:
-        raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})", argument="bounds")
-    return west, max(south, -pole), east, min(north, pole)  # less the rounding of a sum of steps
-
-
-def _eastward(west: float, south: float, east: float, north: float, turn: float) -> str:
-    """What may have been meant by a west edge that is not west of the east one."""
-    if not math.isfinite(turn):
-        return ""
-    if (west - east) % turn == 0:
-        first = (west + turn / 2) % turn - turn / 2 if west > east else west  # 180 … −180 is −180 … 180
-        return f"; for all longitudes write {_show(first, south, first + turn, north)}"
-    if west - east > turn:
-        return ""
-    return f"; to cross the antimeridian write {_show(west, south, east + turn, north)}"
-
-
-def _default_bounds(crs: pyproj.CRS, res: tuple[float, float]) -> tuple[float, float, float, float]:
-    turn = _crs.full_turn(crs)
-    if math.isfinite(turn):
-        return -turn / 2, -turn / 4, turn / 2, turn / 4
-    west, south, east, north = _crs.area_of_use(crs)
-
-    def outward(low: float, high: float, step: float) -> tuple[float, float]:
-        first, last = math.floor(low / step + _FIT), math.ceil(high / step - _FIT)
-        return first * step, max(last, first + 1) * step
-
-    west, east = outward(west, east, res[0])
-    south, north = outward(south, north, res[1])
-    return west, south, east, north
-
-
-def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS) -> Grid:
-    """The Grid with these west and north edges whose pixels fill the bounds exactly."""
-    from affine import Affine
-    from odc.geo.geobox import GeoBox
-
-    west, south, east, north = edges
-    extents = (east - west, north - south)
-    counts = tuple(extent / step for extent, step in zip(extents, res, strict=True))
-    if max(counts) > MAX_SIDE:
-        raise UsageError(
-            f"resolution {_pair(res)} over these bounds makes {counts[0]:.3g} × {counts[1]:.3g} pixels; "
-            f"at most {MAX_SIDE} a side: give a larger one or smaller ",
-            Argument("bounds"),
-            argument="resolution",
-        )
-    width, height = (round(count) for count in counts)
-    for count, size in zip(counts, (width, height), strict=True):
-        if size < 1 or abs(count - size) > _FIT:
-            raise UsageError(
-                f"bounds {_show(*edges)} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
-                f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
-                f"{_pair(_nearest(extents, res))}",
-                *_or_other_bounds(edges, res, crs),
-                argument="resolution",
-            )
-    x_step, y_step = (
-        step if abs(extent / size - step) <= 1e-12 * step else extent / size
-        for extent, step, size in zip(extents, res, (width, height), strict=True)
-    )
-    transform = Affine(x_step, 0.0, west, 0.0, -y_step, north)
-    return Grid(GeoBox((height, width), transform, _crs.odc_crs(crs)))
-
-
-def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[float, float]:
-    """The resolution nearest to `res` that divides both extents.
-
-    Square pixels stay square where that costs little.
-    """
-    single = tuple(
-        step if _fits(extent, step) else _shortest(extent, max(1, round(extent / step)))
-        for extent, step in zip(extents, res, strict=True)
-    )
-    if res[0] != res[1]:
-        return single[0], single[1]
-    for count in sorted(
-        range(max(1, round(extents[0] / res[0] * 0.5)), min(round(extents[0] / res[0] * 2) + 2, 1 << 16)),
-        key=lambda n: abs(extents[0] / n - res[0]),
-    ):
-        square = extents[0] / count
-        if _fits(extents[1], square):
-            short = _shortest(extents[0], count)
-            square = short if _fits(extents[1], short) else square
-            return square, square
-    return single[0], single[1]
-
-
-def _fits(extent: float, step: float) -> bool:
-    """Whether an extent is a whole number of pixels."""
-    count = extent / step
-    return round(count) >= 1 and abs(count - round(count)) <= _FIT
-
-
-def _shortest(extent: float, count: int) -> float:
-    """The number of fewest digits that divides an extent into so many pixels as nearly as `_fits` asks."""
-    shortened = (float(f"{extent / count:.{digits}g}") for digits in range(1, 17))
-    return next((step for step in shortened if step and abs(extent / step - count) <= _FIT), extent / count)
-
-
-def _or_other_bounds(
-    edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS
-) -> list[object]:
-    """Parts of a message: the next larger bounds that are whole pixels; none when they leave the globe."""
-    west, south, east, north = edges
-
-    def outward(low: float, high: float, step: float) -> tuple[float, float]:
-        return math.floor(low / step + _FIT) * step, math.ceil(high / step - _FIT) * step
-
-    def whole(low: float, high: float, step: float) -> float:
-        return math.ceil((high - low) / step - _FIT) * step
-
-    fit_x, fit_y = _fits(east - west, res[0]), _fits(north - south, res[1])
-    xs = [(west, east)] if fit_x else [outward(west, east, res[0]), (west, west + whole(west, east, res[0]))]
-    ys = (
-        [(south, north)]
-        if fit_y
-        else [outward(south, north, res[1]), (north - whole(south, north, res[1]), north)]
-    )
-    for (left, right), (low, high) in itertools.product(xs, ys):
-        grown = tuple(float(f"{edge:.12g}") + 0.0 for edge in (left, low, right, high))
-        try:
-            left, low, right, high = _check_bounds(grown, crs)
-        except UsageError:
-            continue
-        if _fits(right - left, res[0]) and _fits(high - low, res[1]):
-            return [f"; or keep {_pair(res)} with ", Argument("bounds"), f" {_show(*grown)}"]
-    return []
+    return Grid(fit_geobox(resolution, bounds, _crs.parse_crs("EPSG:4326" if crs is None else crs)))
 
 
 def outside_area_of_use(grid: Grid) -> str:
-    """In words, that a raster lies wholly outside its projected CRS's area of use; empty when it does not.
+    """Sentence that a raster lies wholly outside its projected CRS's area of use; empty when it does not.
 
     Such a raster is possible, but most often its bounds were meant in degrees.
     """
@@ -426,14 +239,6 @@ def outside_area_of_use(grid: Grid) -> str:
         f"({' '.join(f'{edge:.0f}' for edge in area)}); bounds are counted in its unit, the "
         f"{_crs.unit_name(crs)}"
     )
-
-
-def _show(*numbers: float) -> str:
-    return " ".join(f"{number:.12g}" for number in numbers)
-
-
-def _pair(res: tuple[float, float]) -> str:
-    return f"{res[0]:.15g}" if res[0] == res[1] else f"{res[0]:.15g},{res[1]:.15g}"
 
 
 def _grid_like(like: Any) -> Grid:
@@ -488,10 +293,10 @@ def _grid_of_dataset(dataset: Any) -> Grid:
                 f"{name}: located by ground control points, not by a transform: warp it first (gdalwarp)"
             )
         raise UsageError(
-            f"{name}: has no georeference (no transform), so its pixels cannot be placed on Earth"
+            f"{name}: has no georeference (no transform), so its pixels have no location on Earth"
         )
     if dataset.crs is None:
-        raise UsageError(f"{name}: has no CRS, so its pixels cannot be placed on Earth")
+        raise UsageError(f"{name}: has no CRS, so its pixels have no location on Earth")
     try:
         parsed = _crs.parse_crs(dataset.crs.to_wkt())
     except UsageError as error:
@@ -506,11 +311,11 @@ def _centres(edge: float, step: float, size: int, index: np.ndarray) -> np.ndarr
     Weighing the two edges by integers (instead of adding up steps) makes the mirror pixels of a grid that is
     symmetric about 0 exact negatives of each other: the terms swap, and neither sum nor division knows signs.
     """
-    first = np.rint(edge * _STEP) / _STEP
-    last = np.rint((edge + size * step) * _STEP) / _STEP
+    first = np.rint(edge * _STEPS_PER_DEGREE) / _STEPS_PER_DEGREE
+    last = np.rint((edge + size * step) * _STEPS_PER_DEGREE) / _STEPS_PER_DEGREE
     weight = 2 * index + 1
     centres = (first * (2 * size - weight) + last * weight) / (2 * size)
-    return np.rint(centres * _STEP) / _STEP
+    return np.rint(centres * _STEPS_PER_DEGREE) / _STEPS_PER_DEGREE
 
 
 def _valid_latitude(lat: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Places as users hold them (lists, arrays, tables, tensors) turned into float64 degrees, longitude first."""
+"""Coordinate inputs (lists, arrays, tables, tensors) as float64 (lon, lat) degrees; checks of latitudes."""
 
 from __future__ import annotations
 
@@ -20,80 +20,80 @@ _COLUMNS = (
 )
 
 
-def as_lonlat(places: Any) -> np.ndarray:
-    """Turn places into (..., 2) float64 degrees, longitude first.
+def as_lonlat(points: Any) -> np.ndarray:
+    """Turn points into (..., 2) float64 degrees, longitude first.
 
-    places: array-like (..., 2) of integers or floats, masked arrays (masked becomes NaN), a table with
+    points: array-like (..., 2) of integers or floats, masked arrays (masked becomes NaN), a table with
         columns lon/lat, longitude/latitude, decimalLongitude/decimalLatitude or x/y in either order (or any
         two columns, longitude first), or a torch tensor.
 
     Raises UsageError (a ValueError) for another shape or |latitude| > 90, naming the index; TypeError for
     what is not real numbers, naming a table's column.
     """
-    if is_tensor(places):
-        array = _from_tensor(places)
-    elif hasattr(places, "columns") and hasattr(places, "to_numpy"):
-        array = _from_table(places)
+    if is_tensor(points):
+        array = _from_tensor(points)
+    elif hasattr(points, "columns") and hasattr(points, "to_numpy"):
+        array = _from_table(points)
     else:
-        array = _from_array(places)
+        array = _from_array(points)
     if array.ndim == 0 or array.shape[-1] != 2:
         raise UsageError(
             f"lonlat must have shape (..., 2), longitude then latitude, such as [[2.35, 48.86]]; "
             f"not {array.shape}",
             argument="lonlat",
         )
-    _check_latitude(array)
+    check_latitudes(array[..., 1], array[..., 0])
     return array
 
 
-def as_places_tensor(places: Any) -> Any:
+def as_points_tensor(points: Any) -> Any:
     """A torch tensor as (..., 2) float64 degrees on its own device; raises as `as_lonlat`."""
-    _check_tensor(places)
-    if places.ndim == 0 or places.shape[-1] != 2:
-        as_lonlat(places)  # says what is wrong
-    places = places.detach().to(sys.modules["torch"].float64)
-    check_places(places)
-    return places
+    _check_tensor(points)
+    if points.ndim == 0 or points.shape[-1] != 2:
+        as_lonlat(points)  # says what is wrong
+    points = points.detach().to(sys.modules["torch"].float64)
+    check_points(points)
+    return points
 
 
-def check_places(places: Any) -> None:
+def check_points(points: Any) -> None:
     """Raise as `as_lonlat` for latitudes of a (..., 2) tensor beyond the poles, asking its device once.
 
     Nothing is asked while a CUDA graph is captured: an answer would end that.
     """
-    if places.is_cuda and sys.modules["torch"].cuda.is_current_stream_capturing():
+    if points.is_cuda and sys.modules["torch"].cuda.is_current_stream_capturing():
         return
-    lat = places[..., 1]
+    lat = points[..., 1]
     if bool(((lat.abs() > 90.0) & lat.isfinite()).any()):
-        as_lonlat(places)  # names the row
+        as_lonlat(points)  # names the row
 
 
-def is_tensor(places: Any) -> bool:
-    """Whether this is a torch tensor; torch is never imported to find out."""
+def is_tensor(points: Any) -> bool:
+    """True for a torch tensor; torch is never imported to tell."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(places, getattr(torch, "Tensor", ()))
+    return torch is not None and isinstance(points, getattr(torch, "Tensor", ()))
 
 
-def like_tensor(embedding: np.ndarray, places: Any) -> Any:
-    """The embedding as a float32 tensor on the device of the places it was asked for."""
-    return sys.modules["torch"].from_numpy(embedding).to(places.device)
+def like_tensor(embedding: np.ndarray, points: Any) -> Any:
+    """The embedding as a float32 tensor on the device of the points it was asked for."""
+    return sys.modules["torch"].from_numpy(embedding).to(points.device)
 
 
-def _from_tensor(places: Any) -> np.ndarray:
-    _check_tensor(places)
-    return places.detach().cpu().to(sys.modules["torch"].float64).numpy()
+def _from_tensor(points: Any) -> np.ndarray:
+    _check_tensor(points)
+    return points.detach().cpu().to(sys.modules["torch"].float64).numpy()
 
 
-def _check_tensor(places: Any) -> None:
+def _check_tensor(points: Any) -> None:
     torch = sys.modules["torch"]
-    if places.requires_grad and torch.is_grad_enabled():
+    if points.requires_grad and torch.is_grad_enabled():
         raise UsageError(
             "lonlat requires gradients, which an Encoder does not compute: "
             "pass lonlat.detach() or use torch.no_grad()",
             argument="lonlat",
         )
-    if places.is_complex() or places.dtype == torch.bool:
-        raise TypeError(f"lonlat must be real numbers, not {places.dtype}")
+    if points.is_complex() or points.dtype == torch.bool:
+        raise TypeError(f"lonlat must be real numbers, not {points.dtype}")
 
 
 def _from_table(table: Any) -> np.ndarray:
@@ -116,9 +116,9 @@ def _from_column(table: Any, name: Any) -> np.ndarray:
         raise TypeError(f"column {name!r}: {error}") from error
 
 
-def _from_array(places: Any) -> np.ndarray:
+def _from_array(points: Any) -> np.ndarray:
     try:
-        array = places if isinstance(places, np.ndarray) else np.asarray(places)
+        array = points if isinstance(points, np.ndarray) else np.asarray(points)
     except ValueError as error:  # ragged lists
         raise UsageError(
             f"lonlat must have shape (..., 2), longitude then latitude ({str(error)[:80]})", argument="lonlat"
@@ -138,20 +138,17 @@ def beyond_pole(lat: np.ndarray) -> np.ndarray:
         return (np.abs(lat) > 90.0) & np.isfinite(lat)
 
 
-def check_latitudes(lat: np.ndarray) -> None:
-    """Raise UsageError naming the first of (H,) latitudes beyond a pole."""
-    bad = np.flatnonzero(beyond_pole(lat))
-    if bad.size:
-        raise UsageError(f"row {bad[0]}: latitude {lat[bad[0]]} is outside [-90, 90]")
+def check_latitudes(lat: np.ndarray, lon: np.ndarray | None = None) -> None:
+    """Raise UsageError naming the first latitude beyond a pole, of any shape; NaN and infinity pass.
 
-
-def _check_latitude(array: np.ndarray) -> None:
-    bad = beyond_pole(array[..., 1])
-    if not bad.any():
+    lon: the longitudes beside them, by which a swapped order is recognised.
+    """
+    beyond = beyond_pole(lat)
+    if not beyond.any():
         return
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
-    where = "" if not index else f"row {index[0]}: " if len(index) == 1 else f"index {index}: "
-    lon, value = array[index]
-    swapped = np.all(np.abs(array[..., 0][bad]) <= 90.0)
-    hint = f"; ({lon:g}, {value:g}) looks swapped: longitude comes first" if swapped else ""
-    raise UsageError(f"{where}latitude {value} is outside [-90, 90]{hint}")
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(beyond)), beyond.shape))
+    position = "" if not index else f"row {index[0]}: " if len(index) == 1 else f"index {index}: "
+    hint = ""
+    if lon is not None and np.all(np.abs(lon[beyond]) <= 90.0):
+        hint = f"; ({lon[index]:g}, {lat[index]:g}) looks swapped: longitude comes first"
+    raise UsageError(f"{position}latitude {lat[index]} is outside [-90, 90]{hint}")

@@ -1,26 +1,23 @@
-"""Rasters of places that no transform describes: irregular latitudes × longitudes, and free points.
+"""PixelGrid, the interface of all rasters, and those without a transform: rectilinear and curvilinear grids.
 
-Both speak as a Grid does, so that an Encoder evaluates them alike. Degrees, longitude first.
+Degrees, longitude first.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
-
-if TYPE_CHECKING:
-    from satclip_engine.backends.protocols import Check, Prepared
+from satclip_engine.geo.lonlat import check_latitudes
 
 Index: TypeAlias = "slice | np.ndarray | Sequence[int] | None"
 
 
 class PixelGrid(Protocol):
-    """Rows and columns of places on Earth, computed where they are asked for."""
+    """Rows and columns of pixels and their locations, computed where they are asked for."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -28,35 +25,22 @@ class PixelGrid(Protocol):
 
     @property
     def separable(self) -> bool:
-        """Whether latitude depends on the row alone and longitude on the column alone."""
+        """True where latitude depends on the row alone and longitude on the column alone."""
 
     def lat(self, rows: Index = None) -> np.ndarray:
-        """Latitudes of rows, (h,) float64; NaN where there is no place. Separable ones only."""
+        """Latitudes of rows, (h,) float64; NaN beyond a pole. Separable ones only."""
 
     def lon(self, cols: Index = None) -> np.ndarray:
         """Longitudes of columns, (w,) float64. Separable ones only."""
 
     def lonlat(self, rows: Index = None, cols: Index = None) -> np.ndarray:
-        """Longitude and latitude of `rows` × `cols`, (h, w, 2) float64; NaN where there is no place."""
+        """Longitude and latitude of `rows` × `cols`, (h, w, 2) float64; NaN outside the CRS's domain."""
 
     def pixel_lonlat(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Longitude and latitude of single pixels, (n, 2) float64."""
 
-
-@runtime_checkable
-class Tiled(Protocol):
-    """A pixel grid that has its own way of going through a network, tile by tile."""
-
-    def evaluate(
-        self,
-        network: Prepared,
-        rows: Index,
-        cols: Index,
-        out: np.ndarray | None,
-        threads: int,
-        check: Check | None,
-    ) -> np.ndarray:
-        """The embeddings of `rows` × `cols`, (h, w, E)."""
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """Hashable identity: all locations follow from it."""
 
 
 class RectilinearGrid:
@@ -67,7 +51,7 @@ class RectilinearGrid:
     def __init__(self, lat: np.ndarray, lon: np.ndarray) -> None:
         """Raises UsageError for a latitude beyond a pole."""
         self._lat, self._lon = _degrees(lat), _degrees(lon)
-        _check_latitude(self._lat)
+        check_latitudes(self._lat)
         self.shape = self._lat.size, self._lon.size
 
     def lat(self, rows: Index = None) -> np.ndarray:
@@ -94,7 +78,7 @@ class CurvilinearGrid:
     def __init__(self, lon: np.ndarray, lat: np.ndarray) -> None:
         """Raises UsageError for a latitude beyond a pole."""
         lon, lat = np.broadcast_arrays(_degrees(lon), _degrees(lat))
-        _check_latitude(lat)
+        check_latitudes(lat)
         self._lonlat = np.stack([lon, lat], axis=-1)
         self.shape = self._lonlat.shape[0], self._lonlat.shape[1]
 
@@ -129,15 +113,6 @@ def _degrees(values: Any) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise TypeError(f"longitudes and latitudes must be real numbers, not {array.dtype}")
     return array.astype(np.float64)
-
-
-def _check_latitude(lat: np.ndarray) -> None:
-    with np.errstate(invalid="ignore"):
-        bad = (np.abs(lat) > 90.0) & np.isfinite(lat)
-    if bad.any():
-        index = np.unravel_index(int(np.argmax(bad)), bad.shape)
-        where = ", ".join(str(int(i)) for i in index)
-        raise UsageError(f"latitude {lat[index]} at index {where} is outside [-90, 90]")
 
 
 def _or_all(index: Index) -> Any:

@@ -1,4 +1,4 @@
-"""Where the values of an xarray object lie on Earth, as its coordinates and attributes say.
+"""Georeference of an xarray object: its GeoBox, CRS, labels, or longitude and latitude coordinates.
 
 A CRS with x and y labels or a transform is found as rioxarray finds it; longitudes and latitudes by the
 words of CF (standard_name, units) or by their names. The labels are the truth: a transform that contradicts
@@ -28,8 +28,8 @@ LATITUDE = ("lat", "latitude", "nav_lat", "xlat", "gphit")
 _UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
 _UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
 _DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"))
-_EVEN = 1e-3  # of a pixel: evenly spaced labels in float32 are off by up to 2e-4
-_SAME = 1e-6  # of a pixel: labels computed from the transform in another order of sums
+_MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
+_MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
 
 
 def spatial_dims(obj: Object) -> tuple[str, str] | None:
@@ -39,8 +39,7 @@ def spatial_dims(obj: Object) -> tuple[str, str] | None:
     try:
         return str(_rio(obj).y_dim), str(_rio(obj).x_dim)
     except rioxarray.exceptions.RioXarrayError:
-        found = [pair for pair in _DIMS if set(pair) <= set(obj.dims)]
-        return found[0] if found else None
+        return next((pair for pair in _DIMS if set(pair) <= set(obj.dims)), None)
 
 
 def crs_of(obj: Object) -> pyproj.CRS | None:
@@ -103,8 +102,8 @@ def lonlat_variables(obj: Object) -> list[str]:
     """Names of data variables that are longitude and latitude, as some swaths have them; empty without."""
     if not hasattr(obj, "data_vars"):
         return []
-    found = lonlat_of(obj.set_coords(list(obj.data_vars)))
-    return [] if found is None else [str(coord.name) for coord in found if coord.name in obj.data_vars]
+    lonlat = lonlat_of(obj.set_coords(list(obj.data_vars)))
+    return [] if lonlat is None else [str(coord.name) for coord in lonlat if coord.name in obj.data_vars]
 
 
 def _rio(obj: Object) -> Any:
@@ -128,10 +127,10 @@ def _coordinate(obj: Object, standard: str, units: tuple[str, ...], names: tuple
         lambda name: attribute(name, "units") in units,
         lambda name: str(name).lower() in names,
     ):
-        found = [name for name in numeric if rule(name)]
-        if found:
-            # One of many dimensions is where the values are; a scalar merely says where they came from.
-            return max((obj.coords[name] for name in found), key=lambda coord: coord.ndim > 0)
+        matches = [name for name in numeric if rule(name)]
+        if matches:
+            # One of many dimensions locates the values; a scalar merely says where they came from.
+            return max((obj.coords[name] for name in matches), key=lambda coord: coord.ndim > 0)
     return None
 
 
@@ -157,7 +156,7 @@ def _agreeing(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | N
     inverse = ~stored
     off_col = inverse.a * x + inverse.b * y + inverse.c - (col + 0.5)
     off_row = inverse.d * x + inverse.e * y + inverse.f - (row + 0.5)
-    return stored if max(np.abs(off_col).max(), np.abs(off_row).max()) <= _EVEN else None
+    return stored if max(np.abs(off_col).max(), np.abs(off_row).max()) <= _MAX_LABEL_PIXELS else None
 
 
 def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | None:
@@ -165,14 +164,14 @@ def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | 
     from affine import Affine
 
     unrotated = stored is not None and stored.b == 0 and stored.d == 0
-    known = (stored.a, stored.e) if stored is not None and unrotated else (None, None)
+    stored_steps = (stored.a, stored.e) if stored is not None and unrotated else (None, None)
     steps = []
-    for label, step in zip((x, y), known, strict=True):
+    for label, step in zip((x, y), stored_steps, strict=True):
         if label.size > 1:
             step = (label[-1] - label[0]) / (label.size - 1)
         if not step or not np.isfinite(label).all():
             return None
-        if np.abs(label - (label[0] + step * np.arange(label.size))).max() > _EVEN * abs(step):
+        if np.abs(label - (label[0] + step * np.arange(label.size))).max() > _MAX_LABEL_PIXELS * abs(step):
             return None
         steps.append(float(step))
     own = Affine(steps[0], 0.0, float(x[0]) - steps[0] / 2, 0.0, steps[1], float(y[0]) - steps[1] / 2)
@@ -181,8 +180,9 @@ def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | 
     return own
 
 
-def _same(one: Affine, other: Affine, width: int, height: int) -> bool:
-    """Whether two unrotated transforms place the corners of a raster within 1e-6 pixel of each other."""
-    off_x = max(abs(one.c - other.c), abs(one.c + one.a * width - other.c - other.a * width))
-    off_y = max(abs(one.f - other.f), abs(one.f + one.e * height - other.f - other.e * height))
-    return off_x <= _SAME * abs(one.a) and off_y <= _SAME * abs(one.e)
+def _same(first: Affine, second: Affine, width: int, height: int) -> bool:
+    """True where two unrotated transforms lead to the same corners of a raster, within 1e-6 pixel."""
+    east, south = first.c + first.a * width, first.f + first.e * height
+    x_error = max(abs(first.c - second.c), abs(east - second.c - second.a * width))
+    y_error = max(abs(first.f - second.f), abs(south - second.f - second.e * height))
+    return x_error <= _MAX_TRANSFORM_PIXELS * abs(first.a) and y_error <= _MAX_TRANSFORM_PIXELS * abs(first.e)

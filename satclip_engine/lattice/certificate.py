@@ -1,13 +1,13 @@
-"""The error of a reconstruction, measured where nobody looked before.
+"""Certificate of a lattice's error, measured at positions that were not used to choose the lattice.
 
 Check positions are drawn from what is delivered: pixels of the raster, one at random from each of equal
-strata, or places of the list. If n positions show no error beyond M, then with confidence c at most
+strata, or points of the list. If n positions show no error beyond M, then with confidence c at most
 
     ε = 1 − (1 − c)^(1/n)
 
 of all positions do: were it more, n draws would all have missed them with a probability (1 − ε)ⁿ ≤ 1 − c.
 Strata only help (the product of their probabilities is largest when they are equal), and so do the further
-positions that are looked at because errors are likely there. When a lattice is refined and measured anew,
+positions that are measured because errors are likely there. When a lattice is refined and measured anew,
 each measurement claims its share of the doubt (1 − c).
 """
 
@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.9999
-LEAST_POSITIONS = 2048
+MIN_POSITIONS = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What was measured. σ is a band's standard deviation over the globe, by area."""
+    """Errors as measured. σ is a band's standard deviation over the globe, by area."""
 
-    positions: int  # drawn at random; what `fraction` follows from
-    further: int  # looked at beside them: worst places of the pilot, polar caps
+    positions: int  # drawn at random; `fraction` follows from their number
+    further: int  # measured beside them: near the probe's worst points, near the poles
     fraction: float  # of positions that may err more than `max_sigma`, at most
     confidence: float
     sigma: np.ndarray  # (E,)
@@ -38,7 +38,7 @@ class Certificate:
     rms_sigma: float  # root mean square of |Δ| over positions and bands, in σ
     min_cosine: float  # smallest cosine similarity of exact and reconstructed embedding
     max_tolerance: float  # largest |Δ| of any band in tolerances
-    scope: str = "positions"  # what the share is of, if not of the places or pixels delivered
+    scope: str = "positions"  # of which `fraction` is a share, if not of the points or pixels delivered
 
     @property
     def statement(self) -> str:
@@ -52,7 +52,7 @@ class Certificate:
         )
 
     def of_bands(self, index: np.ndarray) -> Certificate:
-        """For some of the bands: what holds for all together is kept, and holds for them."""
+        """The same for some of the bands; bounds of all bands together hold for them too."""
         return replace(
             self,
             sigma=self.sigma[index],
@@ -97,12 +97,12 @@ def up(value: float, digits: int) -> str:
 
 
 def positions_for(count: int) -> int:
-    """How many positions to draw for a job of `count` places: as many as cost little beside it."""
-    return int(min(max(LEAST_POSITIONS, count // 4096), 8 * LEAST_POSITIONS, count))
+    """Number of positions to draw for a job of `count` points: as many as cost little beside it."""
+    return int(min(max(MIN_POSITIONS, count // 4096), 8 * MIN_POSITIONS, count))
 
 
 def fraction_beyond(positions: int, confidence: float) -> float:
-    """ε of the module's text; all of them where none was looked at."""
+    """ε of the module's text; 1 where nothing was measured."""
     if not positions:
         return 1.0
     return float(-np.expm1(np.log1p(-confidence) / positions))
@@ -118,19 +118,19 @@ def certify(
     confidence: float = CONFIDENCE,
     rounds: int = 1,
 ) -> tuple[Certificate, np.ndarray]:
-    """Measure at (n, 2) places drawn at random and at further ones; also each one's error in tolerances.
+    """Measure at (n, 2) points drawn at random and at further ones; also every point's error in tolerances.
 
-    rounds: of how many lattices, each measured at other places, the one to be certified may be chosen.
+    rounds: number of lattices, each measured at other points, of which the certified one may be chosen.
     """
-    places = np.concatenate([drawn, further])
-    truth, found = exact(places).astype(np.float64), reconstructed(places)
-    off = np.abs(found - truth)
-    largest, unit = off.max(axis=0), np.where(sigma > 0, sigma, 1.0)
-    squares = np.square(off).mean(axis=0)
-    lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(found.astype(np.float64), axis=1)
+    lonlat = np.concatenate([drawn, further])
+    truth, values = exact(lonlat).astype(np.float64), reconstructed(lonlat)
+    error = np.abs(values - truth)
+    largest, unit = error.max(axis=0), np.where(sigma > 0, sigma, 1.0)
+    squares = np.square(error).mean(axis=0)
+    lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(values.astype(np.float64), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = np.where(lengths > 0, (truth * found).sum(axis=1) / lengths, 1.0)
-    each = (off / tolerance).max(axis=1)
+        cosine = np.where(lengths > 0, (truth * values).sum(axis=1) / lengths, 1.0)
+    of_tolerance = (error / tolerance).max(axis=1)
     varying = sigma > 0
     certificate = Certificate(
         positions=len(drawn),
@@ -143,6 +143,6 @@ def certify(
         max_sigma=float((largest / unit)[varying].max(initial=0.0)),
         rms_sigma=float(np.sqrt((squares / unit**2)[varying].mean())) if varying.any() else 0.0,
         min_cosine=float(min(cosine.min(), 1.0)),
-        max_tolerance=float(each.max()),
+        max_tolerance=float(of_tolerance.max()),
     )
-    return certificate, each
+    return certificate, of_tolerance

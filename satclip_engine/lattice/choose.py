@@ -1,130 +1,293 @@
-"""An Encoder made to compute by a plan: what callers of other modules use of this package."""
+"""Chooses how a prepared network evaluates a raster or a list of points, and keeps the latest choices."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from satclip_engine.backends.buffers import touch
-from satclip_engine.backends.protocols import Check
+from satclip_engine.backends.protocols import Call, Check, Prepared
 from satclip_engine.errors import refuse_both
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import PixelGrid
+from satclip_engine.lattice import convergence
 from satclip_engine.lattice.cost import rates_of
-from satclip_engine.lattice.plan import LEAST, exact_plan, make_plan
+from satclip_engine.lattice.plan import MIN_POINTS, Plan, Probe, can_pay, exact_plan, make_plan
 from satclip_engine.lattice.prepared import PreparedLattice
-from satclip_engine.lattice.sampling import region_of
-from satclip_engine.lattice.threads import run_parts
-from satclip_engine.lattice.tolerance import check_tolerance, tolerance_of
+from satclip_engine.lattice.sampling import SamplingRegion, region_of
+from satclip_engine.lattice.threads import run_items
+from satclip_engine.lattice.tolerance import Moments, check_tolerance, moments, tolerance_of
 from satclip_engine.lattice.transform import ApproximatedGrid
-from satclip_engine.quantize import Quantiser
 
-if TYPE_CHECKING:
-    from satclip_engine.encoder import Encoder
-
-_PART = 1 << 20  # places that a thread takes at once; the same whatever the number of threads
-_AT_ONCE = 64 << 20  # bytes of float32 that become codes at once
-_NEVER = {
+_CHUNK_POINTS = 1 << 20  # that a thread takes at once; the same whatever the number of threads
+_KEPT_PLANS = 8  # of a network, and as many results of the convergence probe
+_EXACT_BACKENDS = {
     "reference": "backend 'reference' is the definition and never interpolates",
-    "cuda": "backend 'cuda' computes grids only, and measuring errors takes single places",
+    "cuda": "backend 'cuda' computes grids only, and measuring errors takes single points",
 }
 
 
-def planned(
-    encoder: Encoder,
-    places: PixelGrid | np.ndarray,
+def check_options(*, exact: bool, tolerance: float | None) -> None:
+    """Raise UsageError for a tolerance that is none, and for both together."""
+    check_tolerance(tolerance)
+    refuse_both(exact=exact, tolerance=tolerance)
+
+
+def choose(
+    network: Prepared,
+    moments: Callable[[], Moments],
+    pixels_or_points: PixelGrid | np.ndarray,
     *,
+    threads: int,
     exact: bool = False,
     tolerance: float | None = None,
     step: np.ndarray | None = None,
     dtype: str = "float32",
     cache_bytes: int | None = None,
     positions: int | None = None,
-) -> Encoder:
-    """The encoder by the best plan for these places, a grid's or (n, 2) listed ones.
+    probe: Probe | None = None,
+) -> tuple[Plan, Prepared]:
+    """The best plan for a grid's pixels or (n, 2) points, and what computes by it.
 
+    moments: of the network's bands; called where a tolerance follows from them.
     exact: never interpolate. tolerance: in σ of each band; default 1/8 of each band's `step` when numbers of
         a `dtype` are stored in such steps, else 1e-4. positions: where the error is measured; default by the
-        number of places.
-    An encoder that has a plan already, such as an atlas, keeps it. Raises UsageError for both together, and
-    for a tolerance that float32 cannot keep.
+        number of points. cache_bytes, probe: as `make_plan` has them.
+
+    Raises UsageError for exact and tolerance together, and for a tolerance that float32 cannot keep.
     """
-    check_tolerance(tolerance)
-    refuse_both(exact=exact, tolerance=tolerance)
-    if encoder.plan is not None:
-        encoder.plan.check(exact=exact, tolerance=tolerance)
-        return encoder
-    region = region_of(places)
-    if exact:
-        return encoder.by_plan(exact_plan(region, "as asked for"))
-    if reason := _NEVER.get(encoder.backend):
-        return encoder.by_plan(exact_plan(region, reason))
-    if tolerance is None and region.count < LEAST:
-        return encoder.by_plan(exact_plan(region, f"fewer than {LEAST:,} places"))
-    wanted = tolerance_of(encoder.moments, tolerance, step=step, dtype=dtype)
-    plan, network = make_plan(
-        encoder.network,
+    check_options(exact=exact, tolerance=tolerance)
+    region = region_of(pixels_or_points)
+    if reason := _exact_reason(network, region, exact, tolerance):
+        return exact_plan(region, reason), network
+    return make_plan(
+        network,
         region,
-        wanted,
-        threads=encoder.threads,
+        tolerance_of(moments(), tolerance, step=step, dtype=dtype),
+        threads=threads,
         cache_bytes=cache_bytes,
         positions=positions,
+        probe=probe,
     )
-    return encoder.by_plan(plan, network)
 
 
-def placed(encoder: Encoder, grid: PixelGrid) -> PixelGrid:
-    """The grid as the encoder's plan places its pixels: exactly, or by an interpolated transform."""
-    interpolates = encoder.plan is not None and encoder.plan.interpolates
-    return ApproximatedGrid(grid) if interpolates and isinstance(grid, Grid) and not grid.separable else grid
+def _exact_reason(
+    network: Prepared, region: SamplingRegion, exact: bool, tolerance: float | None
+) -> str | None:
+    """Reason why everything is evaluated, as far as that takes no evaluation to tell."""
+    if exact:
+        return "as asked for"
+    if reason := _EXACT_BACKENDS.get(network.name):
+        return reason
+    if tolerance is None and region.count < MIN_POINTS:
+        return f"fewer than {MIN_POINTS:,} points"
+    return None
 
 
-def encode_many(encoder: Encoder, points: np.ndarray, out: np.ndarray, *, fresh: bool = True) -> None:
-    """Embed (n, 2) places into memory, which may be fresh from the system.
+def approximated(network: Prepared, pixels: PixelGrid) -> PixelGrid:
+    """The pixels as a network evaluates them: a projected Grid's locations are interpolated for a lattice."""
+    if isinstance(network, PreparedLattice) and isinstance(pixels, Grid) and not pixels.separable:
+        return ApproximatedGrid(pixels)
+    return pixels
+
+
+def encode_points(network: Prepared, points: np.ndarray, out: np.ndarray, *, fresh: bool = True) -> None:
+    """Embed (n, 2) points into memory, which may be fresh from the system.
 
     Where few of them share a square of the lattice, they are evaluated one by one.
     """
-    network = encoder.network
     if not isinstance(network, PreparedLattice):
-        network.encode(points, out=out)
+        network.encode(points, out)
         return
-    each = 0.0  # of an atlas, which has no network; square by square it reads no more than it must
-    if network.name != "atlas":
+    nodes_per_point = 0.0  # without a network, square by square no more is read than it must be
+    if network.network is not None:
         rates = rates_of(network.network)
-        each = rates.points / rates.grid
+        nodes_per_point = rates.points / rates.grid
     if fresh:
         touch(out)
-    parts = [slice(begin, begin + _PART) for begin in range(0, len(points), _PART)]
+    chunks = [slice(begin, begin + _CHUNK_POINTS) for begin in range(0, len(points), _CHUNK_POINTS)]
 
-    def fill(part: slice, threads: int, check: Check | None) -> None:
-        share = len(points[part]) / len(points)  # other parts have as many places in a square
+    def fill(chunk: slice, threads: int, check: Check | None) -> None:
+        share = len(points[chunk]) / len(points)  # other chunks have as many points in a square
         network.encode(
-            points[part],
-            out=out[part],
-            threads=threads,
-            check=check,
-            enough=lambda places, nodes: places > each * share * nodes,
+            points[chunk],
+            out[chunk],
+            Call(threads, check),
+            pays=lambda count, nodes: count > nodes_per_point * share * nodes,
         )
 
-    if len(parts) == 1:  # it can use all threads itself, and hear Ctrl-C in this one
-        fill(parts[0], encoder.threads, None)
+    if len(chunks) == 1:  # it can use all threads itself, and hear Ctrl-C in this one
+        fill(chunks[0], network.threads, None)
     else:
-        run_parts(parts, lambda part, stop: fill(part, 1, stop), encoder.threads)
+        run_items(chunks, lambda chunk, stop: fill(chunk, 1, stop), network.threads)
 
 
-def fill_codes(encoder: Encoder, places: PixelGrid, out: np.ndarray, quantiser: Quantiser) -> None:
-    """Fill (H, W, E) int8 or int16 memory with the codes of all pixels."""
-    assert quantiser.offset is not None
-    quantise = (quantiser.inverse_scale, quantiser.offset.astype(np.float32))
-    network, threads = encoder.network, encoder.threads
-    if isinstance(network, PreparedLattice) and isinstance(places, ApproximatedGrid):
-        places.evaluate(network, None, None, out, threads, None, quantise)
-        return
-    if isinstance(network, PreparedLattice) and places.separable:
-        network.encode_grid(places.lat(), places.lon(), out=out, threads=threads, quantise=quantise)
-        return
-    step = max(1, _AT_ONCE // (4 * out.shape[1] * out.shape[2]))
-    for top in range(0, out.shape[0], step):
-        rows = slice(top, min(top + step, out.shape[0]))
-        out[rows] = quantiser.encode(encoder.evaluate(places, rows))
+_Value = TypeVar("_Value")
+
+
+@dataclass(eq=False)
+class _Slot(Generic[_Value]):
+    """A value that is made once, under its lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    value: _Value | None = None
+
+
+class _Slots(Generic[_Value]):
+    """LRU cache of slots. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._slots: OrderedDict[Hashable, _Slot[_Value]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def slot(self, key: Hashable) -> _Slot[_Value]:
+        with self._lock:
+            slot = self._slots.setdefault(key, _Slot())
+            self._slots.move_to_end(key)
+            while len(self._slots) > _KEPT_PLANS:
+                self._slots.popitem(last=False)
+            return slot
+
+    def value(self, key: Hashable) -> _Value | None:
+        """The value if it is made already."""
+        with self._lock:
+            slot = self._slots.get(key)
+            return None if slot is None else slot.value
+
+
+_PLANNERS: weakref.WeakSet[Planner] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    """Begin without plans in a child process: locks that other threads of the parent held are invalid."""
+    for planner in list(_PLANNERS):
+        planner.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+class Planner:
+    """Chooses for one network, and keeps its latest plans for rasters. Threads may share it."""
+
+    def __init__(self, network: Prepared, threads: int) -> None:
+        self.network, self.threads = network, threads
+        self.reset()
+        _PLANNERS.add(self)
+
+    def reset(self) -> None:
+        """Begin with nothing kept."""
+        self._moments: _Slot[Moments] = _Slot()
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all plans, so that the next ones are made anew, as when they are timed."""
+        self._plans: _Slots[tuple[Plan, Prepared | None]] = _Slots()
+        self._convergence: _Slots[convergence.Convergence] = _Slots()
+
+    def moments(self) -> Moments:
+        """σ and rms of every band over the globe."""
+        with self._moments.lock:
+            if self._moments.value is None:
+                self._moments.value = moments(self.network, self.threads)
+            return self._moments.value
+
+    def choose(
+        self,
+        pixels_or_points: PixelGrid | np.ndarray,
+        *,
+        exact: bool = False,
+        tolerance: float | None = None,
+        step: np.ndarray | None = None,
+        dtype: str = "float32",
+        cache_bytes: int | None = None,
+        positions: int | None = None,
+    ) -> tuple[Plan, Prepared]:
+        """As `choose`; the same plan as before for the same raster and options."""
+
+        def make() -> tuple[Plan, Prepared]:
+            return choose(
+                self.network,
+                self.moments,
+                pixels_or_points,
+                threads=self.threads,
+                exact=exact,
+                tolerance=tolerance,
+                step=step,
+                dtype=dtype,
+                cache_bytes=cache_bytes,
+                positions=positions,
+                probe=self._probe,
+            )
+
+        check_options(exact=exact, tolerance=tolerance)
+        if isinstance(pixels_or_points, np.ndarray) or exact:
+            return make()
+        slot = self._plans.slot(_key(pixels_or_points, tolerance, step, dtype, positions))
+        with slot.lock:
+            if slot.value is None:
+                (plan, prepared), shared = make(), None
+            else:
+                plan, shared = slot.value
+                if shared is not None and cache_bytes is None:
+                    return plan, shared
+                prepared = plan.prepare(self.network, cache_bytes)
+            # Nodes in a cache of their own are freed with the job that asked for them.
+            slot.value = plan, prepared if cache_bytes is None else shared
+            return plan, prepared
+
+    def decided(self, pixels: PixelGrid, *, exact: bool, tolerance: float | None) -> Plan | None:
+        """An exact plan where that takes no evaluation of the raster to tell; the same for the same raster.
+
+        Raises UsageError for a tolerance that float32 cannot keep.
+        """
+        region = region_of(pixels)
+        if reason := _exact_reason(self.network, region, exact, tolerance):
+            return exact_plan(region, reason)
+        if tolerance is not None:
+            tolerance_of(self.moments(), tolerance)
+            if reason := _exact_reason(self.network, region, exact, None):
+                return exact_plan(region, reason)
+        return None if can_pay(self.network, region) else exact_plan(region, "no lattice would save enough")
+
+    def kept(self, pixels: PixelGrid, *, tolerance: float | None, positions: int | None) -> Plan | None:
+        """The plan of a raster that `choose` has made already."""
+        value = self._plans.value(_key(pixels, tolerance, None, "float32", positions))
+        return None if value is None else value[0]
+
+    def share(
+        self, plan: Plan, pixels: PixelGrid, *, tolerance: float | None, positions: int | None
+    ) -> Prepared:
+        """Prepare for a raster's plan that was made already, perhaps by another process; once for all."""
+        slot = self._plans.slot(_key(pixels, tolerance, None, "float32", positions))
+        with slot.lock:
+            kept, shared = slot.value or (plan, None)
+            if kept.token != plan.token:  # made on another kind of processor
+                return plan.prepare(self.network)
+            shared = plan.prepare(self.network) if shared is None else shared
+            slot.value = kept, shared
+            return shared
+
+    def _probe(self, points: np.ndarray, tolerance: np.ndarray) -> convergence.Convergence:
+        slot = self._convergence.slot((points.tobytes(), tolerance.tobytes()))
+        with slot.lock:
+            if slot.value is None:
+                slot.value = convergence.measure(self.network, points, tolerance, self.threads)
+            return slot.value
+
+
+def _key(
+    pixels: PixelGrid, tolerance: float | None, step: np.ndarray | None, dtype: str, positions: int | None
+) -> Hashable:
+    """All that decides a plan beside the network."""
+    if tolerance is None and step is not None:
+        return pixels.__dask_tokenize__(), dtype, np.asarray(step, np.float64).tobytes(), positions
+    return pixels.__dask_tokenize__(), tolerance, positions

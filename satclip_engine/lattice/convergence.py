@@ -1,8 +1,8 @@
-"""How fast an interpolation's error falls with the spacing of its nodes, from short lines across the field.
+"""Convergence probe: an interpolation's error against the spacing of its nodes, from lines across the field.
 
-Lines of places run north and east from locations of the region. Their even places stand for nodes, the odd
+Lines of points run north and east from locations of the region. Their even points stand for nodes, the odd
 ones between are held out: halfway between nodes, where Lagrange's interpolation errs most. One line shows
-several spacings, taking every second or third place for a node. In this way errors are followed until they
+several spacings, taking every second or third point for a node. In this way errors are followed until they
 pass the tolerance; the spacing where they do is read off the line through them in the logarithms.
 """
 
@@ -14,81 +14,85 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from satclip_engine.backends.protocols import Prepared
+from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.lattice.zones import circle_nodes
 
 ORDERS = (4, 6, 8, 10, 12)
-MARGIN = 4.0  # both axes err, and worse places will be found: at order 8 it costs a sixth of the spacing
-_LINE = 48  # places along a line
-_FIRST, _LATER = 20, 6  # locations looked at first, and of those the worst ones looked at again
-_HELD_OUT, _STRIDES = 4, 3  # places of a line that are compared, spread over it; spacings that one shows
-_ROUNDS = 6
-_START = 20.0  # degrees over L: about where weights of moderate size need their nodes
-_FINEST = 1e-4  # degrees: 10 m
+MARGIN = 4.0  # both axes err, and worse points will be met: at order 8 it costs a sixth of the spacing
+_LINE_POINTS = 48
+_FIRST_LINES, _WORST_LINES = 20, 6  # locations probed at first, and the worst of them probed again
+_HELD_OUT, _STRIDES = 4, 3  # points of a line that are compared, spread over it; spacings that one shows
+_PROBE_ROUNDS = 6
+_START_DEGREES = 20.0  # over L: about where weights of moderate size need their nodes
+_FINEST_DEGREES = 1e-4  # 10 m
 
 
 @dataclass(frozen=True)
-class Decay:
-    """What the pilot saw. Spacings are degrees of a great circle, errors in tolerances."""
+class Convergence:
+    """Errors against spacings. Spacings are degrees of a great circle, errors in tolerances."""
 
     spacing: dict[int, float]  # the widest that should do, by order; none where nothing does
-    seen: tuple[tuple[int, float, float], ...]  # order, spacing, largest error
+    errors: tuple[tuple[int, float, float], ...]  # order, spacing, largest error
     worst: np.ndarray  # (k, 2) longitude and latitude where it erred most
 
 
-def measure(network: Prepared, places: np.ndarray, tolerance: np.ndarray, threads: int | None) -> Decay:
-    """Follow errors at up to 20 of the (n, 2) places to the tolerance, (E,) in the bands' units."""
-    seen: dict[int, dict[float, float]] = {order: {} for order in ORDERS}
-    places = places[:_FIRST]
-    step = _START / network.layers.degrees / 4
-    worst = _look(network, places, step, tolerance, threads, seen)
+def measure(network: Prepared, points: np.ndarray, tolerance: np.ndarray, threads: int | None) -> Convergence:
+    """Follow errors at up to 20 of the (n, 2) points to the tolerance, (E,) in the bands' units."""
+    errors: dict[int, dict[float, float]] = {order: {} for order in ORDERS}
+    points = points[:_FIRST_LINES]
+    step = _START_DEGREES / network.degrees / 4
+    worst = _probe(network, points, step, tolerance, threads, errors)
     for order in (8, 12, 10, 6, 4):
-        for _ in range(_ROUNDS):
-            guess = _crossing(seen[order], order)
-            if guess is None or guess < _FINEST:
+        for _ in range(_PROBE_ROUNDS):
+            guess = _crossing(errors[order], order)
+            if guess is None or guess < _FINEST_DEGREES:
                 break
-            spacings = sorted(seen[order])
-            if spacings[0] * 0.99 <= guess <= spacings[-1] * 1.01 and _bracketed(seen[order], guess):
+            spacings = sorted(errors[order])
+            if spacings[0] * 0.99 <= guess <= spacings[-1] * 1.01 and _bracketed(errors[order], guess):
                 break
-            _look(network, worst, guess / 3, tolerance, threads, seen)
-    found = {order: _crossing(seen[order], order) for order in ORDERS}
-    return Decay(
-        {order: value for order, value in found.items() if value is not None and value >= _FINEST},
-        tuple((order, h, e) for order in ORDERS for h, e in sorted(seen[order].items())),
+            _probe(network, worst, guess / 3, tolerance, threads, errors)
+    crossings = {order: _crossing(errors[order], order) for order in ORDERS}
+    return Convergence(
+        {
+            order: spacing
+            for order, spacing in crossings.items()
+            if spacing is not None and spacing >= _FINEST_DEGREES
+        },
+        tuple((order, h, e) for order in ORDERS for h, e in sorted(errors[order].items())),
         worst,
     )
 
 
-def _look(
+def _probe(
     network: Prepared,
-    places: np.ndarray,
+    points: np.ndarray,
     step: float,
     tolerance: np.ndarray,
     threads: int | None,
-    seen: dict[int, dict[float, float]],
+    errors: dict[int, dict[float, float]],
 ) -> np.ndarray:
-    """Add errors on lines of places `step` apart; the locations where they are largest."""
+    """Add errors on lines of points `step` apart; the locations where they are largest."""
     step = min(step, 3.0)
-    lines = np.concatenate([_line(places, step, north) for north in (True, False)])
-    values = network.encode(lines.reshape(-1, 2), threads=threads).reshape(*lines.shape[:2], -1)
-    each = np.zeros(len(places))
+    lines = np.concatenate([_line(points, step, north) for north in (True, False)])
+    values = network.encode(lines.reshape(-1, 2), call=Call(threads)).reshape(*lines.shape[:2], -1)
+    largest = np.zeros(len(points))
     for order in ORDERS:
-        for stride in range(1, min(_STRIDES, (_LINE // 2 - 1) // (order - 1)) + 1):
-            errors = _errors(values, order, stride, tolerance)
+        for stride in range(1, min(_STRIDES, (_LINE_POINTS // 2 - 1) // (order - 1)) + 1):
+            of_lines = _errors(values, order, stride, tolerance)
             spacing = 2 * stride * step
-            seen[order][spacing] = max(seen[order].get(spacing, 0.0), float(errors.max()))
+            errors[order][spacing] = max(errors[order].get(spacing, 0.0), float(of_lines.max()))
             if order == 8:
-                np.maximum(each, errors.reshape(2, -1).max(axis=0), out=each)
-    return places[np.argsort(-each)[:_LATER]]
+                np.maximum(largest, of_lines.reshape(2, -1).max(axis=0), out=largest)
+    return points[np.argsort(-largest)[:_WORST_LINES]]
 
 
-def _line(places: np.ndarray, step: float, north: bool) -> np.ndarray:
-    """Places along a meridian or a circle of latitude through each, (n, _LINE, 2); over the poles too."""
-    along = (np.arange(_LINE) - _LINE // 2) * step
-    lon, lat = np.broadcast_arrays(places[:, :1], places[:, 1:])
+def _line(points: np.ndarray, step: float, north: bool) -> np.ndarray:
+    """Points along a meridian or circle of latitude through each, (n, _LINE_POINTS, 2); over poles too."""
+    along = (np.arange(_LINE_POINTS) - _LINE_POINTS // 2) * step
+    lon, lat = np.broadcast_arrays(points[:, :1], points[:, 1:])
     if not north:
         # As far apart as nodes of its zone are, which near a pole is less than a step along the circle.
-        per_degree = circle_nodes(np.abs(places[:, 1:]), 2 * step, 8) / 360
+        per_degree = circle_nodes(np.abs(points[:, 1:]), 2 * step, 8) / 360
         return np.stack(np.broadcast_arrays(lon + along / step / 2 / per_degree, lat), axis=-1)
     lat = lat + along
     beyond = np.abs(lat) > 90.0
@@ -106,20 +110,20 @@ def halfway(order: int) -> tuple[float, ...]:
 
 
 def _errors(values: np.ndarray, order: int, stride: int, tolerance: np.ndarray) -> np.ndarray:
-    """Largest error of any band at the places held out of each line, in tolerances, (lines,)."""
-    reach = (order - 1) * stride
-    middle = np.unique(np.linspace(reach, _LINE - 1 - reach, _HELD_OUT).astype(int))
-    off = values[:, middle].copy()
+    """Largest error of any band at the points held out of each line, in tolerances, (lines,)."""
+    stencil = (order - 1) * stride
+    middle = np.unique(np.linspace(stencil, _LINE_POINTS - 1 - stencil, _HELD_OUT).astype(int))
+    error = values[:, middle].copy()
     for k, weight in enumerate(halfway(order)):
-        away = (2 * k + 1) * stride
-        off -= np.float32(weight) * (values[:, middle - away] + values[:, middle + away])
-    return (np.abs(off).max(axis=1) / tolerance).max(axis=1)
+        distance = (2 * k + 1) * stride
+        error -= np.float32(weight) * (values[:, middle - distance] + values[:, middle + distance])
+    return (np.abs(error).max(axis=1) / tolerance).max(axis=1)
 
 
-def _crossing(seen: dict[float, float], order: int) -> float | None:
-    """The spacing at which the error is the tolerance less its margin; None when it never falls so low."""
-    spacings = np.array(sorted(seen))
-    errors = np.maximum.accumulate(np.array([seen[h] for h in spacings]))
+def _crossing(error_at: dict[float, float], order: int) -> float | None:
+    """Spacing at which the error is the tolerance less its margin; None when the error never reaches it."""
+    spacings = np.array(sorted(error_at))
+    errors = np.maximum.accumulate(np.array([error_at[h] for h in spacings]))
     target = math.log(1 / MARGIN)
     log_h, log_e = np.log(spacings), np.log(np.maximum(errors, 1e-30))
     above = np.flatnonzero(log_e > target)
@@ -137,14 +141,14 @@ def _crossing(seen: dict[float, float], order: int) -> float | None:
 
 
 def _slope(log_h: np.ndarray, log_e: np.ndarray, order: int, k: int) -> float:
-    """The error's power of the spacing between neighbours k − 1 and k, as far as it is believable."""
+    """The error's power of the spacing between neighbours k − 1 and k, clipped to a plausible range."""
     if k < 1 or k >= len(log_h):
         return order / 2
     return float(np.clip((log_e[k] - log_e[k - 1]) / (log_h[k] - log_h[k - 1]), 0.5, order + 2))
 
 
-def _bracketed(seen: dict[float, float], spacing: float) -> bool:
-    """Whether errors were seen on either side within a factor of two."""
-    below = [h for h in seen if h <= spacing * 1.0001]
-    above = [h for h in seen if h >= spacing * 0.9999]
+def _bracketed(error_at: dict[float, float], spacing: float) -> bool:
+    """True where errors were measured on either side within a factor of two."""
+    below = [h for h in error_at if h <= spacing * 1.0001]
+    above = [h for h in error_at if h >= spacing * 0.9999]
     return bool(below and above) and min(above) <= 2.01 * max(below)

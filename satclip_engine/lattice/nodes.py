@@ -1,4 +1,4 @@
-"""The values of a lattice's nodes: evaluated by a network block by block where they are needed, and kept."""
+"""Values of a lattice's nodes, evaluated block by block where they are needed, in an LRU cache."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from satclip_engine.backends.protocols import Check, Prepared
+from satclip_engine.backends.protocols import CALL, Call, Prepared
 from satclip_engine.lattice.zones import Zone
 
 BLOCK_ROWS, BLOCK_COLUMNS = 16, 32  # kernels take 16 latitudes at once; contracting them is 6 % of 32 columns
@@ -28,14 +29,12 @@ class Block(NamedTuple):
 
 
 class Nodes(Protocol):
-    """Where a lattice's values come from. Safe to use from several threads at once."""
+    """Source of a lattice's values. Safe to use from several threads at once."""
 
     @property
     def bands(self) -> int: ...
 
-    def window(
-        self, zone: int, rows: range, columns: range, threads: int | None, check: Check | None
-    ) -> np.ndarray:
+    def window(self, zone: int, rows: range, columns: range, call: Call = CALL) -> np.ndarray:
         """(h, w, E) float32 values of a zone's nodes; columns count on over whole turns."""
 
 
@@ -48,22 +47,22 @@ def empty_window(rows: int, columns: int, bands: int) -> np.ndarray:
     return np.empty((rows, columns, stride), np.float32)[:, :, :bands]
 
 
-def turns(columns: range, around: int) -> list[tuple[range, int]]:
-    """A range of columns over whole turns as ranges within [0, around), each with its place in the range."""
-    parts, at = [], columns.start
-    while at < columns.stop:
-        first = at % around
-        count = min(columns.stop - at, around - first)
-        parts.append((range(first, first + count), at - columns.start))
-        at += count
-    return parts
+def wrap_columns(columns: range, around: int) -> list[tuple[range, int]]:
+    """A range of columns over whole turns as ranges within [0, around), each with its offset in the range."""
+    wrapped, column = [], columns.start
+    while column < columns.stop:
+        first = column % around
+        count = min(columns.stop - column, around - first)
+        wrapped.append((range(first, first + count), column - columns.start))
+        column += count
+    return wrapped
 
 
-class Kept:
-    """The latest blocks of any lattices, up to a number of bytes. Whoever uses it holds its lock."""
+class BlockCache:
+    """LRU cache of blocks of any lattices, bounded in bytes. The caller holds `lock`."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.bytes, self.lock = most, 0, threading.Lock()
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes, self.lock = max_bytes, 0, threading.Lock()
         self._blocks: OrderedDict[tuple[int, Block], np.ndarray] = OrderedDict()
 
     def get(self, owner: int, block: Block) -> np.ndarray | None:
@@ -76,121 +75,114 @@ class Kept:
         if (owner, block) not in self._blocks:
             self.bytes += values.nbytes
         self._blocks[owner, block] = values
-        while self.bytes > self.most and len(self._blocks) > 1:
+        while self.bytes > self.max_bytes and len(self._blocks) > 1:
             self.bytes -= self._blocks.popitem(last=False)[1].nbytes
 
-    def forget(self, owner: int) -> None:
+    def evict(self, owner: int) -> None:
         for key in [key for key in self._blocks if key[0] == owner]:
             self.bytes -= self._blocks.pop(key).nbytes
 
 
-_SHARED = Kept(CACHE_BYTES)
+_SHARED = BlockCache(CACHE_BYTES)
 _owners = itertools.count()
 
 
-def _forget(kept: Kept, owner: int) -> None:
+def _evict(cache: BlockCache, owner: int) -> None:
     # The garbage collector may run in a thread that holds the lock: then blocks leave when others come.
-    if kept.lock.acquire(blocking=False):
+    if cache.lock.acquire(blocking=False):
         try:
-            kept.forget(owner)
+            cache.evict(owner)
         finally:
-            kept.lock.release()
+            cache.lock.release()
 
 
-def _begin_anew() -> None:
-    """In a child process: what threads of the parent held or were making is nobody's here."""
+def _reset_after_fork() -> None:
+    """Begin with empty caches in a child process: locks and blocks in progress of the parent are invalid."""
     global _SHARED
-    _SHARED = Kept(CACHE_BYTES)
+    _SHARED = BlockCache(CACHE_BYTES)
     for nodes in list(_ALIVE):
-        nodes.begin_anew()
+        nodes.reset()
 
 
 _ALIVE: weakref.WeakSet[BlockNodes] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 class BlockNodes:
-    """Nodes that come in blocks, the latest of which are kept; subclasses say how blocks are made."""
+    """Nodes that come in blocks, the latest of which are cached; subclasses make blocks."""
 
     def __init__(self, zones: Sequence[Zone], bands: int, cache_bytes: int | None = None) -> None:
-        """cache_bytes: of blocks kept for this lattice alone; else all lattices share CACHE_BYTES."""
+        """cache_bytes: of a cache for this lattice alone; else all lattices share one of CACHE_BYTES."""
         self.zones, self.bands = tuple(zones), bands
         self._cache_bytes, self._owner = cache_bytes, next(_owners)
-        self.begin_anew()
+        self.reset()
         _ALIVE.add(self)
-        weakref.finalize(self, _forget, self._kept, self._owner)
+        weakref.finalize(self, _evict, self._cache, self._owner)
 
-    def begin_anew(self) -> None:
-        """Forget all blocks, and who is making any."""
-        self._kept = _SHARED if self._cache_bytes is None else Kept(self._cache_bytes)
+    def reset(self) -> None:
+        """Clear the cache and the set of blocks in progress."""
+        self._cache = _SHARED if self._cache_bytes is None else BlockCache(self._cache_bytes)
         self._making: set[Block] = set()
-        self._changed = threading.Condition(self._kept.lock)
+        self._changed = threading.Condition(self._cache.lock)
 
-    def make(
-        self, zone: int, row: int, count: int, columns: range, threads: int | None, check: Check | None
-    ) -> np.ndarray:
+    def make(self, zone: int, row: int, count: int, columns: range, call: Call) -> np.ndarray:
         """(16·count, len(columns), E) values of `count` rows of blocks from row of blocks `row` on."""
         raise NotImplementedError
 
-    def window(
-        self, zone: int, rows: range, columns: range, threads: int | None = None, check: Check | None = None
-    ) -> np.ndarray:
+    def window(self, zone: int, rows: range, columns: range, call: Call = CALL) -> np.ndarray:
         out = empty_window(len(rows), len(columns), self.bands)
         down = range(rows.start // BLOCK_ROWS, (rows.stop - 1) // BLOCK_ROWS + 1)
-        for part, left in turns(columns, self.zones[zone].columns):
-            across = range(part.start // BLOCK_COLUMNS, (part.stop - 1) // BLOCK_COLUMNS + 1)
-            blocks = self._blocks(zone, down, across, threads, check)
-            for (row, column), values in blocks.items():
+        for wrapped, offset in wrap_columns(columns, self.zones[zone].columns):
+            across = range(wrapped.start // BLOCK_COLUMNS, (wrapped.stop - 1) // BLOCK_COLUMNS + 1)
+            for (row, column), values in self._blocks(zone, down, across, call).items():
                 top, first = row * BLOCK_ROWS, column * BLOCK_COLUMNS
                 r = range(max(rows.start, top), min(rows.stop, top + BLOCK_ROWS))
-                c = range(max(part.start, first), min(part.stop, first + BLOCK_COLUMNS))
-                at = left + c.start - part.start
-                out[r.start - rows.start : r.stop - rows.start, at : at + len(c)] = values[
+                c = range(max(wrapped.start, first), min(wrapped.stop, first + BLOCK_COLUMNS))
+                left = offset + c.start - wrapped.start
+                out[r.start - rows.start : r.stop - rows.start, left : left + len(c)] = values[
                     r.start - top : r.stop - top, c.start - first : c.stop - first
                 ]
         return out
 
-    def _blocks(
-        self, zone: int, down: range, across: range, threads: int | None, check: Check | None
-    ) -> dict[tuple[int, int], np.ndarray]:
+    def _blocks(self, zone: int, down: range, across: range, call: Call) -> dict[tuple[int, int], np.ndarray]:
         """The blocks of a rectangle; what another thread is making is waited for, never made twice."""
-        found: dict[tuple[int, int], np.ndarray] = {}
-        wanted = {(row, column) for row in down for column in across}
-        while wanted:
+        blocks: dict[tuple[int, int], np.ndarray] = {}
+        missing = {(row, column) for row in down for column in across}
+        while missing:
             mine: list[tuple[int, int]] = []
-            made: dict[tuple[int, int], np.ndarray] = {}
+            evaluated: dict[tuple[int, int], np.ndarray] = {}
             try:
                 with self._changed:
-                    for place in list(wanted):
-                        if (values := self._kept.get(self._owner, Block(zone, *place))) is not None:
-                            found[place] = values
-                            wanted.discard(place)
-                    mine = sorted(place for place in wanted if Block(zone, *place) not in self._making)
-                    self._making.update(Block(zone, *place) for place in mine)
-                    if wanted and not mine:
+                    for index in list(missing):
+                        if (values := self._cache.get(self._owner, Block(zone, *index))) is not None:
+                            blocks[index] = values
+                            missing.discard(index)
+                    mine = sorted(index for index in missing if Block(zone, *index) not in self._making)
+                    self._making.update(Block(zone, *index) for index in mine)
+                    if missing and not mine:
                         self._changed.wait(0.05)
-                for group in _rectangles(mine):
-                    made.update(self._made(zone, *group, threads, check))
+                for rectangle in _rectangles(mine):
+                    evaluated.update(self._evaluate(zone, *rectangle, call))
             finally:  # an interruption may come anywhere
                 if mine:
                     with self._changed:
-                        self._making.difference_update(Block(zone, *place) for place in mine)
-                        for place, values in made.items():
-                            self._kept.put(self._owner, Block(zone, *place), values)
+                        self._making.difference_update(Block(zone, *index) for index in mine)
+                        for index, values in evaluated.items():
+                            self._cache.put(self._owner, Block(zone, *index), values)
                         self._changed.notify_all()
-            if not mine and check is not None:
-                check()
-            found.update(made)
-            wanted -= made.keys()
-        return found
+            if not mine and call.check is not None:
+                call.check()
+            blocks.update(evaluated)
+            missing -= evaluated.keys()
+        return blocks
 
-    def _made(
-        self, zone: int, down: range, across: range, threads: int | None, check: Check | None
+    def _evaluate(
+        self, zone: int, down: range, across: range, call: Call
     ) -> dict[tuple[int, int], np.ndarray]:
         around = self.zones[zone].columns
         columns = range(across.start * BLOCK_COLUMNS, min(across.stop * BLOCK_COLUMNS, around))
-        values = self.make(zone, down.start, len(down), columns, threads, check)
+        values = self.make(zone, down.start, len(down), columns, call)
         return {
             (row, column): np.ascontiguousarray(
                 values[
@@ -207,33 +199,30 @@ class EncodedNodes(BlockNodes):
     """Nodes evaluated by a network's product grid: the same bits in every block and on every turn."""
 
     def __init__(self, network: Prepared, zones: Sequence[Zone], cache_bytes: int | None = None) -> None:
-        super().__init__(zones, network.layers.embed_dim, cache_bytes)
+        super().__init__(zones, network.embed_dim, cache_bytes)
         self.network = network
 
-    def make(
-        self, zone: int, row: int, count: int, columns: range, threads: int | None, check: Check | None
-    ) -> np.ndarray:
-        here = self.zones[zone]
+    def make(self, zone: int, row: int, count: int, columns: range, call: Call) -> np.ndarray:
+        nodes, plain = self.zones[zone], replace(call, quantise=None)
         rows = np.arange(row * BLOCK_ROWS, (row + count) * BLOCK_ROWS)
-        lat, beyond = here.node_lat(rows)
+        lat, beyond = nodes.node_lat(rows)
         # Rows that no stencil of the zone reaches are not worth evaluating.
-        reached = here.row_range
-        useful = (rows >= reached.start) & (rows < reached.stop)
-        lon = here.node_lon(np.asarray(columns))
+        needed = nodes.row_range
+        useful = (rows >= needed.start) & (rows < needed.stop)
+        lon = nodes.node_lon(np.asarray(columns))
         out = np.full((rows.size, lon.size, self.bands), np.nan, np.float32)
-        for chosen, at in ((useful & ~beyond, lon), (useful & beyond, lon + 180.0)):
+        for chosen, longitudes in ((useful & ~beyond, lon), (useful & beyond, lon + 180.0)):
             index = np.flatnonzero(chosen)
-            for part in np.split(index, np.flatnonzero(np.diff(index) != 1) + 1):
-                if part.size:
-                    target = out[part[0] : part[-1] + 1]
-                    self.network.encode_grid(lat[part], at, out=target, threads=threads, check=check)
+            for run in np.split(index, np.flatnonzero(np.diff(index) != 1) + 1):
+                if run.size:
+                    self.network.encode_grid(lat[run], longitudes, out[run[0] : run[-1] + 1], plain)
         return out
 
 
-def _rectangles(places: list[tuple[int, int]]) -> list[tuple[range, range]]:
-    """Sorted (row, column) places as few rectangles: runs along rows, joined with equal ones below."""
+def _rectangles(blocks: list[tuple[int, int]]) -> list[tuple[range, range]]:
+    """Sorted (row, column) of blocks as few rectangles: runs along rows, joined with equal ones below."""
     runs: list[tuple[int, range]] = []
-    for row, column in places:
+    for row, column in blocks:
         if runs and runs[-1][0] == row and runs[-1][1].stop == column:
             runs[-1] = (row, range(runs[-1][1].start, column + 1))
         else:

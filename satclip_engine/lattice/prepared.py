@@ -1,162 +1,168 @@
-"""A network that answers from a lattice: what a backend prepares, interpolating instead of evaluating."""
+"""PreparedLattice: a prepared network that interpolates from a lattice's nodes instead of evaluating."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
 from satclip_engine import _C
 from satclip_engine.backends.buffers import aligned
-from satclip_engine.backends.protocols import CALLS, Calls, Check, Prepared
+from satclip_engine.backends.protocols import CALL, Call, Check, Prepared
+from satclip_engine.errors import UsageError
 from satclip_engine.geo.lonlat import check_latitudes
-from satclip_engine.lattice.nodes import BlockNodes
+from satclip_engine.geo.pixels import Index, PixelGrid, indices
+from satclip_engine.lattice.nodes import Nodes
+from satclip_engine.lattice.threads import run_items
+from satclip_engine.lattice.transform import ApproximatedGrid, block_runs
 from satclip_engine.lattice.zones import Zone, zone_of
-from satclip_engine.quantize import codes_of
-from satclip_engine.weights import Layers
 
-if TYPE_CHECKING:
-    from torch import Tensor
+_WINDOW_NODES = 192  # along the sides of a window of nodes: with 256 bands it takes 38 MB
+_COLUMN_GAP = 32  # nodes between neighbouring columns beyond which a window would hold mostly unused nodes
+_SQUARE_NODES = 64  # along the sides of the squares by which scattered points are sorted
+_EXACT_VALUES = 1 << 24  # float32 values of exact rows that become codes at once
 
-Quantise = tuple[np.ndarray, np.ndarray]  # inverse scale and offset, (E,) float32 each
-
-_WINDOW = 192  # nodes along the sides of a window: with 256 bands it takes 38 MB
-_APART = 32  # nodes between neighbouring columns beyond which a window would hold mostly what nobody asks for
-_TILE = 64  # nodes along the sides of the squares by which scattered places are sorted
+PaysOff = Callable[[int, int], bool]
 
 
-class _How(NamedTuple):
-    """How a call is to be done, handed on to all that take part."""
-
-    threads: int | None
-    check: Check | None
-    quantise: Quantise | None
-
-
-class PreparedLattice:
+class PreparedLattice(Prepared):
     """A network behind a lattice. Immutable but for the nodes it keeps; safe to use from several threads."""
+
+    makes_codes = True
 
     def __init__(
         self,
-        network: Prepared,
+        network: Prepared | None,
         zones: Sequence[Zone],
-        nodes: BlockNodes,
-        *,
-        token: str = "",
+        nodes: Nodes,
     ) -> None:
-        """token: what decides the lattice, for `isa`."""
+        """network: answers outside the zones, and where a lattice does not pay; None with zones for all."""
         self.network, self.zones, self.nodes = network, tuple(zones), nodes
-        self.token = token
+        if network is not None:
+            self.describe_as(network)
 
-    @property
-    def name(self) -> str:
-        return self.network.name
+    # Pixels
 
-    @property
-    def isa(self) -> str:
-        return self.network.isa
+    def encode_pixels(
+        self,
+        pixels: PixelGrid,
+        rows: Index = None,
+        cols: Index = None,
+        out: np.ndarray | None = None,
+        call: Call = CALL,
+    ) -> np.ndarray:
+        """As `Prepared.encode_pixels`; blocks of an ApproximatedGrid are shared by threads."""
+        if not isinstance(pixels, ApproximatedGrid):
+            return super().encode_pixels(pixels, rows, cols, out, call)
+        row, col = indices(rows, pixels.shape[0]), indices(cols, pixels.shape[1])
+        shape = (row.size, col.size, self.embed_dim)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif not isinstance(out, np.ndarray) or out.shape != shape:
+            raise UsageError(f"out must be an array of shape {shape}", argument="out")
 
-    @property
-    def device(self) -> str:
-        return self.network.device
+        def fill(block: tuple[range, range], check: Check | None) -> None:
+            r, c = block
+            lonlat = pixels.lonlat(row[r.start : r.stop], col[c.start : c.stop]).reshape(-1, 2)
+            alone = replace(call, threads=1, check=check)
+            # Row by row of the block; the whole raster is one list of pixels only where it has no gaps.
+            if out.flags.c_contiguous:
+                index = (np.asarray(r)[:, None] * col.size + np.asarray(c)).ravel()
+                self.encode(lonlat, out.reshape(-1, shape[2]), alone, index=index)
+            else:
+                values = np.empty((len(lonlat), shape[2]), out.dtype)
+                self.encode(lonlat, values, alone)
+                out[r.start : r.stop, c.start : c.stop] = values.reshape(len(r), len(c), shape[2])
 
-    @property
-    def layers(self) -> Layers:
-        return self.network.layers
-
-    @property
-    def calls(self) -> Calls:
-        return CALLS  # interpolation is the host's work, whatever evaluates nodes
-
-    def encode_tensor(self, lonlat: Tensor) -> Tensor | None:
-        return None
+        blocks = [(r, c) for r, _ in block_runs(row) for c, _ in block_runs(col)]
+        threads = call.threads or self.threads
+        if threads == 1 or len(blocks) <= 1:
+            for block in blocks:
+                fill(block, None)
+                if call.check is not None:
+                    call.check()
+            return out
+        run_items(blocks, fill, threads, call.check)
+        return out
 
     # Product grids
 
     def encode_grid(
-        self,
-        lat: np.ndarray,
-        lon: np.ndarray,
-        out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
-        quantise: Quantise | None = None,
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
     ) -> np.ndarray:
-        """As `Prepared.encode_grid`; `out` may be int8 or int16 with `quantise` = (inverse scale, offset)."""
+        """As `Prepared.encode_grid`; `out` may be int8 or int16 with `call.quantise`."""
         lat, lon = np.asarray(lat, np.float64), np.asarray(lon, np.float64)
         check_latitudes(lat)
         if out is None:
             out = aligned((lat.size, lon.size, self.nodes.bands))
-        how = _How(threads, check, quantise)
         zone, pole = zone_of(self.zones, lat), np.abs(lat) == 90.0
         for rows in _runs(2 * zone + pole):
-            here, target, some = (
-                int(zone[rows.start]),
-                out[rows.start : rows.stop],
-                lat[rows.start : rows.stop],
-            )
-            if here < 0:
-                self._exactly(some, lon, target, how)
+            number, target = int(zone[rows.start]), out[rows.start : rows.stop]
+            if number < 0:
+                self._encode_rows_exactly(lat[rows.start : rows.stop], lon, target, call)
             else:
-                # At a pole a place has no longitude.
+                # At a pole a point has no longitude.
                 columns = np.where(np.isfinite(lon), 0.0, lon) if pole[rows.start] else lon
-                self._windows(here, some, columns, target, how)
+                self._interpolate_rows(number, lat[rows.start : rows.stop], columns, target, call)
         return out
 
-    def _exactly(self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, how: _How) -> None:
-        """Rows that the network itself answers."""
-        if how.quantise is None:
-            self.network.encode_grid(lat, lon, out=out, threads=how.threads, check=how.check)
+    def _encode_rows_exactly(self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, call: Call) -> None:
+        """Fill rows that the network itself answers; without one they lie beyond a pole."""
+        if self.network is None:
+            out[...] = _missing(out, call)
             return
-        step = max(1, (1 << 24) // max(1, lon.size * out.shape[2]))
+        if call.quantise is None:
+            self.network.encode_grid(lat, lon, out, call)
+            return
+        step, plain = max(1, _EXACT_VALUES // max(1, lon.size * out.shape[2])), replace(call, quantise=None)
         for top in range(0, lat.size, step):
-            some = lat[top : top + step]
-            values = self.network.encode_grid(some, lon, threads=how.threads, check=how.check)
-            out[top : top + step] = codes_of(values, *how.quantise, out.dtype)
+            values = self.network.encode_grid(lat[top : top + step], lon, call=plain)
+            out[top : top + step] = call.quantise.codes(values, out.dtype)
 
-    def _windows(self, zone: int, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, how: _How) -> None:
-        """Rows of one zone, window by window."""
-        here = self.zones[zone]
-        row, column = here.row_positions(lat), here.column_positions(lon)
-        for columns, turned in _near(column, here.columns):
-            for rows in _limited(row):
-                need_rows = here.reach(row[rows.start : rows.stop].min(), row[rows.start : rows.stop].max())
-                finite = turned[np.isfinite(turned)]
-                need_columns = here.reach(finite.min(), finite.max()) if finite.size else range(here.order)
-                window = self.nodes.window(zone, need_rows, need_columns, how.threads, how.check)
+    def _interpolate_rows(
+        self, number: int, lat: np.ndarray, lon: np.ndarray, out: np.ndarray, call: Call
+    ) -> None:
+        """Fill rows of one zone, window by window."""
+        zone = self.zones[number]
+        row, column = zone.row_positions(lat), zone.column_positions(lon)
+        for columns, unwrapped in _column_windows(column, zone.columns):
+            for rows in _row_windows(row):
+                node_rows = zone.stencil_range(
+                    row[rows.start : rows.stop].min(), row[rows.start : rows.stop].max()
+                )
+                finite = unwrapped[np.isfinite(unwrapped)]
+                node_columns = (
+                    zone.stencil_range(finite.min(), finite.max()) if finite.size else range(zone.order)
+                )
+                window = self.nodes.window(number, node_rows, node_columns, call)
                 _C.resample(
                     window,
-                    row[rows.start : rows.stop] - need_rows.start,
-                    turned - need_columns.start,
+                    row[rows.start : rows.stop] - node_rows.start,
+                    unwrapped - node_columns.start,
                     out[rows.start : rows.stop, columns.start : columns.stop],
-                    order=here.order,
-                    quantise=how.quantise,
-                    threads=self._threads(how),
-                    check=how.check,
+                    order=zone.order,
+                    quantise=call.quantise,
+                    threads=call.threads or self.threads,
+                    check=call.check,
                 )
 
-    def _threads(self, how: _How) -> int:
-        return how.threads or int(getattr(self.network, "threads", 1))
-
-    # Single places
+    # Single points
 
     def encode(
         self,
         lonlat: np.ndarray,
         out: np.ndarray | None = None,
-        threads: int | None = None,
-        check: Check | None = None,
+        call: Call = CALL,
         index: np.ndarray | None = None,
-        enough: Callable[[int, int], bool] | None = None,
-        quantise: Quantise | None = None,
+        pays: PaysOff | None = None,
     ) -> np.ndarray:
-        """As `Prepared.encode`; quantise as in `encode_grid`. index: (N,) rows of `out` where places go,
-            instead of 0, 1, …
+        """As `Prepared.encode`; `out` may be int8 or int16 with `call.quantise`.
 
-        enough(places, nodes): whether it pays to sample a square with so many nodes for so many places;
-            elsewhere the network answers. Without it the lattice answers everywhere.
+        index: (N,) rows of `out` where points go, instead of 0, 1, …
+        pays(points, nodes): True where a square of the lattice is worth sampling with so many nodes for so
+            many points; elsewhere the network answers. Without it the lattice answers everywhere.
         """
         lonlat = np.asarray(lonlat, np.float64)
         check_latitudes(lonlat[:, 1])
@@ -166,90 +172,98 @@ class PreparedLattice:
             index = np.arange(len(lonlat))
         finite = np.isfinite(lonlat).all(axis=1)
         if not finite.all():
-            out[index[~finite]] = np.nan if quantise is None else np.iinfo(out.dtype).min
+            out[index[~finite]] = _missing(out, call)
             lonlat, index = lonlat[finite], index[finite]
-        how = _How(threads, check, quantise)
         lat = lonlat[:, 1]
         lon = np.where(np.abs(lat) == 90.0, 0.0, lonlat[:, 0])
-        zone = zone_of(self.zones, lat)
-        if not zone.size:
+        zones = zone_of(self.zones, lat)
+        if not zones.size:
             return out
-        one = zone.min() == zone.max()  # as in most windows
-        for number in zone[:1] if one else np.unique(zone):
-            chosen = slice(None) if one else np.flatnonzero(zone == number)
-            at = index[chosen]
+        single_zone = zones.min() == zones.max()  # as in most windows
+        for number in zones[:1] if single_zone else np.unique(zones):
+            chosen = slice(None) if single_zone else np.flatnonzero(zones == number)
             if number < 0:
-                self._alone(lonlat[chosen], out, at, how)
+                self._encode_exactly(lonlat[chosen], out, index[chosen], call)
                 continue
-            here = self.zones[number]
-            row, column = here.row_positions(lat[chosen]), here.column_positions(lon[chosen])
-            self._scattered(int(number), row, column, lonlat[chosen], out, at, enough, how)
+            zone = self.zones[number]
+            row, column = zone.row_positions(lat[chosen]), zone.column_positions(lon[chosen])
+            self._interpolate(int(number), row, column, lonlat[chosen], out, index[chosen], pays, call)
         return out
 
-    def _alone(self, lonlat: np.ndarray, out: np.ndarray, index: np.ndarray, how: _How) -> None:
-        """Places that the network itself answers."""
-        values = self.network.encode(np.ascontiguousarray(lonlat), threads=how.threads, check=how.check)
-        out[index] = values if how.quantise is None else codes_of(values, *how.quantise, out.dtype)
+    def _encode_exactly(self, lonlat: np.ndarray, out: np.ndarray, index: np.ndarray, call: Call) -> None:
+        """Fill points that the network itself answers."""
+        assert self.network is not None
+        plain = replace(call, quantise=None)
+        values = self.network.encode(np.ascontiguousarray(lonlat), call=plain)
+        out[index] = values if call.quantise is None else call.quantise.codes(values, out.dtype)
 
-    def _scattered(
+    def _interpolate(
         self,
-        zone: int,
+        number: int,
         row: np.ndarray,
         column: np.ndarray,
         lonlat: np.ndarray,
         out: np.ndarray,
         index: np.ndarray,
-        enough: Callable[[int, int], bool] | None,
-        how: _How,
+        pays: PaysOff | None,
+        call: Call,
     ) -> None:
-        """Places of one zone: all at once when they lie close together, else square by square."""
-        here = self.zones[zone]
-        if enough is None and row.size:
-            rows = here.reach(row.min(), row.max())
-            turned = _turned(column, here.columns)
-            columns = here.reach(turned.min(), turned.max())
-            if len(rows) * len(columns) <= max(4 * _TILE**2, row.size // 4) and len(columns) <= here.columns:
-                self._places(zone, rows, columns, row, turned, out, index, how)
+        """Fill points of one zone: all at once when they lie close together, else square by square."""
+        zone = self.zones[number]
+        if pays is None and row.size:
+            rows = zone.stencil_range(row.min(), row.max())
+            unwrapped = _unwrap(column, zone.columns)
+            columns = zone.stencil_range(unwrapped.min(), unwrapped.max())
+            few = max(4 * _SQUARE_NODES**2, row.size // 4)
+            if len(rows) * len(columns) <= few and len(columns) <= zone.columns:
+                self._resample(number, rows, columns, row, unwrapped, out, index, call)
                 return
-        for some in self._squares(here, row, column):
-            rows = here.reach(row[some].min(), row[some].max())
-            columns = here.reach(column[some].min(), column[some].max())
-            if enough is not None and not enough(some.size, len(rows) * len(columns)):
-                self._alone(lonlat[some], out, index[some], how)
+        for square in _squares(zone, row, column):
+            rows = zone.stencil_range(row[square].min(), row[square].max())
+            columns = zone.stencil_range(column[square].min(), column[square].max())
+            if pays is not None and not pays(square.size, len(rows) * len(columns)):
+                self._encode_exactly(lonlat[square], out, index[square], call)
             else:
-                self._places(zone, rows, columns, row[some], column[some], out, index[some], how)
+                self._resample(number, rows, columns, row[square], column[square], out, index[square], call)
 
-    def _squares(self, here: Zone, row: np.ndarray, column: np.ndarray) -> Iterator[np.ndarray]:
-        """Places sorted by squares of nodes, and by nodes within one: neighbours share their stencils."""
-        across = here.columns // _TILE + 1
-        r, c = row.astype(np.int64), column.astype(np.int64)
-        tile = (r // _TILE) * across + c // _TILE
-        order = np.argsort((tile * _TILE + r % _TILE) * _TILE + c % _TILE)
-        starts = np.flatnonzero(np.diff(tile[order])) + 1
-        yield from np.split(order, starts)
-
-    def _places(
+    def _resample(
         self,
-        zone: int,
+        number: int,
         rows: range,
         columns: range,
         row: np.ndarray,
         column: np.ndarray,
         out: np.ndarray,
         index: np.ndarray,
-        how: _How,
+        call: Call,
     ) -> None:
+        """Fill points at (row, column) positions of a zone from a window of its nodes."""
         _C.resample_points(
-            self.nodes.window(zone, rows, columns, how.threads, how.check),
+            self.nodes.window(number, rows, columns, call),
             row - rows.start,
             column - columns.start,
             out,
-            order=self.zones[zone].order,
+            order=self.zones[number].order,
             index=index,
-            quantise=how.quantise,
-            threads=self._threads(how),
-            check=how.check,
+            quantise=call.quantise,
+            threads=call.threads or self.threads,
+            check=call.check,
         )
+
+
+def _missing(out: np.ndarray, call: Call) -> float | int:
+    """Value that means no data."""
+    return np.nan if call.quantise is None else int(np.iinfo(out.dtype).min)
+
+
+def _squares(zone: Zone, row: np.ndarray, column: np.ndarray) -> Iterator[np.ndarray]:
+    """Points sorted by squares of nodes, and by nodes within a square: neighbours share their stencils."""
+    across = zone.columns // _SQUARE_NODES + 1
+    r, c = row.astype(np.int64), column.astype(np.int64)
+    square = (r // _SQUARE_NODES) * across + c // _SQUARE_NODES
+    order = np.argsort((square * _SQUARE_NODES + r % _SQUARE_NODES) * _SQUARE_NODES + c % _SQUARE_NODES)
+    starts = np.flatnonzero(np.diff(square[order])) + 1
+    yield from np.split(order, starts)
 
 
 def _runs(values: np.ndarray) -> Iterator[range]:
@@ -258,52 +272,50 @@ def _runs(values: np.ndarray) -> Iterator[range]:
     yield from (range(int(a), int(b)) for a, b in itertools.pairwise(edges) if b > a)
 
 
-def _turned(column: np.ndarray, around: int) -> np.ndarray:
-    """Positions within one turn of those that follow each other closely, moved by whole turns so that they do
-    not jump at the antimeridian."""
+def _unwrap(column: np.ndarray, around: int) -> np.ndarray:
+    """Positions of points close together, moved by whole turns so that none jumps at the antimeridian."""
     if not column.size:
         return column
     # By how many whole turns each lies from the first: the nearest way round.
-    away = column - column[0]
-    return column - around * np.rint(away / around)
+    difference = column - column[0]
+    return column - around * np.rint(difference / around)
 
 
-def _near(column: np.ndarray, around: int) -> Iterator[tuple[range, np.ndarray]]:
-    """Neighbouring columns that a window of nodes can serve: their range and positions without a jump.
+def _column_windows(column: np.ndarray, around: int) -> Iterator[tuple[range, np.ndarray]]:
+    """Neighbouring columns that a window of nodes can serve: their range, and their unwrapped positions.
 
     Positions that are not finite go with their neighbours.
     """
-    known = np.flatnonzero(np.isfinite(column))
-    if known.size == 0:
+    finite = np.flatnonzero(np.isfinite(column))
+    if finite.size == 0:
         if column.size:
             yield range(column.size), column
         return
-    # Fill gaps with the last position known, so that differences mean something.
-    filled = column[known[np.maximum(np.searchsorted(known, np.arange(column.size), side="right") - 1, 0)]]
-    step = np.diff(filled)
-    turn = np.concatenate([[0.0], np.cumsum(-np.rint(step / around))])
-    turned = filled + around * turn
+    # Fill gaps with the last finite position, so that differences mean something.
+    latest = np.searchsorted(finite, np.arange(column.size), side="right") - 1
+    filled = column[finite[np.maximum(latest, 0)]]
+    turns = np.concatenate([[0.0], np.cumsum(-np.rint(np.diff(filled) / around))])
+    unwrapped = filled + around * turns
     first = 0
     while first < column.size:
-        last = _stop(turned, first)
-        part = np.where(np.isfinite(column[first:last]), turned[first:last], np.nan)
-        yield range(first, last), part
-        first = last
+        stop = _window_stop(unwrapped, first)
+        yield range(first, stop), np.where(np.isfinite(column[first:stop]), unwrapped[first:stop], np.nan)
+        first = stop
 
 
-def _stop(position: np.ndarray, first: int) -> int:
-    """Where a window that begins with `first` ends: before a gap, or when it has become wide enough."""
+def _window_stop(position: np.ndarray, first: int) -> int:
+    """End of the window that begins with `first`: before a gap, or when it has become wide enough."""
     ahead = position[first:]
-    gap = np.flatnonzero(np.abs(np.diff(ahead)) > _APART)
-    wide = np.flatnonzero(np.abs(ahead - ahead[0]) > _WINDOW)
+    gap = np.flatnonzero(np.abs(np.diff(ahead)) > _COLUMN_GAP)
+    wide = np.flatnonzero(np.abs(ahead - ahead[0]) > _WINDOW_NODES)
     ends = [ahead.size, *(gap[:1] + 1), *wide[:1]]
     return first + max(1, int(min(ends)))
 
 
-def _limited(row: np.ndarray) -> Iterator[range]:
+def _row_windows(row: np.ndarray) -> Iterator[range]:
     """Neighbouring rows that a window of nodes can serve."""
     first = 0
     while first < row.size:
-        last = _stop(row, first)
-        yield range(first, last)
-        first = last
+        stop = _window_stop(row, first)
+        yield range(first, stop)
+        first = stop

@@ -1,46 +1,47 @@
-"""Where a reconstruction is to hold: the pixels of a raster, a list of places, or the whole Earth."""
+"""Sampling regions: positions that a lattice must serve, from which random ones are drawn."""
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
 
 from satclip_engine.geo.pixels import PixelGrid
 
-_CAP = 85.0  # degrees of latitude beyond which circles are short
+_POLAR_LATITUDE = 85.0  # degrees, beyond which circles are short
 
 
-class Region(Protocol):
-    """What random positions are drawn from."""
+class SamplingRegion(Protocol):
+    """Positions that a lattice must serve."""
 
     @property
     def count(self) -> int:
-        """How many positions are wanted."""
+        """Number of positions."""
 
     @property
     def single(self) -> bool:
-        """Whether they come one by one, not as rows of latitude."""
+        """True where positions come one by one, not as rows of latitude."""
 
     def draw(self, count: int, seed: int) -> np.ndarray:
         """(n, 2) longitudes and latitudes of positions, one at random from each of equal strata, n ≤ count
-        or a little more; all positions when there are no more. None that is no place on Earth."""
+        or a little more; all positions when there are no more. Without those outside the CRS's domain."""
 
 
-class Pixels:
+class RasterRegion:
     """The pixels of a raster."""
 
     def __init__(self, grid: PixelGrid) -> None:
-        self.grid, self.count, self.single = grid, grid.shape[0] * grid.shape[1], not grid.separable
+        self.grid, self.count, self.single = grid, math.prod(grid.shape), not grid.separable
 
     def draw(self, count: int, seed: int) -> np.ndarray:
-        wanted = count
+        tried = count
         for _ in range(3):
-            places = self._strata(wanted, seed)
-            valid = places[np.isfinite(places).all(axis=1)]
-            if len(valid) >= 0.9 * count or wanted >= min(self.count, 64 * count):
+            lonlat = self._strata(tried, seed)
+            valid = lonlat[np.isfinite(lonlat).all(axis=1)]
+            if len(valid) >= 0.9 * count or tried >= min(self.count, 64 * count):
                 break
-            wanted = min(64 * count, wanted * count // max(1, len(valid)) + 1)
+            tried = min(64 * count, tried * count // max(1, len(valid)) + 1)
         return valid
 
     def _strata(self, count: int, seed: int) -> np.ndarray:
@@ -55,8 +56,8 @@ class Pixels:
         return self.grid.pixel_lonlat(rows, columns)
 
 
-class Listed:
-    """Points of a list, (n, 2); those that are none do not count."""
+class PointList:
+    """Points of a list, (n, 2); those that are not finite do not count."""
 
     single = True
 
@@ -73,11 +74,12 @@ class Listed:
 
 
 class Globe:
-    """All of the Earth, uniform by area. `count` is how many places somebody may ask for."""
+    """All of the Earth, uniform by area."""
 
     single = True
 
     def __init__(self, count: int = 1 << 30) -> None:
+        """count: of points that somebody may ask for."""
         self.count = count
 
     def draw(self, count: int, seed: int) -> np.ndarray:
@@ -86,28 +88,30 @@ class Globe:
         return np.stack([random.uniform(-180.0, 180.0, count), np.degrees(np.arcsin(2 * x - 1))], axis=-1)
 
 
-def region_of(places: PixelGrid | np.ndarray) -> Region:
-    """The region of a grid's pixels or of listed places."""
-    return Listed(places) if isinstance(places, np.ndarray) else Pixels(places)
+def region_of(pixels_or_points: PixelGrid | np.ndarray) -> SamplingRegion:
+    """The region of a grid's pixels or of (n, 2) listed points."""
+    if isinstance(pixels_or_points, np.ndarray):
+        return PointList(pixels_or_points)
+    return RasterRegion(pixels_or_points)
 
 
-def caps(region: Region, count: int, seed: int) -> np.ndarray:
+def polar_positions(region: SamplingRegion, count: int, seed: int) -> np.ndarray:
     """Up to `count` positions of the region near a pole."""
-    places = region.draw(min(64 * count, region.count), seed)
-    return places[np.abs(places[:, 1]) > _CAP][:count]
+    lonlat = region.draw(min(64 * count, region.count), seed)
+    return lonlat[np.abs(lonlat[:, 1]) > _POLAR_LATITUDE][:count]
 
 
-def near(places: np.ndarray, distance: float, each: int, seed: int) -> np.ndarray:
-    """Positions within a distance in degrees of some places, `each` of every one."""
-    random = np.random.Generator(np.random.PCG64([seed, len(places)]))
-    places = np.repeat(places, each, axis=0)
-    shrink = np.maximum(np.cos(np.radians(places[:, 1])), 0.02)
-    off = random.uniform(-distance, distance, places.shape)
-    lon, lat = places[:, 0] + off[:, 0] / shrink, np.clip(places[:, 1] + off[:, 1], -90.0, 90.0)
+def nearby_positions(points: np.ndarray, distance: float, per_point: int, seed: int) -> np.ndarray:
+    """Positions within a distance in degrees of (n, 2) points, `per_point` of each."""
+    random = np.random.Generator(np.random.PCG64([seed, len(points)]))
+    points = np.repeat(points, per_point, axis=0)
+    shrink = np.maximum(np.cos(np.radians(points[:, 1])), 0.02)
+    offset = random.uniform(-distance, distance, points.shape)
+    lon, lat = points[:, 0] + offset[:, 0] / shrink, np.clip(points[:, 1] + offset[:, 1], -90.0, 90.0)
     return np.stack([lon, lat], axis=-1)
 
 
 def _within(stratum: np.ndarray, strata: int, size: int, random: np.random.Generator) -> np.ndarray:
     """A random index from each stratum of equal parts of 0..size−1."""
-    at = (stratum + random.random(stratum.size)) * (size / strata)
-    return np.minimum(at.astype(np.int64), size - 1)
+    position = (stratum + random.random(stratum.size)) * (size / strata)
+    return np.minimum(position.astype(np.int64), size - 1)

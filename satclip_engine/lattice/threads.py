@@ -1,4 +1,4 @@
-"""Parts of a job given to threads of Python, whose kernels compute without its lock."""
+"""Runs work items in threads of Python; kernels release the GIL."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TypeVar
 
 from satclip_engine.backends.protocols import Check
 
-_POLL = 0.05  # seconds after which the caller is asked again
+_POLL_SECONDS = 0.05  # after which the caller's check is called again
 
-Part = TypeVar("Part")
+Item = TypeVar("Item")
 
 
 class Stopped(Exception):
     """Raised inside a worker whose result is no longer wanted: another has failed, or the caller stops."""
 
 
-def run_parts(
-    parts: Sequence[Part], do: Callable[[Part, Check], None], threads: int, check: Check | None = None
+def run_items(
+    items: Sequence[Item], work: Callable[[Item, Check], None], threads: int, check: Check | None = None
 ) -> None:
-    """Have threads do(part, stop) all parts; what one of them or `check` raises is raised here.
+    """Have threads call work(item, stop) for all items; what one of them or `check` raises is raised here.
 
-    stop: for kernels to ask now and then; it raises Stopped once another part has failed.
+    stop: for kernels to call now and then; it raises Stopped once another item has failed.
     """
     stopped = threading.Event()
 
@@ -31,15 +31,15 @@ def run_parts(
         if stopped.is_set():
             raise Stopped
 
-    def one(part: Part) -> None:
+    def run(item: Item) -> None:
         stop()
-        do(part, stop)
+        work(item, stop)
 
-    with ThreadPoolExecutor(max(1, min(threads, len(parts)))) as pool:
-        waiting = {pool.submit(one, part) for part in parts}
+    with ThreadPoolExecutor(max(1, min(threads, len(items)))) as pool:
+        waiting = {pool.submit(run, item) for item in items}
         try:
             while waiting:
-                done, waiting = wait(waiting, timeout=_POLL, return_when=FIRST_EXCEPTION)
+                done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
                 if check is not None:

@@ -1,4 +1,4 @@
-"""How far a reconstruction may be off: per band, in units of its σ or of its quantisation step."""
+"""Tolerances of a reconstruction: the largest error of each band, by its σ or its quantisation step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.backends.protocols import Prepared
+from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.errors import Argument, UsageError
 
 DEFAULT = 1e-4  # σ, of floats
 STEPS = 1 / 8  # of a quantisation step, of integers
 FLOOR = 1e-5  # of the embedding's rms: as near as two exact float32 evaluations agree
-_PLACES = 4096
+_MOMENT_POINTS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +58,13 @@ def spiral(count: int) -> np.ndarray:
 
 
 def moments(network: Prepared, threads: int | None = None) -> Moments:
-    """σ and rms of every band, from 4096 places."""
-    values = network.encode(spiral(_PLACES), threads=threads).astype(np.float64)
+    """σ and rms of every band over the globe, from 4096 points."""
+    values = network.encode(spiral(_MOMENT_POINTS), call=Call(threads)).astype(np.float64)
     return Moments(values.std(axis=0), np.sqrt(np.square(values).mean(axis=0)))
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Raises UsageError for what is no tolerance."""
+    """Raise UsageError for what is no tolerance."""
     if tolerance is None:
         return
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float, np.integer, np.floating)):
@@ -92,23 +92,23 @@ def tolerance_of(
     # A constant band has no σ: rounding of its value is all that can be off.
     least = np.maximum(FLOOR * field.rms, 1e-30)
     if tolerance is None and step is not None:
-        wanted = np.asarray(step, np.float64) * STEPS
-        text = f"an eighth of an {dtype} step{_or_floor(least > wanted)}"
-        return Tolerance(text, np.maximum(wanted, least), field.sigma)
-    given = DEFAULT if tolerance is None else float(tolerance)
-    if tolerance is not None and given < field.floor:
+        share = np.asarray(step, np.float64) * STEPS
+        text = f"an eighth of an {dtype} step{_or_floor(least > share)}"
+        return Tolerance(text, np.maximum(share, least), field.sigma)
+    sigmas = DEFAULT if tolerance is None else float(tolerance)
+    if tolerance is not None and sigmas < field.floor:
         raise UsageError(
-            f"tolerance {given:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
+            f"tolerance {sigmas:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
             "for these weights; give that or more",
             *([", or use ", Argument("exact", True)] if exact_possible else []),
             argument="tolerance",
         )
-    text = f"a tolerance of {given:g} σ{_or_floor(least > given * field.sigma)}"
-    return Tolerance(text, np.maximum(given * field.sigma, least), field.sigma)
+    text = f"a tolerance of {sigmas:g} σ{_or_floor(least > sigmas * field.sigma)}"
+    return Tolerance(text, np.maximum(sigmas * field.sigma, least), field.sigma)
 
 
 def _or_floor(floored: np.ndarray) -> str:
-    """What is said of bands whose tolerance float32 could not keep: of 1 m, or large beside their σ."""
+    """Addition about bands whose tolerance float32 could not keep: constant, or large beside their σ."""
     if not floored.any():
         return ""
     count = int(floored.sum())

@@ -1,11 +1,11 @@
-"""The lattice of the whole Earth: zones of latitude, each a uniform lattice whose longitudes fit its circles.
+"""Zones of latitude that make the lattice of the whole Earth, each with its own spacing of longitudes.
 
 A zone answers for the latitudes between its edges; its nodes go on beyond them as far as stencils reach,
 beyond a pole too: the row at latitude 90° + δ is the row at 90° − δ half a turn on. Longitudes are periodic.
 So no edge of a zone, no pole and no antimeridian is special to an interpolation.
 
 Positions are counted in nodes and rounded to 2⁻²⁸ of a node (less than a millimetre), so that adding whole
-turns to them is exact: a place has one position whatever window it is looked at through.
+turns to them is exact: a point has one position whatever window it is part of.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 # Edges of zones on either side of the equator, degrees. Within one, circles shrink by a third to a half.
 EDGES = (45.0, 60.0, 70.0, 75.5, 79.0, 82.0, 84.0, 86.0, 87.5)
-_FRACTION = 2.0**28
+_POSITION_STEPS = 2.0**28  # a node
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Zone:
     def column_positions(self, lon: np.ndarray) -> np.ndarray:
         """Longitudes counted in nodes from −180° eastward, within one turn: [0, columns)."""
         with np.errstate(invalid="ignore"):
-            found = _rounded(np.mod(lon + 180.0, 360.0) * (self.columns / 360.0))
-            return np.where(found >= self.columns, found - self.columns, found)
+            position = _rounded(np.mod(lon + 180.0, 360.0) * (self.columns / 360.0))
+            return np.where(position >= self.columns, position - self.columns, position)
 
     def node_lat(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latitudes of rows of nodes, and whether each lies beyond a pole, half a turn on."""
@@ -62,16 +62,16 @@ class Zone:
         """Longitudes of columns of nodes, the same for the same node on any turn."""
         return np.mod(columns, self.columns) * 360.0 / self.columns - 180.0
 
-    def reach(self, low: float, high: float) -> range:
-        """The nodes that stencils of positions low..high need."""
+    def stencil_range(self, low: float, high: float) -> range:
+        """Nodes that stencils of positions low..high need."""
         half = self.order // 2
         return range(math.floor(low) - half + 1, math.floor(high) + half + 1)
 
     @property
     def row_range(self) -> range:
-        """The rows that the zone's places need."""
+        """Rows of nodes that the zone's points need."""
         low, high = self.row_positions(np.array([self.south, self.north]))
-        return self.reach(float(low), float(high))
+        return self.stencil_range(float(low), float(high))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -84,7 +84,7 @@ class Zone:
 
 
 def _rounded(position: np.ndarray) -> np.ndarray:
-    return np.rint(position * _FRACTION) / _FRACTION
+    return np.rint(position * _POSITION_STEPS) / _POSITION_STEPS
 
 
 def circle_nodes(lat: np.ndarray | float, spacing: float, order: int) -> np.ndarray:
@@ -100,12 +100,12 @@ def circle_nodes(lat: np.ndarray | float, spacing: float, order: int) -> np.ndar
 def zone_edges(spacing: float, order: int) -> list[float]:
     """Edges in the north that make zones worth having: none lower than the rows that stencils reach beyond
     it, which are evaluated for it alone."""
-    kept, last = [], 0.0
+    edges, last = [], 0.0
     for edge in EDGES:
         if edge - last >= order * spacing and 90.0 - edge >= order * spacing / 2:
-            kept.append(edge)
+            edges.append(edge)
             last = edge
-    return kept
+    return edges
 
 
 def make_zones(spacing: float, order: int, south: float = -90.0, north: float = 90.0) -> tuple[Zone, ...]:
@@ -124,9 +124,9 @@ def make_zones(spacing: float, order: int, south: float = -90.0, north: float = 
 
 
 def zone_of(zones: Sequence[Zone], lat: np.ndarray) -> np.ndarray:
-    """Which zone answers for each latitude: an index, or −1 for NaN and what lies outside all of them."""
+    """Index of the zone that answers for each latitude; −1 for NaN and what lies outside all zones."""
     edges = np.array([zone.south for zone in zones])
-    found = np.searchsorted(edges, lat, side="right") - 1
+    number = np.searchsorted(edges, lat, side="right") - 1
     with np.errstate(invalid="ignore"):
         inside = (lat >= edges[0]) & ((lat < zones[-1].north) | ((zones[-1].north == 90.0) & (lat <= 90.0)))
-    return np.where(inside, found, -1)
+    return np.where(inside, number, -1)

@@ -17,7 +17,7 @@ from satclip_engine import backends
 from satclip_engine._optional import need
 from satclip_engine.backends.protocols import Dropout, Network
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.lonlat import check_places
+from satclip_engine.geo.lonlat import check_points
 from satclip_engine.ops.autograd import no_autocast
 
 if TYPE_CHECKING:
@@ -196,6 +196,6 @@ def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
 
 
 def check_values(lonlat: Tensor, dropout: float) -> None:
-    check_places(lonlat.detach())  # names the row of an impossible latitude
+    check_points(lonlat.detach())  # names the row of an impossible latitude
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")

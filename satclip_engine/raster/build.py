@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.backends.protocols import Call, Prepared
+from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.lattice.threads import Stopped
 from satclip_engine.quantize import QuantisationStatistics, Quantiser
 from satclip_engine.raster.codec import Codec, compressor
@@ -72,7 +74,7 @@ class Job:
 
 
 class EncoderSource:
-    """Pixels of the first pass: the encoder's values for those of a grid.
+    """Pixels of the first pass: a prepared network's values for those of a grid.
 
     On a GPU, workers share it by turns: while one's strip is computed and copied back, in a fraction of a
     millisecond a megabyte, the others quantise, halve and compress theirs, which takes tens of times as long.
@@ -80,8 +82,8 @@ class EncoderSource:
     computed ahead; what overlaps within one call (device_copies.py) matters for longer strips.
     """
 
-    def __init__(self, encoder: Any, grid: Any) -> None:
-        self.encoder, self.grid = encoder, grid
+    def __init__(self, network: Prepared, grid: PixelGrid) -> None:
+        self.network, self.grid = network, grid
 
     def __call__(
         self, rows: slice, columns: list[slice], out: np.ndarray, check: Callable[[], object]
@@ -89,7 +91,7 @@ class EncoderSource:
         index = (
             columns[0] if len(columns) == 1 else np.concatenate([np.arange(c.start, c.stop) for c in columns])
         )
-        self.encoder.evaluate(self.grid, rows, index, out=out, threads=1, check=check)
+        self.network.encode_pixels(self.grid, rows, index, out, Call(1, check))
 
 
 class CarryOverSource:

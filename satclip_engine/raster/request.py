@@ -97,7 +97,7 @@ def _tiling(
         blocksize,
         mirrored=grid.separable,
         compressed=codec.leaves,
-        calls=encoder.calls,
+        hints=encoder.hints,
         **limits,
     )
 
@@ -131,7 +131,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
     """Raises UsageError for arguments that cannot be used, OutputError for a path that cannot be written."""
     check_tolerance(options.tolerance)
     if encoder.plan is not None:
-        encoder.plan.check(exact=options.exact, tolerance=options.tolerance)
+        encoder.check(exact=options.exact, tolerance=options.tolerance)
     if options.threads is not None and options.threads < 1:
         raise UsageError(
             f"threads must be a positive whole number, not {options.threads!r}", argument="threads"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.quantize import QuantisationStatistics, Quantiser
 from satclip_engine.raster.codec import Codec, compressor
 from satclip_engine.raster.tiling import Tiling
@@ -26,7 +27,7 @@ class DiskEstimate:
 
 
 def estimate_disk(
-    encoder: Any, grid: Any, tiling: Tiling, quantiser: Quantiser, codec: Codec
+    network: Prepared, grid: Any, tiling: Tiling, quantiser: Quantiser, codec: Codec
 ) -> DiskEstimate:
     """Disk space of a run, from a few windows of every level compressed on trial.
 
@@ -36,7 +37,7 @@ def estimate_disk(
     tile_count = sum(level.tiles for level in tiling.levels)
     file = tile_count * tiling.bands * TILE_OVERHEAD_BYTES + (1 << 16)
     for number, level in enumerate(tiling.levels):
-        rate = _bytes_per_pixel(encoder, grid, tiling, number, quantiser, codec)
+        rate = _bytes_per_pixel(network, grid, tiling, number, quantiser, codec)
         file += int(rate * level.height * level.width)
     carried_over = sum(
         4
@@ -50,7 +51,7 @@ def estimate_disk(
 
 
 def _bytes_per_pixel(
-    encoder: Any, grid: Any, tiling: Tiling, number: int, quantiser: Quantiser, codec: Codec
+    network: Prepared, grid: Any, tiling: Tiling, number: int, quantiser: Quantiser, codec: Codec
 ) -> float:
     """Bytes that compression leaves of a level's pixel, all bands together.
 
@@ -64,7 +65,7 @@ def _bytes_per_pixel(
     for row, column in _window_corners((level.height, level.width), side, max(1, SAMPLE_WINDOWS >> number)):
         rows = np.arange(row, min(row + side, level.height)) * step
         columns = np.arange(column, min(column + side, level.width)) * step
-        block = encoder.evaluate(grid, rows, columns, threads=tiling.threads)
+        block = network.encode_pixels(grid, rows, columns, call=Call(tiling.threads))
         tiles = np.zeros((1, tiling.bands, side, side), quantiser.sample.name)
         _C.pack_tiles(
             block,

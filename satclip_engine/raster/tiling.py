@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from satclip_engine.backends.protocols import CALLS, Calls
+from satclip_engine.backends.protocols import BATCH_HINTS, BatchHints
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.progress import size_text
 
@@ -83,7 +83,7 @@ class Tiling:
     threads: int
     levels: tuple[Level, ...]
     compressed: float  # at most this part of a tile's bytes is left by compression
-    calls: Calls = CALLS  # how the encoder wants to be called
+    hints: BatchHints = BATCH_HINTS  # how the encoder wants to be called
 
     @property
     def side(self) -> int:
@@ -173,18 +173,18 @@ def make_tiling(
     mirrored: bool,
     compressed: float = 1.0,
     span: int | None = None,
-    calls: Calls = CALLS,
+    hints: BatchHints = BATCH_HINTS,
 ) -> Tiling:
     """The largest metatiles that `threads` of them fit into `memory` bytes; fewer threads before it fails.
 
     compressed: what part of a tile's bytes compression leaves at most.
     span: given when a run is resumed whose metatiles are on disk already.
-    calls: strips have as many pixels as the encoder wants at once, if memory and tiles allow.
+    hints: strips have as many pixels as a batch of the encoder, if memory and tiles allow.
     Raises UsageError naming the memory needed when not even one thread with the smallest metatile fits.
     """
     levels = pyramid(shape, blocksize)
     smallest = Tiling(
-        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, calls
+        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, hints
     )
     if smallest.memory > memory:
         raise UsageError(
@@ -221,7 +221,7 @@ def _strip_rows(tiling: Tiling) -> int:
     """Rows of a strip: what kernels like, in whole pixels of the level that the metatile carries over."""
     step = 2 * tiling.span
     width = min(tiling.side, tiling.shape[1]) * (2 if tiling.mirrored else 1)
-    rows = max(MIN_STRIP_ROWS, -(-tiling.calls.places // width))
+    rows = max(MIN_STRIP_ROWS, -(-tiling.hints.batch_size // width))
     return min(-(-rows // step) * step, -(-tiling.blocksize // step) * step)
 
 
@@ -234,7 +234,7 @@ def _thread_memory(tiling: Tiling, metatiles: int) -> int:
     tile = tiling.bands * tiling.sample_bytes * tiling.blocksize**2
     strip = 4 * tiling.bands * tiling.strip_rows * span * tiling.blocksize
     held = metatiles * (strip + strip // 3 + (2 * span - 1) * tile) + int(tile * tiling.compressed)
-    return held + 2 * min(metatiles * strip, tiling.calls.staged)
+    return held + 2 * min(metatiles * strip, tiling.hints.pinned_bytes)
 
 
 def _mirror_pairs(columns: int, width: int, side: int) -> list[tuple[int, ...]]:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from satclip_engine._version import __version__
+from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import locked_folder
 from satclip_engine.geo.pixels import PixelGrid
-from satclip_engine.lattice.choose import placed, planned
+from satclip_engine.lattice.choose import approximated
 from satclip_engine.lattice.nodes import CACHE_BYTES
-from satclip_engine.lattice.plan import EXACT_TAGS
-from satclip_engine.lattice.plan import Plan as LatticePlan
+from satclip_engine.lattice.plan import EXACT_TAGS, Plan
 from satclip_engine.options import RasterOptions
 from satclip_engine.progress import Progress, Silence, size_text
 from satclip_engine.quantize import QuantisationStatistics, Quantiser, find_quantiser
@@ -169,21 +169,24 @@ def cache_bytes(memory: int) -> int:
     return min(CACHE_BYTES, memory // 4)
 
 
-def fit_and_plan(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Encoder]:
-    """The ranges of a raster's bands, and the encoder by the plan that is best for it."""
-    quantiser = find_quantiser(request.encoder, request.grid, request.sample, request.tiling.threads)
-    if request.options.exact:
-        return quantiser, request.encoder
+def fit_and_plan(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Plan | None, Prepared]:
+    """The ranges of a raster's bands, the plan that is best for it, and what computes by it.
+
+    No plan: exact as asked for, without having looked for better.
+    """
+    encoder, options = request.encoder, request.options
+    quantiser = find_quantiser(encoder.network, request.grid, request.sample, request.tiling.threads)
+    if options.exact:
+        return quantiser, None, encoder.network
     stage("estimating the field's smoothness")
-    encoder = planned(
-        request.encoder,
+    plan, network = encoder.choose(
         request.grid,
-        tolerance=request.options.tolerance,
+        tolerance=options.tolerance,
         step=quantiser.scale,
         dtype=request.sample.name,
-        cache_bytes=cache_bytes(request.options.memory),
+        cache_bytes=cache_bytes(options.memory),
     )
-    return quantiser, encoder
+    return quantiser, plan, network
 
 
 class _Run:
@@ -191,9 +194,9 @@ class _Run:
 
     def __init__(self, request: Request, folder: Path, started: float) -> None:
         self.request, self.folder, self.started = request, folder, started
-        self.encoder, self.pixels = request.encoder, cast(PixelGrid, request.grid)
+        self.network, self.pixels = request.encoder.network, cast(PixelGrid, request.grid)
         self.tiling: Tiling | None = None
-        self.lattice: LatticePlan | None = None  # None: exact, without having looked for better
+        self.lattice: Plan | None = None  # None: exact, without having looked for better
         self.progress = request.options.progress
         self.clock = Clock()
         self.stages: dict[str, float] = {}
@@ -253,13 +256,11 @@ class _Run:
     def _use_plan_of(self, state: dict[str, Any]) -> None:
         """Compute as the state says."""
         if state["reconstruction"] is not None:
-            if self.encoder.plan is None:
-                plan = LatticePlan.from_dict(state["reconstruction"])
-                memory = cache_bytes(self.request.options.memory)
-                network = plan.network(self.encoder.network, memory) if plan.interpolates else None
-                self.encoder = self.encoder.by_plan(plan, network)
-            self.lattice = self.encoder.plan
-            self.pixels = placed(self.encoder, self.request.grid)
+            encoder = self.request.encoder
+            if self.lattice is None:
+                self.lattice = encoder.plan or Plan.from_dict(state["reconstruction"])
+                self.network = encoder.prepare(self.lattice, cache_bytes(self.request.options.memory))
+            self.pixels = approximated(self.network, self.request.grid)
 
     def _shared_bytes(self) -> int:
         """Bytes of nodes that workers share."""
@@ -270,8 +271,7 @@ class _Run:
         request = self.request
         empty_folder(self.folder)
         self.progress.stage("finding the range of every band")
-        quantiser, self.encoder = fit_and_plan(request, self.progress.stage)
-        self.lattice = None if request.options.exact else self.encoder.plan
+        quantiser, self.lattice, self.network = fit_and_plan(request, self.progress.stage)
         self.tiling = request.tiling_beside(self._shared_bytes())
         state = {
             "request": request.state,
@@ -290,7 +290,7 @@ class _Run:
     def _check_disk(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> DiskEstimate:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        disk = estimate_disk(self.encoder, self.pixels, tiling, quantiser, request.codec)
+        disk = estimate_disk(self.network, self.pixels, tiling, quantiser, request.codec)
         free = shutil.disk_usage(self.folder).free + spool.bytes
         file, peak = size_text(disk.file), size_text(disk.peak)
         if free < disk.peak:
@@ -316,7 +316,7 @@ class _Run:
         """Make all passes, each from the one before."""
         job = Job(tiling, quantiser, self.request.codec, spool)
         for pyramid_pass in tiling.passes:
-            source: PixelSource = EncoderSource(self.encoder, self.pixels)
+            source: PixelSource = EncoderSource(self.network, self.pixels)
             if pyramid_pass.number > 0:
                 source = CarryOverSource(tiling, pyramid_pass, spool)
                 self.progress.stage(f"overviews from 1/{2**pyramid_pass.first} on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ class Layers:
     degrees: int
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
-    plan: ClassVar[None] = None  # none is fixed; the encoder chooses
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(frozen(w, np.float64) for w in self.weights))
@@ -42,6 +41,11 @@ class Layers:
     def embed_dim(self) -> int:
         """Number of outputs, E."""
         return int(self.weights[-1].shape[0])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Outputs of every layer, E last."""
+        return tuple(len(bias) for bias in self.biases)
 
     @property
     def capacity(self) -> int:

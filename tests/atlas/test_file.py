@@ -124,7 +124,7 @@ def test_over_http_a_forked_process_connects_anew(server, atlas):
 
 
 def test_over_http_errors_are_sentences(server, monkeypatch):
-    monkeypatch.setattr("satclip_engine.atlas.file._PAUSE", 0.0)
+    monkeypatch.setattr("satclip_engine.atlas.file._PAUSE_SECONDS", 0.0)
     handler, address = server
     assert refusal(f"{address}/mars.zarr") == f"{address}/mars.zarr: no Zarr group is there"
     remote = se.load(f"{address}/earth.zarr")
@@ -188,7 +188,6 @@ def test_what_needs_the_network_says_so(atlas):
         lambda: atlas.weights.tensors,
         lambda: atlas.weights.folded(),
         lambda: atlas.weights.save("w.safetensors"),
-        lambda: atlas.network.network.encode(np.array(PARIS)),
     )
     for job in jobs:
         with pytest.raises(UsageError, match="is an atlas, which holds no network"):

@@ -13,7 +13,7 @@ import satclip_engine as se
 from satclip_engine.atlas import folder, writer
 from satclip_engine.atlas.file import square, triangle
 from satclip_engine.atlas.global_zones import count_nodes, merged
-from satclip_engine.atlas.packing import folded, unfolded
+from satclip_engine.atlas.packing import differenced, undifferenced
 from satclip_engine.atlas.write import write_atlas
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.lattice.zones import make_zones
@@ -78,11 +78,11 @@ def test_what_fails_leaves_nothing(exact, copied, tmp_path, monkeypatch, error, 
 
 
 def test_a_zone_that_errs_too_much_is_refined(exact, tmp_path, monkeypatch):
-    monkeypatch.setattr("satclip_engine.atlas.global_zones._LENIENT", 40.0)
+    monkeypatch.setattr("satclip_engine.atlas.global_zones._LENIENCE", 40.0)
     report = write_atlas(exact, tmp_path / "a.zarr", tolerance=5e-3)
     assert report.rounds > 1
     assert report.certificate.max_tolerance <= 1.0
-    monkeypatch.setattr(writer, "ROUNDS", 1)
+    monkeypatch.setattr(writer, "REFINEMENT_ROUNDS", 1)
     with pytest.raises(UsageError, match="did not keep a tolerance"):
         write_atlas(exact, tmp_path / "b.zarr", tolerance=5e-3)
 
@@ -127,10 +127,10 @@ def test_progress_counts_nodes(exact, tmp_path):
 def test_folding_loses_nothing():
     random = np.random.default_rng(0)
     codes = random.integers(-32767, 32768, (16, 75, 5)).astype(np.int16)
-    stored = folded(codes)
+    stored = differenced(codes)
     for left in (0, 32, 64):
         part = stored[:, left : left + 32]
-        np.testing.assert_array_equal(unfolded(part), codes[:, left : left + 32])
+        np.testing.assert_array_equal(undifferenced(part), codes[:, left : left + 32])
 
 
 @pytest.mark.parametrize(("spacing", "order"), [(2.0, 8), (2.0, 12), (0.3, 8), (30.0, 4)])

@@ -7,11 +7,13 @@ import pickle
 
 import numpy as np
 import pytest
+from factories.networks import LATITUDES, LONGITUDES, NETWORKS, everywhere, network, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satclip_engine import _C, backends, reference
 from satclip_engine.backends import cpu
+from satclip_engine.backends.protocols import Call
 from satclip_engine.errors import UsageError
 from satclip_engine.weights import Layers
 
@@ -20,45 +22,6 @@ from satclip_engine.weights import Layers
 TOLERANCE = 1e-5
 
 
-def network(degrees: int, sizes: tuple[int, ...], gain: float = 1.0, seed: int = 0) -> Layers:
-    """SIREN initialisation, w0 = 30 then 1; `gain` multiplies the first weight as training does."""
-    rng = np.random.default_rng(seed)
-    weights, biases, inputs = [], [], degrees**2
-    for i, outputs in enumerate(sizes):
-        bound = 1 / inputs if i == 0 else np.sqrt(6 / inputs)
-        w0 = 30 if i == 0 else 1
-        weights.append(rng.uniform(-bound, bound, (outputs, inputs)) * w0 * (gain if i == 0 else 1))
-        biases.append(rng.uniform(-bound, bound, outputs) * w0)
-        inputs = outputs
-    return Layers(degrees=degrees, weights=tuple(weights), biases=tuple(biases))
-
-
-def everywhere(count: int = 97, seed: int = 1) -> np.ndarray:
-    """Random places, and those where implementations differ: poles, near them, date line, many turns."""
-    rng = np.random.default_rng(seed)
-    random = np.stack([rng.uniform(-180, 180, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))], 1)
-    special = [
-        (lon, lat)
-        for lat in (90, -90, 90 - 1e-9, -89.999, 89.95, 60.1, 0)
-        for lon in (0, 180, -180, 33.3, 539.5)
-    ]
-    return np.concatenate([random, special])
-
-
-LATITUDES = np.array([-90, -66.5, -60.25, -10.1, 0, 10.1, 33.3, 60.25, 89.9999, 90])
-LONGITUDES = np.concatenate([np.arange(-179.5, 180, 7.0), [7.5, 7.5, 190.5, 0.25, -180, 180, 90, -90, 0]])
-
-NETWORKS = {
-    "L=1": (1, (9, 7, 3), 1),
-    "L=2": (2, (24, 8), 1),
-    "L=10": (10, (512, 512, 256), 1),
-    "L=40": (40, (512, 512, 256), 1),
-    "L=40, trained gain": (40, (256, 256, 256), 20),
-    "L=40, ragged": (40, (33, 70, 61, 37), 3),
-    "L=40, three outputs": (40, (64, 64, 3), 5),
-    "L=100": (100, (48, 48, 256), 1),
-    "L=200": (200, (40, 40, 17), 5),
-}
 IMPLEMENTATIONS = [("reference", None), ("triton", None), *(("cpu", isa) for isa in _C.instruction_sets())]
 
 
@@ -87,10 +50,6 @@ def scene(
         narrow = tuple(min(size, 20) for size in sizes)
         return network(degrees, narrow, gain), everywhere(5)[-22:], LATITUDES[::3], LONGITUDES[::7]
     return network(degrees, sizes, gain), everywhere(), LATITUDES, LONGITUDES
-
-
-def relative_error(values: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(values - expected).max() / np.sqrt(np.mean(expected**2)))
 
 
 @pytest.mark.parametrize("case", NETWORKS)
@@ -132,7 +91,7 @@ def test_any_number_of_places_gives_each_the_same_bits(count):
         cpu = prepared(("cpu", isa), layers)
         whole = cpu.encode(places)
         for threads in (1, 2, 5):
-            assert np.array_equal(cpu.encode(places[:count], threads=threads), whole[:count])
+            assert np.array_equal(cpu.encode(places[:count], call=Call(threads)), whole[:count])
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,7 +104,7 @@ def test_a_pixel_has_the_same_bits_in_every_window(data):
     rows = sorted(data.draw(st.sets(st.integers(0, lat.size - 1), min_size=1, max_size=5)))
     columns = data.draw(st.lists(st.integers(0, 719), min_size=1, max_size=60))
     threads = data.draw(st.integers(1, 4))
-    window = cpu.encode_grid(lat[rows], lon[columns], threads=threads)
+    window = cpu.encode_grid(lat[rows], lon[columns], call=Call(threads))
     row, column = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, len(columns) - 1))
     alone = cpu.encode_grid(lat[rows[row] : rows[row] + 1], lon[columns[column] : columns[column] + 1])
     assert np.array_equal(window[row, column], alone[0, 0])
@@ -158,9 +117,9 @@ def test_a_wide_grid_has_the_same_bits_however_many_threads_share_it(rows):
     lon = np.random.default_rng(4).uniform(-180, 180, 5000)
     for isa in _C.instruction_sets():
         cpu = prepared(("cpu", isa), layers)
-        alone = cpu.encode_grid(lat, lon, threads=1)
+        alone = cpu.encode_grid(lat, lon, call=Call(1))
         for threads in (2, 3, 7):
-            assert np.array_equal(cpu.encode_grid(lat, lon, threads=threads), alone)
+            assert np.array_equal(cpu.encode_grid(lat, lon, call=Call(threads)), alone)
 
 
 def test_longitude_is_periodic_and_without_effect_at_the_poles(implementation):

@@ -49,7 +49,7 @@ def test_a_grid_is_embedded_to_the_precision_asked_for(enc, tiny):
 def test_a_pixel_has_the_same_bits_however_results_are_cut(enc, monkeypatch):
     grid = se.make_grid(resolution=20)
     whole, places = enc.evaluate(grid), enc(PLACES)
-    monkeypatch.setattr(protocols, "BLOCK_BYTES", 4 * 8 * 7)  # blocks of 7 places: parts of a row
+    monkeypatch.setattr(enc.network, "hints", protocols.BatchHints(7, 4 * 8 * 7))  # parts of a row
     assert np.array_equal(enc.evaluate(grid), whole)
     assert np.array_equal(enc(PLACES), places, equal_nan=True)
     window = enc.evaluate(grid, slice(2, 5), np.array([1, 9, 17]))
@@ -75,7 +75,7 @@ def test_threads_get_what_one_gets(enc):
 
 def test_a_tensor_where_it_computes_is_not_taken_to_the_host_and_back(enc, monkeypatch):
     expected = enc(PLACES)
-    monkeypatch.setattr(type(enc._prepared), "encode", None)  # the door of the host
+    monkeypatch.setattr(type(enc.network), "encode", None)  # the door of the host
     found = enc(torch.from_numpy(PLACES).reshape(5, 1, 2))
     assert (found.dtype, found.shape) == (torch.float32, (5, 1, 8))
     assert np.array_equal(found[:, 0].numpy(), expected, equal_nan=True)
@@ -87,7 +87,7 @@ def test_a_tensor_where_it_computes_is_not_taken_to_the_host_and_back(enc, monke
 def test_a_tensor_elsewhere_comes_back_to_where_it_was(tiny_weights, monkeypatch):
     enc = se.load(tiny_weights, backend="triton")
     expected = enc(PLACES)
-    monkeypatch.setattr(type(enc._prepared), "encode_tensor", lambda self, lonlat: None)
+    monkeypatch.setattr(type(enc.network), "encode_tensor", lambda self, lonlat: None)
     assert np.array_equal(enc(torch.from_numpy(PLACES)).numpy(), expected, equal_nan=True)
 
 
@@ -120,10 +120,10 @@ def test_selections_and_heads_compute_where_the_whole_does(enc):
 
 
 def test_strips_of_a_raster_have_at_least_what_one_start_is_worth(tiny_weights):
-    calls = se.load(tiny_weights, backend="triton").calls
-    assert calls.places == protocols.MAX_PLACES, "embeddings of 8 numbers are short"
+    hints = se.load(tiny_weights, backend="triton").hints
+    assert hints.batch_size == protocols.MAX_BATCH, "embeddings of 8 numbers are short"
     wide = se.load(tiny_weights, backend="triton").with_head(np.ones((256, 8)))
-    assert wide.calls.places * 256 * 4 == wide.calls.staged
+    assert wide.hints.batch_size * 256 * 4 == wide.hints.pinned_bytes
 
 
 @pytest.mark.parametrize("window", [{"resolution": 20}, {"crs": "EPSG:8857", "resolution": 3_000_000}])

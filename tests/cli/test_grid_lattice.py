@@ -56,7 +56,7 @@ def test_a_plan_in_json_has_the_measured_errors_of_every_band(folder, smooth):
 def test_the_plan_of_an_exact_run_and_of_a_small_one_say_why(folder, smooth):
     assert "as asked for" in run("a.tif", "--weights", smooth, *WINDOW, "--plan", "--exact").stdout
     small = run("a.tif", "--weights", smooth, "--resolution", 10, "--plan").stdout
-    assert "fewer than 100,000 places" in small
+    assert "fewer than 100,000 points" in small
 
 
 def test_the_summary_and_the_command_in_the_tags_name_the_tolerance(folder, smooth):

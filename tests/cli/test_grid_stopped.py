@@ -47,15 +47,15 @@ PARTS = ["--resolution", "0.5", "--blocksize", "16", "--threads", "1", "-q"]
 SLOWED = """
 import time
 from satclip_engine.cli.grid import main
-from satclip_engine.encoder import Encoder
+from satclip_engine.backends.protocols import Prepared
 
-evaluate = Encoder.evaluate
+evaluate = Prepared.encode_pixels
 
 def slow(*args, **kwargs):
     time.sleep(0.05)
     return evaluate(*args, **kwargs)
 
-Encoder.evaluate = slow
+Prepared.encode_pixels = slow
 main()
 """
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from test_backends import LATITUDES, LONGITUDES, network, relative_error
+from factories.networks import LATITUDES, LONGITUDES, network, relative_error
 
 from satclip_engine import _C, reference
 from satclip_engine.weights import Layers

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from test_backends import LATITUDES, LONGITUDES, network  # noqa: E402
+from factories.networks import LATITUDES, LONGITUDES, network  # noqa: E402
 
 from satclip_engine import reference  # noqa: E402
 from satclip_engine.kernels import grid  # noqa: E402
-from satclip_engine.kernels.device_functions.quantise import Quantise  # noqa: E402
+from satclip_engine.kernels.device_functions.quantise import DeviceQuantise  # noqa: E402
 from satclip_engine.kernels.grid import PreparedGrid, encode_grid  # noqa: E402
 from satclip_engine.kernels.launch import recording  # noqa: E402
 from satclip_engine.weights import Layers  # noqa: E402
@@ -137,11 +137,11 @@ def test_what_is_not_finite_gives_nan_and_leaves_its_neighbours_alone(precision:
     assert (encoded(prepared, lat, lon, quantise=codes("int8", 9))[0] == -128).all()
 
 
-def codes(dtype: str, outputs: int) -> Quantise:
+def codes(dtype: str, outputs: int) -> DeviceQuantise:
     """Codes of a spread that some values exceed."""
     generator = torch.Generator().manual_seed(3)
     limit = torch.iinfo(getattr(torch, dtype)).max
-    return Quantise(
+    return DeviceQuantise(
         dtype,
         limit / (0.3 + torch.rand(outputs, generator=generator)),
         torch.randn(outputs, generator=generator) / 10,
@@ -165,7 +165,7 @@ def test_codes_are_those_of_the_values(precision: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("quantise", [None, codes("int16", 9)])
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_results_go_where_out_says(precision: str, quantise: Quantise | None) -> None:
+def test_results_go_where_out_says(precision: str, quantise: DeviceQuantise | None) -> None:
     prepared = prepare(network(4, (20, 9)), precision)
     lat, lon = torch.tensor(LATITUDES), torch.tensor(COLUMNS)
     expected = encode_grid(prepared, lat, lon, quantise=quantise)
@@ -212,4 +212,4 @@ def test_another_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="precision is exact or fast, not half"):
         prepare(network(2, (8, 5)), "half")
     with pytest.raises(ValueError, match="codes are int8 or int16, not uint8"):
-        Quantise("uint8", torch.ones(1), torch.ones(1))
+        DeviceQuantise("uint8", torch.ones(1), torch.ones(1))

@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 from affine import Affine
+from factories.planned import planned
 from odc.geo.geobox import GeoBox
 from reconstruction_check import random_encoder
 
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo.grid import Grid, make_grid
-from satclip_engine.lattice.choose import planned
-from satclip_engine.lattice.plan import LEAST
+from satclip_engine.lattice.plan import MIN_POINTS as LEAST
 
 DEGREES = make_grid(resolution=0.05, bounds=(172, -40, 188, -20))
 UTM = make_grid(crs="EPSG:32633", bounds=(4e5, 5e6, 5.29e5, 5.099e6), resolution=300)
@@ -102,7 +102,7 @@ def test_a_mean_far_larger_than_sigma_raises_the_floor(smooth):
         encoder.grid(geobox=DEGREES, tolerance=0.9 * floor)
     for tolerance in (None, 1.1 * floor):
         found = planned(encoder, DEGREES, tolerance=tolerance)
-        values = found.evaluate(DEGREES).reshape(-1, 7)
+        values = found.evaluate().reshape(-1, 7)
         assert within(values, encoder.evaluate(DEGREES).reshape(-1, 7), found, times=1.5)
 
 
@@ -149,7 +149,7 @@ def test_exact_with_a_tolerance_is_refused(smooth):
 
 def test_few_places_are_evaluated(smooth):
     points = random_points(LEAST + 1)
-    assert planned(smooth, points[:-2]).plan.reason == f"fewer than {LEAST:,} places"
+    assert planned(smooth, points[:-2]).plan.reason == f"fewer than {LEAST:,} points"
     exact = smooth(points, exact=True)
     assert np.array_equal(smooth(points[:-2]), exact[:-2])
     assert planned(smooth, points).plan.path == "lattice"
@@ -181,7 +181,11 @@ def test_what_is_no_place_is_nan_and_changes_nothing_else(smooth, share):
 LISTS = {
     "copies of one place": np.full((LEAST, 2), [7.25, 51.5]),
     "a line over the pole": np.stack(
-        [np.where(np.arange(LEAST) < LEAST // 2, 20.0, -160.0), 90 - np.abs(np.linspace(-25, 25, LEAST))], -1
+        [
+            np.where(np.arange(LEAST) < LEAST // 2, 20.0, -160.0),
+            90 - np.abs(np.linspace(-25, 25, LEAST)),
+        ],
+        -1,
     ),
     "around the pole": np.stack([np.linspace(-360, 360, LEAST), np.full(LEAST, -89.999)], -1),
     "far around the Earth": random_points(LEAST) * [1, 0.5] + [1e6, 0],
@@ -228,7 +232,7 @@ def laea(side: float, pixels: int) -> Grid:
 
 def test_a_raster_of_nowhere_is_no_data(smooth):
     grid = make_grid(crs="EPSG:3035", bounds=(1e8, 1e8, 1.4e8, 1.4e8), resolution=100_000)
-    assert planned(smooth, grid).plan.reason.startswith("no place on Earth")
+    assert planned(smooth, grid).plan.reason.startswith("no point on Earth")
     assert np.isnan(smooth.grid(geobox=grid).values).all()
     assert (smooth.grid(geobox=grid, dtype="int8", scale_offset=(0.1, 0.0)).values == -128).all()
     with pytest.raises(UsageError, match="none of the 400 × 400 pixels lies on Earth"):

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from factories.planned import planned
 
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice.certificate import Certificate, certify, fraction_beyond, positions_for, up
-from satclip_engine.lattice.choose import planned
 from satclip_engine.lattice.plan import Plan
-from satclip_engine.lattice.sampling import Globe, Listed, Pixels, caps, near
+from satclip_engine.lattice.sampling import Globe, PointList, RasterRegion, nearby_positions, polar_positions
 from satclip_engine.lattice.tolerance import Tolerance
 
 UTM = make_grid(crs="EPSG:32633", bounds=(5e5, 5e6, 5.4e5, 5.04e6), resolution=100)
@@ -50,7 +50,7 @@ def test_the_share_beyond_the_largest_of_n_is_as_often_larger_as_stated(position
 def test_strata_find_more_than_free_draws():
     """Errors in one corner of a raster: how often 400 draws, one of each stratum, miss all of them."""
     bad, runs = 7, 2000
-    draws = [Pixels(Numbered(200, 200)).draw(400, seed) for seed in range(runs)]
+    draws = [RasterRegion(Numbered(200, 200)).draw(400, seed) for seed in range(runs)]
     missed = np.mean([not (places < bad).all(axis=1).any() for places in draws])
     free = (1 - bad**2 / 200**2) ** 400
     assert missed < free
@@ -118,7 +118,7 @@ def test_the_statement_has_all_its_numbers(measured):
 
 @pytest.mark.parametrize(("height", "width", "down", "across"), [(120, 240, 10, 20), (64, 64, 16, 16)])
 def test_every_stratum_has_one_position(height, width, down, across):
-    region = Pixels(Numbered(height, width))
+    region = RasterRegion(Numbered(height, width))
     places = region.draw(down * across, 3)
     stratum = places[:, 1] // (height / down) * across + places[:, 0] // (width / across)
     assert np.array_equal(np.sort(stratum), np.arange(down * across))
@@ -127,7 +127,7 @@ def test_every_stratum_has_one_position(height, width, down, across):
 
 
 def test_every_pixel_of_a_stratum_is_drawn_alike():
-    region = Pixels(Numbered(9, 12))
+    region = RasterRegion(Numbered(9, 12))
     drawn = np.concatenate([region.draw(12, seed) for seed in range(3000)])
     count = np.bincount((drawn[:, 1] * 12 + drawn[:, 0]).astype(int), minlength=108)
     expected = len(drawn) / 108
@@ -138,7 +138,7 @@ def test_every_pixel_of_a_stratum_is_drawn_alike():
     "shape", [(1, 10**6), (10**6, 1), (2, 10**6), (10**6, 3), (1000, 1000), (50, 20_000)]
 )
 def test_about_as_many_positions_as_asked_for_spread_over_the_raster(shape):
-    places = Pixels(Numbered(*shape)).draw(2048, 0)
+    places = RasterRegion(Numbered(*shape)).draw(2048, 0)
     assert 0.5 * 2048 <= len(places) <= 1.1 * 2048
     for axis, size in ((1, shape[0]), (0, shape[1])):
         assert places[:, axis].min() <= 0.1 * size
@@ -147,7 +147,7 @@ def test_about_as_many_positions_as_asked_for_spread_over_the_raster(shape):
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.02])
 def test_only_places_on_earth_are_drawn_and_enough_of_them(share):
-    region = Pixels(Numbered(2000, 2000, lambda rows, cols: rows * 1.0 < 2000 * share))
+    region = RasterRegion(Numbered(2000, 2000, lambda rows, cols: rows * 1.0 < 2000 * share))
     for count in (24, 2048):
         places = region.draw(count, 0)
         assert np.isfinite(places).all()
@@ -156,18 +156,18 @@ def test_only_places_on_earth_are_drawn_and_enough_of_them(share):
 
 
 def test_few_pixels_are_all_drawn_and_none_where_there_is_none():
-    few = Pixels(Numbered(5, 7, lambda rows, cols: cols != 3)).draw(100, 0)
+    few = RasterRegion(Numbered(5, 7, lambda rows, cols: cols != 3)).draw(100, 0)
     assert len(np.unique(few, axis=0)) == len(few) == 30
-    nowhere = Pixels(Numbered(3000, 3000, lambda rows, cols: rows < 0))
+    nowhere = RasterRegion(Numbered(3000, 3000, lambda rows, cols: rows < 0))
     assert nowhere.draw(24, 0).shape == (0, 2)
 
 
 def test_listed_places_are_drawn_from_equal_parts_without_what_is_none():
     lonlat = np.stack([np.arange(10_000.0), np.zeros(10_000)], axis=-1)
-    drawn = Listed(lonlat).draw(100, 0)[:, 0]
+    drawn = PointList(lonlat).draw(100, 0)[:, 0]
     assert np.array_equal(drawn // 100, np.arange(100))
     lonlat[100:9900] = np.nan
-    region = Listed(lonlat)
+    region = PointList(lonlat)
     assert region.count == 200
     assert np.array_equal(region.draw(1000, 0), lonlat[np.isfinite(lonlat[:, 0])])
 
@@ -179,11 +179,11 @@ def test_the_globe_is_drawn_from_by_area():
 
 
 def test_further_positions_are_near_poles_and_near_bad_places():
-    polar = caps(Globe(), 50, 0)  # a 260th of the Earth lies beyond 85°
+    polar = polar_positions(Globe(), 50, 0)  # a 260th of the Earth lies beyond 85°
     assert 5 < len(polar) <= 50
     assert np.abs(polar[:, 1]).min() > 85
-    assert len(caps(Pixels(Numbered(91, 10)), 20, 0)) == 20
-    found = near(np.array([[10.0, 40.0], [0.0, 89.9]]), 0.5, 20, 0)
+    assert len(polar_positions(RasterRegion(Numbered(91, 10)), 20, 0)) == 20
+    found = nearby_positions(np.array([[10.0, 40.0], [0.0, 89.9]]), 0.5, 20, 0)
     assert found.shape == (40, 2)
     assert np.abs(found[:20, 1] - 40).max() <= 0.5
     assert 0.2 < np.abs(found[:20, 0] - 10).max() <= 0.5 / np.cos(np.radians(40))
@@ -214,7 +214,7 @@ def test_a_plan_from_json_computes_the_same_bits(encoder, smooth):
     plan = Plan.from_dict(json.loads(json.dumps(encoder.plan.as_dict())))
     assert plan.token == encoder.plan.token
     places = UTM.lonlat(slice(0, 9), slice(0, 9)).reshape(-1, 2)
-    assert np.array_equal(plan.network(smooth.network).encode(places), encoder.network.encode(places))
+    assert np.array_equal(plan.prepare(smooth.network).encode(places), encoder.network.encode(places))
 
 
 def test_an_exact_plan_survives_json_too(smooth):
@@ -233,4 +233,6 @@ def test_some_bands_keep_their_own_numbers(encoder):
     assert np.array_equal(part.tolerance.bands, plan.tolerance.bands[index])
     assert part.certificate.max_sigma == plan.certificate.max_sigma
     assert part.token == plan.token
-    assert encoder.select(index).plan.as_dict() == part.as_dict()
+    places = UTM.lonlat(slice(0, 9), slice(0, 9)).reshape(-1, 2)
+    selected = encoder.encoder.select(index).prepare(part)
+    assert np.array_equal(selected.encode(places), encoder.network.encode(places)[:, index])

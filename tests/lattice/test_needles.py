@@ -7,38 +7,37 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories.planned import OtherNetwork
 
+from satclip_engine.backends.protocols import CALL
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.lattice.certificate import fraction_beyond
 from satclip_engine.lattice.plan import Plan, make_plan
 from satclip_engine.lattice.prepared import PreparedLattice
-from satclip_engine.lattice.sampling import Globe, Pixels, Region
+from satclip_engine.lattice.sampling import Globe, RasterRegion, SamplingRegion
 from satclip_engine.lattice.tolerance import moments, tolerance_of
 
 GRID = make_grid(resolution=0.02, bounds=(0, 10, 20, 30))  # a million pixels
-REGION = Pixels(GRID)
+REGION = RasterRegion(GRID)
 AREA = 20 * np.degrees(np.sin(np.radians(30)) - np.sin(np.radians(10)))  # square degrees
 TOLERANCE = 0.01
 HEIGHT = 1.0  # of needles, in σ
 
 
-class Roughened:
+class Roughened(OtherNetwork):
     """A network with something added to every band, a function of (n, 2) places in its band's σ."""
 
     def __init__(self, network: Any, added: Callable[[np.ndarray], np.ndarray]) -> None:
-        self._network, self._added = network, added
-        self._sigma = moments(network).sigma
+        super().__init__(network)
+        self._added, self._sigma = added, moments(network).sigma
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-    def encode(self, lonlat, out=None, threads=None, check=None):
-        out = self._network.encode(lonlat, out=out, threads=threads, check=check)
+    def encode(self, lonlat, out=None, call=CALL):
+        out = self.inner.encode(lonlat, out, call)
         out += self._added(lonlat)[:, None] * self._sigma
         return out
 
-    def encode_grid(self, lat, lon, out=None, threads=None, check=None):
-        out = self._network.encode_grid(lat, lon, out=out, threads=threads, check=check)
+    def encode_grid(self, lat, lon, out=None, call=CALL):
+        out = self.inner.encode_grid(lat, lon, out, call)
         places = np.stack(np.broadcast_arrays(lon, lat[:, None]), axis=-1).reshape(-1, 2)
         out += self._added(places).reshape(lat.size, lon.size)[..., None] * self._sigma
         return out
@@ -56,7 +55,7 @@ def needle(lon: float, lat: float, radius: float) -> Callable[[np.ndarray], np.n
     return lambda places: HEIGHT * np.exp(-0.5 * (distance(places, lon, lat) / width) ** 2)
 
 
-def plan_with(smooth, added, region: Region = REGION) -> tuple[Plan, Any, Roughened]:
+def plan_with(smooth, added, region: SamplingRegion = REGION) -> tuple[Plan, Any, Roughened]:
     """(plan, what computes by it, the true field)."""
     tolerance = tolerance_of(moments(smooth.network), TOLERANCE)
     field = Roughened(smooth.network, added)
@@ -108,7 +107,7 @@ def test_needles_that_cover_more_than_the_stated_share_are_caught(smooth, stated
 
 
 def test_needles_that_cover_far_less_pass_unnoticed(smooth, stated):
-    """2070 positions meet one of a 40th of the stated share about once in four; lines of the pilot some."""
+    """2070 positions meet one of a 40th of the stated share about once in four; lines of the probe some."""
     missed = np.mean([unnoticed(smooth, *each) for each in random_needles(40, stated / 40, 2)])
     assert 0.3 < missed < 0.95
 
@@ -125,7 +124,9 @@ def test_needles_between_all_check_positions_pass_unnoticed(smooth, stated):
 
 
 @pytest.mark.parametrize("pole", [90.0, -90.0])
-@pytest.mark.parametrize("region", [Pixels(make_grid(resolution=0.1)), Globe()], ids=["raster", "globe"])
+@pytest.mark.parametrize(
+    "region", [RasterRegion(make_grid(resolution=0.1)), Globe()], ids=["raster", "globe"]
+)
 def test_a_rough_pole_is_noticed(smooth, pole, region):
     """Ripples within six degrees of a pole: 0.3 % of the Earth, 3 % of a raster."""
 
@@ -145,7 +146,7 @@ def test_a_rough_pole_is_noticed(smooth, pole, region):
 
 
 def test_zones_are_refined_where_the_field_is_rough(smooth):
-    """Waves of eight degrees about the equator, too low for the pilot's margin to cover."""
+    """Waves of eight degrees about the equator, too low for the probe's margin to cover."""
 
     def waves(places: np.ndarray) -> np.ndarray:
         return 0.15 * np.exp(-((places[:, 1] / 12) ** 2)) * np.sin(np.radians(45 * places[:, 1]))

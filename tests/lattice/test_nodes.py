@@ -6,13 +6,13 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from satclip_engine.backends.protocols import Call
 from satclip_engine.lattice.nodes import BLOCK_COLUMNS, BLOCK_ROWS, EncodedNodes
 from satclip_engine.lattice.zones import Zone, make_zones
 
@@ -27,13 +27,13 @@ class Counting:
     """A network of two bands, latitude and longitude, that notes what it is asked for."""
 
     def __init__(self, seconds: float = 0.0, failures: int = 0) -> None:
-        self.layers = SimpleNamespace(embed_dim=2)
+        self.embed_dim = 2
         self.seconds, self.failures = seconds, failures
         self.evaluated: Counter[tuple[float, float]] = Counter()
         self.calls, self.lock, self.gate = 0, threading.Lock(), threading.Event()
         self.gate.set()
 
-    def encode_grid(self, lat, lon, out=None, threads=None, check=None):
+    def encode_grid(self, lat, lon, out=None, call=None):
         with self.lock:
             self.calls += 1
             failing = self.calls <= self.failures
@@ -114,9 +114,7 @@ def test_threads_that_ask_for_the_same_nodes_evaluate_them_once():
 
 def test_the_nodes_asked_for_latest_are_kept():
     network = Counting()
-    nodes = EncodedNodes(
-        network, GLOBE, cache_bytes=64 * 4 * BLOCK_ROWS * BLOCK_COLUMNS * network.layers.embed_dim
-    )
+    nodes = EncodedNodes(network, GLOBE, cache_bytes=64 * 4 * BLOCK_ROWS * BLOCK_COLUMNS * network.embed_dim)
 
     def ask(block: int) -> int:
         """Ask for one block; how often the network was called for it."""
@@ -185,7 +183,7 @@ def test_who_waits_for_another_threads_nodes_can_still_be_stopped():
     while not network.calls:
         time.sleep(0.001)
     with pytest.raises(KeyboardInterrupt):
-        nodes.window(0, rows, columns, check=stop)
+        nodes.window(0, rows, columns, Call(check=stop))
     network.gate.set()
     first.join(WAIT)
     assert np.array_equal(nodes.window(0, rows, columns), expected(GLOBE[0], rows, columns))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+from factories.planned import planned
 from reconstruction_check import random_encoder
 
 from satclip_engine.encoder import load
 from satclip_engine.geo.grid import make_grid
-from satclip_engine.lattice.choose import planned
-from satclip_engine.lattice.plan import LEAST, count_nodes
+from satclip_engine.lattice import choose, convergence
+from satclip_engine.lattice.plan import count_nodes
 from satclip_engine.lattice.sampling import region_of
 from satclip_engine.lattice.zones import make_zones, zone_of
 
@@ -78,12 +81,12 @@ def test_no_lattice_is_finer_than_its_raster():
 
 def test_as_much_as_was_predicted_is_evaluated(smooth):
     grid = make_grid(resolution=0.1, bounds=(-60, -40, 40, 50))
-    encoder = planned(smooth, grid, cache_bytes=1 << 30)
-    encoder.evaluate(grid)
-    evaluated = encoder.network.nodes._kept.bytes / (4 * encoder.embed_dim)
-    assert encoder.plan.path == "lattice"
+    job = planned(smooth, grid, cache_bytes=1 << 30)
+    job.evaluate()
+    evaluated = job.network.nodes._cache.bytes / (4 * smooth.embed_dim)
+    assert job.plan.path == "lattice"
     # Blocks of 16 × 32 nodes stick out over the raster's edges.
-    assert 0.8 <= evaluated / encoder.plan.nodes <= 4
+    assert 0.8 <= evaluated / job.plan.nodes <= 4
 
 
 def test_a_plan_says_why(smooth):
@@ -91,7 +94,7 @@ def test_a_plan_says_why(smooth):
     plan = planned(smooth, grid).plan
     assert plan.path == "lattice"
     assert plan.reason.startswith("the field is smooth: nodes every ")
-    assert f"({plan.nodes:,} for 160,000 places)" in plan.reason
+    assert f"({plan.nodes:,} for 160,000 points)" in plan.reason
     assert plan.reason.endswith(f"and {plan.order} of them along each axis meet a tolerance of 0.0001 σ")
     assert set(plan.seconds) == {"lattice", "product grid"}
     assert plan.seconds["lattice"] <= 0.8 * plan.seconds["product grid"]
@@ -116,9 +119,34 @@ def test_some_backends_never_interpolate(smooth):
     assert plan.path == "product grid"
 
 
-def test_a_plan_once_made_is_kept(smooth):
+def test_a_plan_once_made_is_kept(smooth, monkeypatch):
+    encoder = load(smooth.weights, threads=2)
     grid = make_grid(resolution=0.05, bounds=(0, 40, 20, 60))
-    encoder = planned(smooth, grid)
-    assert planned(encoder, grid) is encoder
-    points = grid.lonlat().reshape(-1, 2)[:LEAST]
-    assert planned(encoder, points) is encoder
+    made = planned(encoder, grid)
+    monkeypatch.setattr(choose, "make_plan", lambda *args, **options: pytest.fail("made twice"))
+    again = planned(encoder, make_grid(resolution=0.05, bounds=(0, 40, 20, 60)))
+    assert again.plan is made.plan
+    assert again.network is made.network
+    own = planned(encoder, grid, cache_bytes=1 << 20)
+    assert own.plan is made.plan
+    assert own.network.nodes is not made.network.nodes
+    with pytest.raises(BaseException, match="made twice"):
+        planned(encoder, grid, tolerance=1e-3)
+
+
+def test_what_the_probe_measured_serves_other_plans_of_the_raster(smooth, monkeypatch):
+    encoder, grid = load(smooth.weights, threads=2), make_grid(resolution=0.05, bounds=(0, 40, 20, 60))
+    expected = planned(smooth, grid, positions=2048).plan
+    planned(encoder, grid)
+    monkeypatch.setattr(convergence, "measure", lambda *args: pytest.fail("measured twice"))
+    assert planned(encoder, grid, positions=2048).plan.as_dict() == expected.as_dict()
+
+
+def test_threads_that_ask_at_once_wait_for_one_plan(smooth, monkeypatch):
+    made, make = [], choose.make_plan
+    monkeypatch.setattr(choose, "make_plan", lambda *a, **k: made.append(1) or make(*a, **k))
+    encoder, grid = load(smooth.weights, threads=1), make_grid(resolution=0.05, bounds=(0, 40, 20, 60))
+    with ThreadPoolExecutor(6) as pool:
+        jobs = list(pool.map(lambda _: planned(encoder, grid), range(6)))
+    assert len(made) == 1
+    assert all(job.network is jobs[0].network for job in jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from factories.planned import planned
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import UsageError
@@ -19,11 +20,11 @@ def scattered(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def interpolated(smooth):
-    """An encoder that interpolates many points, and points."""
+    """A job whose plan interpolates many points, and the points."""
     places = scattered(150_000)
-    encoder = choose.planned(smooth, places)
-    assert encoder.plan.path == "lattice", encoder.plan.reason
-    return encoder, places
+    job = planned(smooth, places)
+    assert job.plan.path == "lattice", job.plan.reason
+    return job, places
 
 
 def test_many_points_are_within_the_tolerance_and_few_are_exact(smooth):
@@ -35,23 +36,23 @@ def test_many_points_are_within_the_tolerance_and_few_are_exact(smooth):
 
 
 def test_threads_change_no_bit(interpolated, monkeypatch):
-    encoder, places = interpolated
-    monkeypatch.setattr(choose, "_PART", 1 << 14)
+    job, places = interpolated
+    monkeypatch.setattr(choose, "_CHUNK_POINTS", 1 << 14)
     found = []
     for threads in (1, 3):
-        one = load(encoder.weights, threads=threads).by_plan(encoder.plan)
-        found.append(np.empty((len(places), encoder.embed_dim), np.float32))
-        choose.encode_many(one, places, found[-1])
+        network = load(job.encoder.weights, threads=threads).prepare(job.plan)
+        found.append(np.empty((len(places), network.embed_dim), np.float32))
+        choose.encode_points(network, places, found[-1])
     assert np.array_equal(*found)
 
 
 def test_few_points_in_a_square_are_evaluated(interpolated):
-    encoder, _ = interpolated
-    assert isinstance(encoder.network, PreparedLattice)
+    job, _ = interpolated
+    assert isinstance(job.network, PreparedLattice)
     alone = np.array([[10.0, 20.0], [100.0, -40.0], [-70.0, 60.0]])
-    found = np.empty((3, encoder.embed_dim), np.float32)
-    choose.encode_many(encoder, alone, found)
-    assert np.array_equal(found, encoder.network.network.encode(alone))
+    found = np.empty((3, job.network.embed_dim), np.float32)
+    choose.encode_points(job.network, alone, found)
+    assert np.array_equal(found, job.encoder.network.encode(alone))
 
 
 @pytest.mark.parametrize("count", [3, 150_000])
@@ -80,9 +81,9 @@ def test_memory_that_cannot_be_filled_is_refused(smooth):
 
 
 def test_an_error_in_one_part_ends_the_call(interpolated, monkeypatch):
-    encoder, places = interpolated
-    monkeypatch.setattr(choose, "_PART", 1 << 14)
+    job, places = interpolated
+    monkeypatch.setattr(choose, "_CHUNK_POINTS", 1 << 14)
     wrong = places.copy()
     wrong[-1, 1] = 91.0
     with pytest.raises(ValueError, match="91"):
-        choose.encode_many(encoder, wrong, np.empty((len(places), encoder.embed_dim), np.float32))
+        choose.encode_points(job.network, wrong, np.empty((len(places), job.network.embed_dim), np.float32))

@@ -7,11 +7,12 @@ import pickle
 import numpy as np
 import pytest
 from affine import Affine
+from factories.planned import planned
 from odc.geo.geobox import GeoBox
 
+from satclip_engine.backends.protocols import Call, Quantise
 from satclip_engine.geo.grid import Grid, make_grid
-from satclip_engine.lattice.choose import placed, planned
-from satclip_engine.quantize import codes_of
+from satclip_engine.lattice.choose import approximated
 
 dask = pytest.importorskip("dask")
 
@@ -31,22 +32,22 @@ GRIDS = {
 
 @pytest.fixture(scope="module", params=GRIDS)
 def scene(request, smooth):
-    """(grid, the encoder by its plan, the whole raster as (band, y, x))."""
+    """(grid, its plan and network, the whole raster as (band, y, x))."""
     grid = GRIDS[request.param]
     memory = np.full((*grid.shape, 7), 7, np.float32)
     array = smooth.grid(geobox=grid, out=memory)
-    encoder = planned(smooth, grid)
-    assert encoder.plan.path == "lattice"
+    job = planned(smooth, grid)
+    assert job.plan.path == "lattice"
     assert "reconstruction" in array.attrs
-    return grid, encoder, memory.transpose(2, 0, 1)
+    return grid, job, memory.transpose(2, 0, 1)
 
 
 def test_the_whole_raster_is_the_field(scene, smooth):
-    grid, encoder, whole = scene
+    grid, job, whole = scene
     exact = smooth.grid(geobox=grid, exact=True).values
     assert np.array_equal(np.isnan(whole), np.isnan(exact))
     assert not np.array_equal(whole, exact, equal_nan=True), "nothing was interpolated"
-    off = np.nanmax(np.abs(whole - exact), axis=(1, 2)) / encoder.plan.tolerance.bands
+    off = np.nanmax(np.abs(whole - exact), axis=(1, 2)) / job.plan.tolerance.bands
     assert off.max() < 3  # the certificate's 0.5 % of pixels may be beyond the tolerance, but not far
 
 
@@ -71,14 +72,14 @@ def test_any_window_has_the_bits_of_the_whole(scene, smooth):
 
 def test_single_pixels_have_the_bits_of_the_whole(scene, smooth):
     xarray = pytest.importorskip("xarray")
-    grid, encoder, whole = scene
+    grid, job, whole = scene
     random = np.random.default_rng(1)
     rows, cols = (random.integers(0, size, 300) for size in grid.shape)
     points = smooth.grid(geobox=grid).isel(
         y=xarray.DataArray(rows, dims="p"), x=xarray.DataArray(cols, dims="p")
     )
     assert np.array_equal(points.values, whole[:, rows, cols], equal_nan=True)
-    found = encoder.evaluate_pixels(placed(encoder, grid), rows, cols)
+    found = job.network.encode_single_pixels(approximated(job.network, grid), rows, cols)
     assert np.array_equal(found.T, whole[:, rows, cols], equal_nan=True)
 
 
@@ -86,16 +87,17 @@ def test_single_pixels_have_the_bits_of_the_whole(scene, smooth):
 def test_any_chunks_have_the_bits_of_the_whole(scene, smooth, chunks):
     grid, _, whole = scene
     array = smooth.grid(geobox=grid, chunks=chunks)
-    assert "reconstruction" in array.attrs
     with dask.config.set(scheduler="threads", num_workers=3):
         assert np.array_equal(array.values, whole, equal_nan=True)
+    assert "reconstruction" in array.attrs
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads_has_the_bits_of_the_whole(scene, threads):
-    grid, encoder, whole = scene
-    fresh = pickle.loads(pickle.dumps(encoder))  # without the nodes that others evaluated
-    found = fresh.evaluate(placed(fresh, grid), threads=threads)
+    grid, job, whole = scene
+    encoder = pickle.loads(pickle.dumps(job.encoder))
+    network = encoder.prepare(job.plan)  # without the nodes that others evaluated
+    found = network.encode_pixels(approximated(network, grid), call=Call(threads))
     assert np.array_equal(found.transpose(2, 0, 1), whole, equal_nan=True)
 
 
@@ -114,13 +116,14 @@ def test_integers_are_the_floats_of_their_plan_quantised(scene, smooth, dtype, t
     scale, offset = np.linspace(0.01, 0.02, 7, dtype=np.float32), np.linspace(-0.1, 0.2, 7, dtype=np.float32)
     array = smooth.grid(geobox=grid, dtype=dtype, scale_offset=(scale, offset), tolerance=tolerance)
     assert "reconstruction" in array.attrs
-    encoder = planned(smooth, grid, tolerance=tolerance, step=scale.astype(float), dtype=dtype)
-    assert encoder.plan.path == "lattice"
-    floats = encoder.evaluate(placed(encoder, grid)).transpose(2, 0, 1)
+    job = planned(smooth, grid, tolerance=tolerance, step=scale.astype(float), dtype=dtype)
+    assert job.plan.path == "lattice"
+    floats = job.evaluate().transpose(2, 0, 1)
     if tolerance is not None:
         assert np.array_equal(floats, smooth.grid(geobox=grid, tolerance=tolerance).values, equal_nan=True)
-    quantise = ((1 / scale.astype(float)).astype(np.float32)[:, None, None], offset[:, None, None])
-    assert np.array_equal(array.values, codes_of(floats, *quantise, np.dtype(dtype)))
+    inverse_scale = (1 / scale.astype(float)).astype(np.float32)
+    quantise = Quantise(inverse_scale[:, None, None], offset[:, None, None])
+    assert np.array_equal(array.values, quantise.codes(floats, np.dtype(dtype)))
     missing = int(np.iinfo(dtype).min)
     assert np.array_equal(array.values[0] == missing, np.isnan(floats[0]))
 
@@ -130,7 +133,7 @@ def test_exact_integers_are_the_exact_floats_quantised(smooth):
     array = smooth.grid(geobox=grid, dtype="int8", scale_offset=(scale, offset), exact=True)
     floats = smooth.grid(geobox=grid, exact=True).values
     assert "reconstruction" not in array.attrs
-    assert np.array_equal(array.values, codes_of(floats, 1 / scale, offset, np.dtype("int8")))
+    assert np.array_equal(array.values, Quantise(1 / scale, offset).codes(floats, np.dtype("int8")))
 
 
 def test_a_pole_has_one_value_on_all_longitudes(smooth):

@@ -9,12 +9,13 @@ import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from satclip_engine.backends.protocols import Call
 from satclip_engine.errors import UsageError
 from satclip_engine.geo.grid import Grid, make_grid
 from satclip_engine.lattice import transform as module
 from satclip_engine.lattice.nodes import EncodedNodes
 from satclip_engine.lattice.prepared import PreparedLattice
-from satclip_engine.lattice.transform import BOUND, SIDE, ApproximatedGrid
+from satclip_engine.lattice.transform import BLOCK_SIDE, MAX_ERROR, ApproximatedGrid
 from satclip_engine.lattice.zones import make_zones
 
 
@@ -86,7 +87,7 @@ def in_pixels(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
 def test_places_lie_within_a_thousandth_of_a_pixel(grid):
     exact, found = grid.lonlat(), ApproximatedGrid(grid).lonlat()
     assert np.array_equal(np.isnan(exact), np.isnan(found))
-    assert np.nanmax(in_pixels(exact, found)) <= BOUND
+    assert np.nanmax(in_pixels(exact, found)) <= MAX_ERROR
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -120,7 +121,7 @@ def test_a_pixel_has_the_same_bits_in_any_window(grid):
 
 
 def test_blocks_that_were_dropped_come_back_with_the_same_bits(monkeypatch):
-    monkeypatch.setattr(module, "_KEPT", 1)
+    monkeypatch.setattr(module, "_CACHE_BLOCKS", 1)
     places = ApproximatedGrid(GRIDS["UTM"])
     first = places.lonlat()
     assert np.array_equal(places.lonlat(), first)
@@ -129,7 +130,7 @@ def test_blocks_that_were_dropped_come_back_with_the_same_bits(monkeypatch):
 
 def test_blocks_that_are_not_smooth_are_left_to_proj():
     grid = GRIDS["over the north pole"]  # its middle has the pole in it
-    block = (slice(SIDE, 2 * SIDE), slice(SIDE, 2 * SIDE))
+    block = (slice(BLOCK_SIDE, 2 * BLOCK_SIDE), slice(BLOCK_SIDE, 2 * BLOCK_SIDE))
     assert grid.lonlat(*block)[..., 1].max() > 89.98
     assert np.array_equal(ApproximatedGrid(grid).lonlat(*block), grid.lonlat(*block))
 
@@ -152,10 +153,10 @@ def test_embeddings_are_those_of_the_places(grid, prepared):
     places, (rows, cols) = ApproximatedGrid(grid), (slice(100, 300), slice(40, 300))
     expected = prepared.encode(places.lonlat(rows, cols).reshape(-1, 2)).reshape(200, -1, 7)
     for threads in (1, 3):
-        found = places.evaluate(prepared, rows, cols, None, threads, None)
+        found = prepared.encode_pixels(places, rows, cols, call=Call(threads))
         assert np.array_equal(found, expected, equal_nan=True)
     out = np.full((200, 2 * expected.shape[1], 9), 7, np.float32)[:, ::2, 1:8]  # has gaps
-    assert places.evaluate(prepared, rows, cols, out, 2, None) is out
+    assert prepared.encode_pixels(places, rows, cols, out, Call(2)) is out
     assert np.array_equal(out, expected, equal_nan=True)
     assert np.array_equal(np.isnan(expected[..., 0]), np.isnan(grid.lonlat(rows, cols)[..., 0]))
 
@@ -163,8 +164,8 @@ def test_embeddings_are_those_of_the_places(grid, prepared):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_empty_windows_have_no_embeddings(prepared, threads):
     places = ApproximatedGrid(GRIDS["UTM"])
-    assert places.evaluate(prepared, slice(0, 0), None, None, threads, None).shape == (0, 600, 7)
-    assert places.evaluate(prepared, None, slice(5, 5), None, threads, None).shape == (500, 0, 7)
+    assert prepared.encode_pixels(places, slice(0, 0), call=Call(threads)).shape == (0, 600, 7)
+    assert prepared.encode_pixels(places, None, slice(5, 5), call=Call(threads)).shape == (500, 0, 7)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -173,9 +174,9 @@ def test_a_raised_check_ends_the_call(prepared, threads):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ApproximatedGrid(GRIDS["UTM"]).evaluate(prepared, None, None, None, threads, stop)
+        prepared.encode_pixels(ApproximatedGrid(GRIDS["UTM"]), call=Call(threads, stop))
 
 
 def test_memory_of_another_shape_is_refused(prepared):
     with pytest.raises(UsageError, match=r"shape \(500, 600, 7\)"):
-        ApproximatedGrid(GRIDS["UTM"]).evaluate(prepared, None, None, np.empty((500, 600, 6)), 1, None)
+        prepared.encode_pixels(ApproximatedGrid(GRIDS["UTM"]), out=np.empty((500, 600, 6)), call=Call(1))

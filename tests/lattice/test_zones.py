@@ -143,7 +143,7 @@ def test_a_node_has_one_longitude_and_lies_at_its_own_position(zone, column, tur
 @example(8, [0])
 def test_reach_is_just_what_stencils_need(order, ticks):
     positions = np.array(ticks) * TICK
-    reach = Zone(-90, 90, 180, 360, order).reach(positions.min(), positions.max())
+    reach = Zone(-90, 90, 180, 360, order).stencil_range(positions.min(), positions.max())
     lattice, out = np.zeros((len(reach), order, 1), np.float32), np.empty((positions.size, 1), np.float32)
     middle = np.full(positions.size, order // 2 - 1.0)
     _C.resample_points(lattice, positions - reach.start, middle, out, order=order)

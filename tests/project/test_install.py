@@ -31,6 +31,7 @@ ORDER = (
     ("ops",),
     ("op", "contrast", "quantize"),
     ("lattice",),
+    ("field",),
     ("atlas",),
     ("arrays",),
     ("encoder",),

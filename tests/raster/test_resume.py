@@ -14,7 +14,9 @@ import time
 
 import numpy as np
 import pytest
+from factories.planned import OtherNetwork, WithNetwork
 
+from satclip_engine.backends.protocols import CALL
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
@@ -36,19 +38,14 @@ SCRIPT = textwrap.dedent("""
 
     weights, path, slow, options = sys.argv[1], sys.argv[2], sys.argv[3], eval(sys.argv[4])
 
-    class Slow:
-        def __init__(self, encoder):
-            self.encoder = encoder
-        def __getattr__(self, name):
-            return getattr(self.encoder, name)
-        def evaluate(self, *a, out=None, **k):
-            if out is not None:  # the survey gives no memory
-                time.sleep(0.005)
-            return self.encoder.evaluate(*a, out=out, **k)
-
     encoder = load(weights, threads=2)
     if slow == "compute":
-        encoder = Slow(encoder)
+        evaluate = type(encoder.network).encode_pixels
+        def slowly(self, pixels, rows=None, cols=None, out=None, *call, **options):
+            if out is not None:  # the survey gives no memory
+                time.sleep(0.005)
+            return evaluate(self, pixels, rows, cols, out, *call, **options)
+        type(encoder.network).encode_pixels = slowly
     if slow == "assemble":
         copy = cog._copy
         def slowly(*a):
@@ -75,22 +72,30 @@ def whole(tiny_file, tmp_path_factory):
     return path.read_bytes()
 
 
-class Counting:
-    """An encoder that counts the pixels it is asked for, and may be told to fail after some."""
+class CountingNetwork(OtherNetwork):
+    """A network that counts the pixels it is asked for, and may be told to fail after some."""
 
-    def __init__(self, encoder, *, fail_after=None, error=None):
-        self._encoder, self.pixels, self.fail_after, self.error = encoder, 0, fail_after, error
+    pixels, fail_after, error = 0, None, None
 
-    def __getattr__(self, name):
-        return getattr(self._encoder, name)
-
-    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
-        given, out = out, self._encoder.evaluate(grid, rows, cols, out=out, threads=threads, check=check)
+    def encode_pixels(self, pixels, rows=None, cols=None, out=None, call=CALL):
+        given, out = out, self.inner.encode_pixels(pixels, rows, cols, out, call)
         if given is not None:  # the survey gives no memory
             self.pixels += out.shape[0] * out.shape[1]
             if self.fail_after is not None and self.pixels > self.fail_after:
                 raise self.error
         return out
+
+
+class Counting(WithNetwork):
+    """An encoder with such a network."""
+
+    def __init__(self, encoder, *, fail_after=None, error=None):
+        super().__init__(encoder, CountingNetwork(encoder.network))
+        self.network.fail_after, self.network.error = fail_after, error
+
+    @property
+    def pixels(self):
+        return self.network.pixels
 
 
 @pytest.fixture
@@ -449,12 +454,13 @@ def test_an_interrupt_inside_the_calling_thread_stops_the_workers(tiny_file, tmp
 
 
 def test_a_failing_survey_leaves_no_spool(tiny_file, tmp_path):
-    class Failing(Counting):
-        def evaluate(self, *arguments, **options):
+    class Failing(OtherNetwork):
+        def encode_pixels(self, *arguments, **options):
             raise RuntimeError("no survey")
 
+    encoder = load(tiny_file)
     with pytest.raises(RuntimeError, match="no survey"):
-        write_raster(Failing(load(tiny_file)), tmp_path / "out.tif", make_grid(**GRID))
+        write_raster(WithNetwork(encoder, Failing(encoder.network)), tmp_path / "out.tif", make_grid(**GRID))
     assert os.listdir(tmp_path) == []
 
 

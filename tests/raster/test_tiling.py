@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from satclip_engine.backends.protocols import Calls
+from satclip_engine.backends.protocols import BatchHints
 from satclip_engine.errors import UsageError
 from satclip_engine.raster.tiling import (
     DEFAULT_ENTRIES,
@@ -97,12 +97,12 @@ def test_short_memory_costs_metatile_size_then_threads_then_an_error_with_the_nu
 
 def test_strips_are_what_the_encoder_wants_at_once_within_a_tile_and_memory():
     rows = {
-        places: tiling_of((1800, 3600), bands=3, calls=Calls(places=places)).strip_rows
+        places: tiling_of((1800, 3600), bands=3, hints=BatchHints(places)).strip_rows
         for places in (1 << 14, 1 << 15, 1 << 17)
     }
     assert rows == {1 << 14: 32, 1 << 15: 64, 1 << 17: 64}
     usual, large = (
-        tiling_of((1800, 3600), memory=10**8, calls=Calls(places)) for places in (1 << 14, 1 << 17)
+        tiling_of((1800, 3600), memory=10**8, hints=BatchHints(places)) for places in (1 << 14, 1 << 17)
     )
     assert large.memory <= 10**8
     assert large.strip_rows < 64
@@ -110,7 +110,9 @@ def test_strips_are_what_the_encoder_wants_at_once_within_a_tile_and_memory():
 
 
 def test_what_results_pass_through_counts_as_memory():
-    plain, staged = (tiling_of((1800, 3600), calls=Calls(staged=staged)) for staged in (0, 1 << 20))
+    plain, staged = (
+        tiling_of((1800, 3600), hints=BatchHints(pinned_bytes=staged)) for staged in (0, 1 << 20)
+    )
     assert staged.memory == plain.memory + plain.threads * (2 << 20)
 
 

@@ -14,8 +14,10 @@ import threading
 import numpy as np
 import pytest
 import rasterio
+from factories.planned import OtherNetwork, WithNetwork
 from rio_cogeo import cog_validate
 
+from satclip_engine.backends.protocols import CALL
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
@@ -206,17 +208,11 @@ def test_the_report_is_complete_and_goes_through_json(tiny, tmp_path):
     assert content["bytes"] <= content["disk_estimate"] <= 3 * content["bytes"] + 10**6
 
 
-class Spiky:
-    """An encoder whose rare peaks no sample sees."""
+class Spiky(OtherNetwork):
+    """A network whose rare peaks no sample sees."""
 
-    def __init__(self, encoder):
-        self._encoder = encoder
-
-    def __getattr__(self, name):
-        return getattr(self._encoder, name)
-
-    def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
-        out = self._encoder.evaluate(grid, rows, cols, out=out, threads=threads)
+    def encode_pixels(self, pixels, rows=None, cols=None, out=None, call=CALL):
+        out = self.inner.encode_pixels(pixels, rows, cols, out, call)
         if isinstance(rows, slice) and rows.start == 384:
             out[:2, ::4, 3] = 1e4
         return out
@@ -224,7 +220,12 @@ class Spiky:
 
 def test_clipping_beyond_the_promise_is_reported_and_warned_of_with_the_bands_names(tiny, tmp_path):
     with pytest.warns(UserWarning, match="lie beyond its codes, in"):
-        report = write_raster(Spiky(tiny), tmp_path / "out.tif", make_grid(resolution=0.25), threads=1)
+        report = write_raster(
+            WithNetwork(tiny, Spiky(tiny.network)),
+            tmp_path / "out.tif",
+            make_grid(resolution=0.25),
+            threads=1,
+        )
     assert report.clipping.bands == [tiny.band_names[3]]
     assert report.clipping.fraction > 1e-4
     assert report.clipping.excess == pytest.approx(1e4, rel=0.01)
@@ -237,14 +238,15 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
     script = textwrap.dedent("""
         import sys, json, numpy as np
         from satclip_engine.geo.grid import make_grid
-        from satclip_engine.backends.protocols import Calls
+        from satclip_engine.backends.protocols import BATCH_HINTS
         from satclip_engine.raster.write import write_raster
         class Field:
             embed_dim, threads, backend, isa, sha256 = 64, 2, "fake", "none", "f"
-            device, precision, calls = "cpu", "exact", Calls()
+            device, precision, hints = "cpu", "exact", BATCH_HINTS
             band_names, plan = [f"b{k}" for k in range(64)], None
             class weights: sha256, harmonics = "w", "exact"
-            def evaluate(self, grid, rows=None, cols=None, out=None, threads=None, check=None):
+            network = property(lambda self: self)
+            def encode_pixels(self, grid, rows=None, cols=None, out=None, call=None):
                 r, c = np.arange(grid.shape[0])[rows], np.arange(grid.shape[1])[cols]
                 if out is None: out = np.empty((r.size, c.size, 64), np.float32)
                 out[:] = np.sin(r / 97)[:, None, None] + np.sin(c / 83)[:, None] + np.arange(64)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from factories.runs import Signalling, random_features, small_config, torch
 
-from satclip_engine import backends
+from satclip_engine.backends import cpu
 from satclip_engine.errors import MissingExtra, OutputError, UsageError
 from satclip_engine.training.loop.interrupts import RunStopped
 from satclip_engine.training.loop.model import gains
@@ -62,8 +62,8 @@ def test_a_backend_trains_as_another(tmp_path):
 
 
 def test_a_backend_that_cannot_compute_there_is_named_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(backends, "_C", None)
-    monkeypatch.setattr(backends, "_C_MISSING", "no kernels", raising=False)
+    monkeypatch.setattr(cpu, "_C", None)
+    monkeypatch.setattr(cpu, "MISSING", "no kernels", raising=False)
     with pytest.raises(MissingExtra, match="backend: backend 'cpu' cannot run here: no kernels"):
         Trainer(small_config(backend="cpu"), None, tmp_path)
     with pytest.raises(UsageError, match="backend: expected one of auto, triton, cpu, reference, got"):

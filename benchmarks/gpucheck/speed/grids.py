@@ -93,7 +93,7 @@ class Raster:
     def _triton(self, precision: str, dtype: str) -> GpuImplementation:
         def prepare() -> Callable[[], Any]:
             from satclip_engine.kernels import grid as kernels
-            from satclip_engine.kernels.device_functions.quantise import Quantise
+            from satclip_engine.kernels.device_functions.quantise import DeviceQuantise
 
             device = self.accelerator.device
             network = kernels.prepare(self.degrees, *plain.tensors(self.layers, device), precision)
@@ -101,7 +101,7 @@ class Raster:
             if dtype == "float32":
                 return lambda: kernels.encode_grid(network, *axes)
             inverse = torch.full((self.widths[-1],), 50.0, device=device)
-            quantise = Quantise(dtype, inverse, torch.zeros_like(inverse))
+            quantise = DeviceQuantise(dtype, inverse, torch.zeros_like(inverse))
             return lambda: kernels.encode_grid(network, *axes, quantise=quantise)
 
         launch = KernelWorkload(

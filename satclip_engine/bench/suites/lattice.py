@@ -112,6 +112,7 @@ def _reconstructed_raster(workload: LatticeWorkload, encoder: Encoder) -> Prepar
     out.fill(1)  # touched: the system gives memory when it is first written
 
     def run() -> Any:
+        encoder.planner.clear()
         array = encoder.grid(grid, out=out, tolerance=workload.requested)
         details["max_sigma"] = float(array.attrs["reconstruction_max_sigma"])
         return array

@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from satclip_engine.backends.protocols import CALL, Call, Prepared
 from satclip_engine.bench.catalogue import WriteWorkload
 from satclip_engine.bench.inputs import relative_error
 from satclip_engine.bench.measure import Implementation, PreparedRun
 from satclip_engine.bench.suites.processes import ProcessUsage, run_process
+from satclip_engine.encoder import Encoder
+from satclip_engine.geo.grid import Grid
+from satclip_engine.geo.pixels import Index, PixelGrid
 
 _COMPARED_PIXELS = 24  # read back from the file
 # 1e-4 of a band's values may be clipped by design, so a few of 6144 may differ by more than half a step.
@@ -169,27 +173,48 @@ def _median_keeper(details: dict[str, Any], threads: int) -> Callable[[ProcessUs
     return keep
 
 
-class ComputedEncoder:
-    """An Encoder whose pixels of one grid are computed already: giving them out is a copy."""
+class ComputedNetwork(Prepared):
+    """A network whose pixels of one grid are computed already: giving them out is a copy."""
 
-    def __init__(self, encoder: Any, grid: Any) -> None:
-        self._encoder, self._grid = encoder, grid
-        self._pixels = encoder.evaluate(grid)
+    def __init__(self, network: Prepared, grid: Grid) -> None:
+        self.describe_as(network)
+        self._network, self._grid, self.hints = network, grid, network.hints
+        self._pixels = network.encode_pixels(grid)
+
+    def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
+        return self._network.encode(lonlat, out, call)
+
+    def encode_grid(
+        self, lat: np.ndarray, lon: np.ndarray, out: np.ndarray | None = None, call: Call = CALL
+    ) -> np.ndarray:
+        return self._network.encode_grid(lat, lon, out, call)
+
+    def encode_pixels(
+        self,
+        pixels: PixelGrid,
+        rows: Index = None,
+        cols: Index = None,
+        out: np.ndarray | None = None,
+        call: Call = CALL,
+    ) -> np.ndarray:
+        """As `Prepared.encode_pixels`; of that grid a copy."""
+        if pixels != self._grid:
+            return self._network.encode_pixels(pixels, rows, cols, out, call)
+        window = self._pixels[slice(None) if rows is None else rows][:, slice(None) if cols is None else cols]
+        if out is None:
+            return window.copy()
+        out[...] = window
+        return out
+
+
+class ComputedEncoder:
+    """An encoder whose rasters of one grid are computed already."""
+
+    def __init__(self, encoder: Encoder, grid: Grid) -> None:
+        self._encoder, self.network = encoder, ComputedNetwork(encoder.network, grid)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
-
-    def evaluate(
-        self, grid: Any, rows: Any = None, cols: Any = None, out: np.ndarray | None = None, **options: Any
-    ) -> np.ndarray:
-        """Copy any window of that grid, as Encoder.evaluate would compute it."""
-        if grid.shape != self._grid.shape or grid.transform != self._grid.transform:
-            return self._encoder.evaluate(grid, rows, cols, out=out, **options)
-        pixels = self._pixels[slice(None) if rows is None else rows][:, slice(None) if cols is None else cols]
-        if out is None:
-            return pixels.copy()
-        out[...] = pixels
-        return out
 
 
 def read_back(workload: WriteWorkload, path: Path) -> float:

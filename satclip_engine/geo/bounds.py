@@ -1,0 +1,214 @@
+"""Fits bounds and resolution of a raster to whole pixels, or says which would fit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from satclip_engine.errors import Argument, UsageError
+from satclip_engine.geo import crs as _crs
+
+if TYPE_CHECKING:
+    import pyproj
+    from odc.geo.geobox import GeoBox
+
+DEFAULT_RESOLUTION = 0.25  # degrees
+MAX_SIDE = 2**31 - 1  # pixels; GDAL counts rows and columns in 32-bit integers
+_MAX_MISFIT = 1e-6  # of a pixel: by how much bounds may miss a whole number of pixels
+
+
+def fit_geobox(resolution: Any, bounds: Any, crs: pyproj.CRS) -> GeoBox:
+    """The GeoBox with these bounds and pixel size; None: the defaults of `make_grid`. Raises UsageError."""
+    size = _resolution(resolution, crs)
+    return _fit(_default_bounds(crs, size) if bounds is None else _check_bounds(bounds, crs), size, crs)
+
+
+def _resolution(resolution: Any, crs: pyproj.CRS) -> tuple[float, float]:
+    unit = _crs.unit_name(crs)
+    if resolution is None:
+        if unit != "degree":
+            raise UsageError(
+                f"a resolution is required: CRS {crs.name!r} counts in {unit}s", argument="resolution"
+            )
+        return DEFAULT_RESOLUTION, DEFAULT_RESOLUTION
+    try:
+        values = np.asarray(resolution, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"resolution must be one number or two (x, y), not {resolution!r}", argument="resolution"
+        ) from error
+    if values.size not in (1, 2):
+        raise UsageError(
+            f"resolution must be one number or two (x, y), not {values.size} numbers", argument="resolution"
+        )
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise UsageError(f"resolution must be positive and finite, not {resolution}", argument="resolution")
+    return float(values[0]), float(values[-1])
+
+
+def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, float]:
+    try:
+        west, south, east, north = (float(v) for v in bounds)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"bounds must be four numbers (west, south, east, north), not {bounds!r}", argument="bounds"
+        ) from error
+    shown = _show(west, south, east, north)
+    if not all(map(math.isfinite, (west, south, east, north))):
+        raise UsageError(f"bounds must be finite, not {shown}", argument="bounds")
+    if south >= north:
+        raise UsageError(f"bounds {shown}: south must be less than north", argument="bounds")
+    turn = _crs.full_turn(crs)
+    if west >= east:
+        raise UsageError(
+            f"bounds {shown}: west must be less than east{_eastward(west, south, east, north, turn)}",
+            argument="bounds",
+        )
+    if east - west > turn * (1 + 1e-12):
+        raise UsageError(
+            f"bounds {shown}: wider than the globe ({turn:g}); if they are metres, give ",
+            Argument("crs"),
+            argument="bounds",
+        )
+    pole = turn / 4
+    if max(-south, north) > pole + 1e-9:
+        raise UsageError(f"bounds {shown}: beyond a pole (latitude {pole:g})", argument="bounds")
+    return west, max(south, -pole), east, min(north, pole)  # less the rounding of a sum of steps
+
+
+def _eastward(west: float, south: float, east: float, north: float, turn: float) -> str:
+    """Advice for a west edge that is not west of the east one."""
+    if not math.isfinite(turn):
+        return ""
+    if (west - east) % turn == 0:
+        first = (west + turn / 2) % turn - turn / 2 if west > east else west  # 180 … −180 is −180 … 180
+        return f"; for all longitudes write {_show(first, south, first + turn, north)}"
+    if west - east > turn:
+        return ""
+    return f"; to cross the antimeridian write {_show(west, south, east + turn, north)}"
+
+
+def _default_bounds(crs: pyproj.CRS, res: tuple[float, float]) -> tuple[float, float, float, float]:
+    turn = _crs.full_turn(crs)
+    if math.isfinite(turn):
+        return -turn / 2, -turn / 4, turn / 2, turn / 4
+    west, south, east, north = _crs.area_of_use(crs)
+
+    def outward(low: float, high: float, step: float) -> tuple[float, float]:
+        first, last = math.floor(low / step + _MAX_MISFIT), math.ceil(high / step - _MAX_MISFIT)
+        return first * step, max(last, first + 1) * step
+
+    west, east = outward(west, east, res[0])
+    south, north = outward(south, north, res[1])
+    return west, south, east, north
+
+
+def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS) -> GeoBox:
+    """The GeoBox with these west and north edges whose pixels fill the bounds exactly."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    west, south, east, north = edges
+    extents = (east - west, north - south)
+    counts = tuple(extent / step for extent, step in zip(extents, res, strict=True))
+    if max(counts) > MAX_SIDE:
+        raise UsageError(
+            f"resolution {_pair(res)} over these bounds makes {counts[0]:.3g} × {counts[1]:.3g} pixels; "
+            f"at most {MAX_SIDE} a side: give a larger one or smaller ",
+            Argument("bounds"),
+            argument="resolution",
+        )
+    width, height = (round(count) for count in counts)
+    for count, size in zip(counts, (width, height), strict=True):
+        if size < 1 or abs(count - size) > _MAX_MISFIT:
+            raise UsageError(
+                f"bounds {_show(*edges)} are {counts[0]:.8g} × {counts[1]:.8g} pixels "
+                f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
+                f"{_pair(_nearest(extents, res))}",
+                *_or_other_bounds(edges, res, crs),
+                argument="resolution",
+            )
+    x_step, y_step = (
+        step if abs(extent / size - step) <= 1e-12 * step else extent / size
+        for extent, step, size in zip(extents, res, (width, height), strict=True)
+    )
+    transform = Affine(x_step, 0.0, west, 0.0, -y_step, north)
+    return GeoBox((height, width), transform, _crs.odc_crs(crs))
+
+
+def _nearest(extents: tuple[float, float], res: tuple[float, float]) -> tuple[float, float]:
+    """The resolution nearest to `res` that divides both extents.
+
+    Square pixels stay square where that costs little.
+    """
+    single = tuple(
+        step if _fits(extent, step) else _shortest(extent, max(1, round(extent / step)))
+        for extent, step in zip(extents, res, strict=True)
+    )
+    if res[0] != res[1]:
+        return single[0], single[1]
+    for count in sorted(
+        range(max(1, round(extents[0] / res[0] * 0.5)), min(round(extents[0] / res[0] * 2) + 2, 1 << 16)),
+        key=lambda n: abs(extents[0] / n - res[0]),
+    ):
+        square = extents[0] / count
+        if _fits(extents[1], square):
+            short = _shortest(extents[0], count)
+            square = short if _fits(extents[1], short) else square
+            return square, square
+    return single[0], single[1]
+
+
+def _fits(extent: float, step: float) -> bool:
+    """True where an extent is a whole number of pixels."""
+    count = extent / step
+    return round(count) >= 1 and abs(count - round(count)) <= _MAX_MISFIT
+
+
+def _shortest(extent: float, count: int) -> float:
+    """The number of fewest digits that divides an extent into so many pixels as nearly as `_fits` asks."""
+    shortened = (float(f"{extent / count:.{digits}g}") for digits in range(1, 17))
+    return next(
+        (step for step in shortened if step and abs(extent / step - count) <= _MAX_MISFIT), extent / count
+    )
+
+
+def _or_other_bounds(
+    edges: tuple[float, float, float, float], res: tuple[float, float], crs: pyproj.CRS
+) -> list[object]:
+    """Parts of a message: the next larger bounds that are whole pixels; none when they leave the globe."""
+    west, south, east, north = edges
+
+    def outward(low: float, high: float, step: float) -> tuple[float, float]:
+        return math.floor(low / step + _MAX_MISFIT) * step, math.ceil(high / step - _MAX_MISFIT) * step
+
+    def whole(low: float, high: float, step: float) -> float:
+        return math.ceil((high - low) / step - _MAX_MISFIT) * step
+
+    fit_x, fit_y = _fits(east - west, res[0]), _fits(north - south, res[1])
+    xs = [(west, east)] if fit_x else [outward(west, east, res[0]), (west, west + whole(west, east, res[0]))]
+    ys = (
+        [(south, north)]
+        if fit_y
+        else [outward(south, north, res[1]), (north - whole(south, north, res[1]), north)]
+    )
+    for (left, right), (low, high) in itertools.product(xs, ys):
+        grown = tuple(float(f"{edge:.12g}") + 0.0 for edge in (left, low, right, high))
+        try:
+            left, low, right, high = _check_bounds(grown, crs)
+        except UsageError:
+            continue
+        if _fits(right - left, res[0]) and _fits(high - low, res[1]):
+            return [f"; or keep {_pair(res)} with ", Argument("bounds"), f" {_show(*grown)}"]
+    return []
+
+
+def _show(*numbers: float) -> str:
+    return " ".join(f"{number:.12g}" for number in numbers)
+
+
+def _pair(res: tuple[float, float]) -> str:
+    return f"{res[0]:.15g}" if res[0] == res[1] else f"{res[0]:.15g},{res[1]:.15g}"
