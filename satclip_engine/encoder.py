@@ -229,16 +229,27 @@ class Encoder:
         *,
         exact: bool = False,
         tolerance: float | None = None,
-        **options: Any,
+        step: np.ndarray | None = None,
+        dtype: str = "float32",
+        cache_bytes: int | None = None,
+        positions: int | None = None,
     ) -> tuple[Plan, Prepared]:
-        """The best plan for a grid's pixels or (n, 2) points, and what computes by it.
+        """Choose the best plan for a grid's pixels or (n, 2) points, and prepare what computes by it.
 
-        options: as `Planner.choose` has them. An atlas has a plan of its own. Raises UsageError.
+        Arguments are those of `lattice.choose.choose`. An atlas has a plan of its own. Raises UsageError.
         """
-        if self._field.plan is None:
-            return self.planner.choose(pixels_or_points, exact=exact, tolerance=tolerance, **options)
         self.check(exact=exact, tolerance=tolerance)
-        return self._field.plan, self.network
+        if self._field.plan is not None:
+            return self._field.plan, self.network
+        return self.planner.choose(
+            pixels_or_points,
+            exact=exact,
+            tolerance=tolerance,
+            step=step,
+            dtype=dtype,
+            cache_bytes=cache_bytes,
+            positions=positions,
+        )
 
     def prepare(self, plan: Plan, cache_bytes: int | None = None) -> Prepared:
         """Lay the network out by a plan that was made of the same function, or of one with further bands."""

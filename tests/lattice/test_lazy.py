@@ -98,7 +98,7 @@ def test_a_plan_asked_for_beforehand_is_in_the_attributes_from_the_start(fresh, 
     assert np.array_equal(array.reconstruction_max_error, plan.certificate.max_error)
     assert len(plans) == 1
     assert fresh.plan_grid(resolution=10).reason == "fewer than 100,000 points"
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="mutually exclusive"):
         fresh.plan_grid(resolution=10, exact=True, tolerance=1e-3)
 
 
