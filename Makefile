@@ -1,5 +1,6 @@
 # make demo   a global embedding raster (Cloud-Optimized GeoTIFF) and its picture, in demo/
 # make test   lint, types and the whole test suite
+# make quick  the tests that a change outside kernels/ and csrc/cuda needs, in minutes
 #
 # Each makes its own environment in .venv when there is none, and installs what is missing.
 
@@ -9,6 +10,7 @@ BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 SOURCES := $(CXX_SOURCES) $(shell find satclip_engine kernels training -name '*.py' -o -name '*.pyi') \
            setup.py CMakeLists.txt $(wildcard cmake/*.cmake) pyproject.toml
+PARALLEL := --numprocesses=auto --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 # mypy does not follow setuptools' package-dir: it checks a tree of links in which kernels and training lie
@@ -22,7 +24,7 @@ MYPYPATH=$(TREE) $(BIN)/mypy > $(TREE)/report; status=$$?; \
     $(TREE)/report; exit $$status
 endef
 
-.PHONY: demo test lint unit bench clean
+.PHONY: demo test lint unit quick bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/satclip-grid demo/world.tif --overwrite
@@ -37,7 +39,11 @@ lint: $(VENV)/developed
 	@$(TYPES)
 
 unit: $(VENV)/developed
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(PARALLEL) $(PYTEST_ARGS)
+
+quick: $(VENV)/developed
+	$(BIN)/ruff check .
+	$(BIN)/pytest $(PARALLEL) -m "not triton and not gpu_tools" $(PYTEST_ARGS)
 
 bench: $(VENV)/developed
 	$(BIN)/satclip-bench points
