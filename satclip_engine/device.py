@@ -1,10 +1,12 @@
-"""Compute devices by name: "cpu", "cuda" (the current one of torch, or the first) or "cuda:N"."""
+"""Compute devices by name: "cpu", "cuda" (torch's current one, or the first), "cuda:N"; the processor."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from satclip_engine.errors import UsageError
@@ -76,6 +78,15 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Model name of the CPU as Linux has it, or what Python's platform module knows."""
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return " ".join(match[1].split()) if match else platform.processor() or platform.machine()
 
 
 def cpu_only(name: str, device: Device) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from satclip_engine import backends
 from satclip_engine.backends import compiled
-from satclip_engine.processor import processor_name
+from satclip_engine.device import processor_name
 
 _PACKAGES = ("satclip-engine", "numpy", "torch", "scipy", "rasterio", "rioxarray", "imagecodecs", "torchgeo")
 

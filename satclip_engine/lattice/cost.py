@@ -24,9 +24,9 @@ import numpy as np
 from satclip_engine import _C
 from satclip_engine._version import __version__
 from satclip_engine.backends.protocols import Call, Prepared
+from satclip_engine.device import processor_name
 from satclip_engine.files import write_atomically
 from satclip_engine.lattice.nodes import empty_window
-from satclip_engine.processor import processor_name
 
 _TIMED_RUNS = 3
 

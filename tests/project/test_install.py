@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # one line do not import each other.
 ORDER = (
     ("_version", "errors"),
-    ("_optional", "data", "device", "files", "processor", "progress"),
+    ("_optional", "data", "device", "files", "progress"),
     ("options",),
     ("geo",),
     ("weights",),
