@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TABLE = Path(__file__).with_name("tuning.json")
+TUNING_FILE = Path(__file__).with_name("tuning.json")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Config:
 @functools.cache
 def table() -> dict[str, dict[str, Config]]:
     """Kernel → capability → Config."""
-    content = json.loads(TABLE.read_text())
+    content = json.loads(TUNING_FILE.read_text())
     return {
         kernel: {name: Config(**row, row=kernel) for name, row in rows.items()}
         for kernel, rows in content.items()

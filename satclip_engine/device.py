@@ -11,7 +11,7 @@ from typing import Any
 
 from satclip_engine.errors import UsageError
 
-_NAME = re.compile(r"(cpu)|(cuda)(?::(\d+))?")
+_DEVICE_NAME = re.compile(r"(cpu)|(cuda)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ CPU = Device()
 
 def parse_device(value: Any) -> Device:
     """The device of that name, or of that torch.device. Raises UsageError for another word."""
-    match = _NAME.fullmatch(str(value))
+    match = _DEVICE_NAME.fullmatch(str(value))
     if match is None:
         raise UsageError(f"device must be cpu, cuda or cuda:N, not {str(value)!r}", argument="device")
     return Device(match[1] or match[2], None if match[3] is None else int(match[3]))

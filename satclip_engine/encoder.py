@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from satclip_engine.lattice.plan import Plan
     from satclip_engine.lattice.tolerance import Moments
 
-_KEPT_SELECTIONS = 4  # of an encoder, whose networks stay prepared
+_MAX_SELECTIONS = 4  # of an encoder, whose networks stay prepared
 
 
 def load(
@@ -457,7 +457,7 @@ class Encoder:
                 names = [self._names[i] for i in index]
                 field = self._field.select(list(index))
                 self._selections[index] = Encoder(field, names, self._threads, self._head)
-                if len(self._selections) > _KEPT_SELECTIONS:
+                if len(self._selections) > _MAX_SELECTIONS:
                     self._selections.popitem(last=False)
             self._selections.move_to_end(index)
             return self._selections[index]

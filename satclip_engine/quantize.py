@@ -25,7 +25,7 @@ SAMPLE_PIXELS = 1 << 16
 # By how much a sampled range is widened at either end, as a fraction of it. With 65536 pixels a tail of a
 # Gaussian band reaches beyond the sample with about 1.5e-5 of its values; a quarter of a standard deviation
 # more leaves a third of that, so that all of 256 bands stay below MAX_CLIPPED.
-MARGIN = 0.03
+RANGE_MARGIN = 0.03
 MAX_CLIPPED = 1e-4  # of a band's values; more is reported as a warning
 # Samples taken until enough pixels have data: a projection's domain may be a small part of the raster.
 SAMPLING_ROUNDS = 4
@@ -150,7 +150,7 @@ def fit(sample: SampleType, low: np.ndarray, high: np.ndarray, *, complete: bool
     if sample.largest_code is None:
         return Quantiser(sample)
     low, high = low.astype(np.float64), high.astype(np.float64)
-    margin = 0.0 if complete else MARGIN
+    margin = 0.0 if complete else RANGE_MARGIN
     half = (high - low) * (0.5 + margin)
     offset = ((low + high) / 2).astype(np.float32).astype(np.float64)
     # Rounding the offset moves the ends of the range by as much.

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_DTYPES = {"int8": torch.int8, "int16": torch.int16}
+_CODE_DTYPES = {"int8": torch.int8, "int16": torch.int16}
 _ROUNDING = tl.constexpr(12582912.0)  # 1.5·2²³: adding it rounds to an integer
 
 
@@ -25,12 +25,12 @@ class DeviceQuantise:
     offset: Tensor
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
+        if self.dtype not in _CODE_DTYPES:
             raise ValueError(f"codes are int8 or int16, not {self.dtype}")
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return _DTYPES[self.dtype]
+        return _CODE_DTYPES[self.dtype]
 
     @property
     def bits(self) -> int:

@@ -10,7 +10,7 @@ results stay within ±1. NaN and infinity give NaN.
 import triton
 import triton.language as tl
 
-LIMIT = 12_000.0
+MAX_RADIANS = 12_000.0
 
 _INVERSE_PI = tl.constexpr(0.318309886183790671538)
 _PI_HIGH = tl.constexpr(3.140625)  # 11 bits

@@ -228,7 +228,7 @@ def gpu_timer(launches: Sequence[Launch]) -> float:
     return float(do_bench(start, warmup=20, rep=100, return_mode="median")) / 1e3
 
 
-def write(results: Iterable[TuningResult], capability: str, path: Path = tuning.TABLE) -> None:
+def write(results: Iterable[TuningResult], capability: str, path: Path = tuning.TUNING_FILE) -> None:
     """Put the better configurations into the table: all of them or, when that fails, none."""
     content = json.loads(path.read_text())
     for result in results:

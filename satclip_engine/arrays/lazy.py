@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ERRORS = ("reconstruction_max_error", "reconstruction_rms_error")  # coordinates along the band
 _FEW_PIXELS = 4096  # up to which all bands are computed: cheaper than preparing a network with fewer
-_KEPT_SELECTIONS = 4  # of bands, whose networks stay prepared
+_MAX_SELECTIONS = 4  # of bands, whose networks stay prepared
 
 
 class PlannedPixels:
@@ -67,7 +67,7 @@ class PlannedPixels:
             "positions": MIN_POSITIONS if partial else None,
         }
         self._decided = encoder.plan or encoder.planner.decided(pixels, exact=exact, tolerance=tolerance)
-        self._plan = self._decided or plan or encoder.planner.kept(pixels, **self._options)
+        self._plan = self._decided or plan or encoder.planner.cached_plan(pixels, **self._options)
         self._lock = threading.Lock()
         self._network: Prepared | None = None
         self._located = pixels
@@ -147,7 +147,7 @@ class PlannedPixels:
         with self._lock:
             if bands not in self._selections:
                 self._selections[bands] = self.encoder.select(bands).prepare(plan)
-                if len(self._selections) > _KEPT_SELECTIONS:
+                if len(self._selections) > _MAX_SELECTIONS:
                     self._selections.popitem(last=False)
             self._selections.move_to_end(bands)
             return self._selections[bands]

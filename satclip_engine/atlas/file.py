@@ -26,7 +26,7 @@ import numpy as np
 
 from satclip_engine._optional import need
 from satclip_engine.atlas.global_zones import count_nodes
-from satclip_engine.atlas.packing import DTYPES, Packing
+from satclip_engine.atlas.packing import NODE_DTYPES, Packing
 from satclip_engine.errors import MissingExtra, WeightsError
 from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.nodes import BLOCK_ROWS
@@ -137,7 +137,7 @@ class Contents:
         for zone in self.zones:
             if zone.order not in range(4, 13, 2) or min(zone.rows, zone.columns) < zone.order:
                 raise ValueError("it has a zone that is no lattice")
-        if self.packing.dtype not in DTYPES:
+        if self.packing.dtype not in NODE_DTYPES:
             raise ValueError(f"its dtype is {self.packing.dtype}")
         bands = (self.packing.scale, self.packing.offset, self.moments.sigma, self.moments.rms, self.mean)
         if not self.bands or any(a.shape != (self.bands,) or not np.isfinite(a).all() for a in bands):

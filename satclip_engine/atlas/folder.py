@@ -30,7 +30,7 @@ from satclip_engine.files import sync_file, sync_folder
 from satclip_engine.lattice.nodes import BLOCK_COLUMNS, BLOCK_ROWS
 from satclip_engine.lattice.zones import Zone
 
-_LEVEL = 5  # of zstd: 9 takes ten times as long for 2 % less
+_ZSTD_LEVEL = 5  # of zstd: 9 takes ten times as long for 2 % less
 _METADATA = "zarr.json"
 _Result = TypeVar("_Result")
 
@@ -165,7 +165,7 @@ class ZoneArray:
                 # Neighbouring nodes of a band are alike, neighbouring bands of a node are not.
                 filters=[codecs.TransposeCodec(order=(2, 0, 1))],
                 compressors=[
-                    codecs.BloscCodec(cname="zstd", clevel=_LEVEL, shuffle=shuffle, typesize=size),
+                    codecs.BloscCodec(cname="zstd", clevel=_ZSTD_LEVEL, shuffle=shuffle, typesize=size),
                     codecs.Crc32cCodec(),
                 ],
                 fill_value=packing.fill,

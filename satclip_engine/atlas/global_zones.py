@@ -16,8 +16,8 @@ from satclip_engine.lattice.zones import Zone, make_zones
 
 # The convergence probe leaves a margin of 4. An atlas is written once and its failing zones are refined, so
 # that it may begin where about half of them fail: an order of 8 saves a fifth of all nodes by that.
-_LENIENCE = 2.5
-_TARGET = 0.75  # of the tolerance, for which a refined zone is made
+_PROBE_LENIENCE = 2.5
+_TARGET_SHARE = 0.75  # of the tolerance, for which a refined zone is made
 _MIN_REFINEMENT, _MAX_REFINEMENT = 1.03, 3.0  # of a zone at once
 
 
@@ -28,7 +28,7 @@ def first_zones(
 
     No zones where the field is too rough for it at any spacing.
     """
-    errors = convergence.measure(network, Globe().draw(24, 2), _LENIENCE * tolerance, threads)
+    errors = convergence.measure(network, Globe().draw(24, 2), _PROBE_LENIENCE * tolerance, threads)
     # An interpolation of twice the order takes longer, and reaches further into chunks that must be read.
     choices = {
         order: merged(make_zones(spacing, order))
@@ -67,8 +67,8 @@ def refined(zone: Zone, error: float, rounding: float, enough: float) -> Zone:
     """A finer zone where the error was larger than enough; all in tolerances. Rounding stays as it is."""
     if error <= enough:
         return zone
-    stays = min(rounding, 0.5 * _TARGET)  # a bound that is hardly ever reached
-    ratio = (error - stays) / (_TARGET - stays)
+    stays = min(rounding, 0.5 * _TARGET_SHARE)  # a bound that is hardly ever reached
+    ratio = (error - stays) / (_TARGET_SHARE - stays)
     factor = min(_MAX_REFINEMENT, max(_MIN_REFINEMENT, ratio ** (1.5 / zone.order)))
     return dataclasses.replace(
         zone, rows=math.ceil(zone.rows * factor), columns=math.ceil(zone.columns * factor)

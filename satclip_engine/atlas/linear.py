@@ -12,7 +12,7 @@ import numpy as np
 
 from satclip_engine.atlas.packing import Packing
 from satclip_engine.lattice.certificate import Certificate
-from satclip_engine.lattice.tolerance import FLOOR
+from satclip_engine.lattice.tolerance import RMS_FLOOR
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +125,8 @@ def head_certificate(
     sigma = np.sqrt(np.maximum(_form(weight, covariance), 0.0))
     rms = np.sqrt(np.square(sigma) + np.square(weight @ mean + head.bias))
     squares = np.maximum(_form(weight, errors), 0.0)
-    bound = np.minimum(np.abs(weight) @ bands.max_error, np.sqrt(squares) * reach) + FLOOR / 10 * rms
-    varying = sigma > FLOOR * rms
+    bound = np.minimum(np.abs(weight) @ bands.max_error, np.sqrt(squares) * reach) + RMS_FLOOR / 10 * rms
+    varying = sigma > RMS_FLOOR * rms
     unit = np.where(varying, sigma, 1.0)
     of_all = {f.name: getattr(bands, f.name) for f in dataclasses.fields(Certificate)}
     return HeadCertificate(

@@ -15,7 +15,7 @@ import numpy as np
 
 from satclip_engine.lattice.nodes import BLOCK_COLUMNS
 
-DTYPES = ("int16", "float16", "float32")
+NODE_DTYPES = ("int16", "float16", "float32")
 DIFFERENCES = 3  # along each axis; 2 or 4 take more: 0.59, 0.54, 0.56 of the bytes with the default weights
 _LARGEST_CODE = 32767
 _RANGE_MARGIN = 0.03  # of a band's range, on either side of what a sample showed

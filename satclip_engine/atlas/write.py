@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from satclip_engine.atlas.field import NAME
 from satclip_engine.atlas.file import SUFFIX
 from satclip_engine.atlas.folder import Folder, check_target
-from satclip_engine.atlas.packing import DTYPES
+from satclip_engine.atlas.packing import NODE_DTYPES
 from satclip_engine.atlas.writer import Writer
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.progress import Progress
 
-TOLERANCE = 1e-3  # σ
-LIMIT = 4 << 30  # bytes of all nodes before they are compressed
+DEFAULT_TOLERANCE = 1e-3  # σ
+MAX_NODE_BYTES = 4 << 30  # bytes of all nodes before they are compressed
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def write_atlas(
     enc: Encoder,
     path: str | os.PathLike[str],
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float = DEFAULT_TOLERANCE,
     dtype: str = "int16",
     overwrite: bool = False,
     threads: int | None = None,
-    limit: int = LIMIT,
+    limit: int = MAX_NODE_BYTES,
     progress: Progress | None = None,
 ) -> AtlasReport:
     """Write the lattice of the whole Earth to a Zarr folder, of which `load` makes an Encoder again.
@@ -130,8 +130,8 @@ def _check(enc: Encoder, path: str | os.PathLike[str], dtype: str, threads: int 
         raise UsageError(
             f"an atlas is a local folder whose name ends in {SUFFIX}, not {path}", argument="path"
         )
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", argument="dtype")
+    if dtype not in NODE_DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(NODE_DTYPES)}, not {dtype!r}", argument="dtype")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
     if enc.backend == NAME:

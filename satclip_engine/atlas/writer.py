@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SCOPE = "places on Earth, by area,"
 REFINEMENT_ROUNDS = 5  # of measuring and refining
-_POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
+_MEASURED_POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
 _EXTRA_POSITIONS = 128  # near the poles, near the probe's worst, and in every zone
 _SAFETY = 0.85  # of the tolerance: elsewhere the error may be a little larger than where it is measured
 _ROUNDING_SHARE = 0.6  # of the tolerance
@@ -59,7 +59,7 @@ class Writer:
         self.threads, self.limit, self.progress = threads, limit, progress
         self.digests: dict[int, str] = {}  # of arrays that are as they should be
         progress.stage("estimating the field's smoothness")
-        sample = self.network.encode(spiral(_POSITIONS), call=Call(threads))
+        sample = self.network.encode(spiral(_MEASURED_POSITIONS), call=Call(threads))
         self.covariance, self.mean = field_measure(sample)
         self.low, self.high = (
             limits.astype(np.float64) for limits in (sample.min(axis=0), sample.max(axis=0))
@@ -201,7 +201,7 @@ class Writer:
     ) -> tuple[Contents, dict[int, float]]:
         """The attributes, and the largest error of each zone in tolerances."""
         self.progress.stage("measuring the error")
-        drawn = Globe().draw(_POSITIONS, 100 + attempt)
+        drawn = Globe().draw(_MEASURED_POSITIONS, 100 + attempt)
         spacing = max(zone.lat_step for zone in zones)
         further = np.concatenate(
             [

@@ -202,10 +202,10 @@ class PreparedTriton(Prepared):
 
         from satclip_engine.kernels import grid
 
-        made = grid.prepare(self.degrees, self._weights, self._biases, self.precision)
+        prepared = grid.prepare(self.degrees, self._weights, self._biases, self.precision)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # another stream than this thread's is to use it
-        return made
+        return prepared
 
     @property
     def _grid(self) -> Any:

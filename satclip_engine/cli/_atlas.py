@@ -39,7 +39,7 @@ def check_options(context: click.Context) -> None:
 
 def run(options: CommandLine, encoder: Encoder, *, dtype_given: bool) -> None:
     """Write the atlas and report."""
-    from satclip_engine.atlas.write import TOLERANCE, write_atlas
+    from satclip_engine.atlas.write import DEFAULT_TOLERANCE, write_atlas
 
     assert options.atlas is not None
     started, raster = time.perf_counter(), options.raster
@@ -48,7 +48,7 @@ def run(options: CommandLine, encoder: Encoder, *, dtype_given: bool) -> None:
         report = write_atlas(
             encoder,
             options.atlas,
-            tolerance=TOLERANCE if raster.tolerance is None else raster.tolerance,
+            tolerance=DEFAULT_TOLERANCE if raster.tolerance is None else raster.tolerance,
             dtype=raster.dtype if dtype_given else DTYPE,
             overwrite=raster.overwrite,
             threads=raster.threads,

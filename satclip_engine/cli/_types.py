@@ -12,9 +12,9 @@ import click
 from satclip_engine.device import Device, parse_device
 from satclip_engine.errors import UsageError
 
-_UNITS = {"": 1, "B": 1}
+_SIZE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
+    _SIZE_UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _PCA = re.compile(r"pca:(\d+)", re.IGNORECASE)
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -75,9 +75,9 @@ class MemoryType(click.ParamType):
         if isinstance(value, int):
             return value
         match = _SIZE.fullmatch(str(value).strip())
-        if match is None or match[2].upper() not in _UNITS:
+        if match is None or match[2].upper() not in _SIZE_UNITS:
             self.fail(f"{value!r} is not a size such as 500MB, 1GB or 2GiB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
 
 
 class DeviceType(click.ParamType):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _FULL_TURN = 2.0 * np.pi
 _EARTH_RADIUS = 6.4e6  # metres
-_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
+_AXIS_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
 
 
 def parse_crs(crs: Any) -> pyproj.CRS:
@@ -58,9 +58,9 @@ def transformers(wkt: str) -> tuple[pyproj.Transformer, pyproj.Transformer]:
     import pyproj
 
     crs = horizontal(pyproj.CRS.from_wkt(wkt))
-    there = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    back = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
-    return there, back
+    to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    from_degrees = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    return to_degrees, from_degrees
 
 
 def to_lonlat(
@@ -131,7 +131,7 @@ def unit_name(crs: pyproj.CRS) -> str:
         return "unit"
     axis = crs.axis_info[0]
     for name in ("degree", "grad") if crs.is_geographic else ("metre",):
-        if abs(axis.unit_conversion_factor - _UNITS[name]) <= 1e-12:
+        if abs(axis.unit_conversion_factor - _AXIS_UNITS[name]) <= 1e-12:
             return name
     return axis.unit_name
 
@@ -178,10 +178,10 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     if east <= west:  # across the antimeridian
         east += 360.0
     lon, lat = _samples(west, south, east, north)
-    there, back = transformers(crs.to_wkt())
+    to_degrees, from_degrees = transformers(crs.to_wkt())
     try:
-        x, y = back.transform(lon, lat)
-        lon2, lat2 = there.transform(x, y)
+        x, y = from_degrees.transform(lon, lat)
+        lon2, lat2 = to_degrees.transform(x, y)
     except pyproj.exceptions.ProjError as error:
         raise UsageError(
             f"the area of use of CRS {_short(crs)} cannot be projected ({error}): give ",

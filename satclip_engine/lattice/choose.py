@@ -184,12 +184,12 @@ class Planner:
         _PLANNERS.add(self)
 
     def reset(self) -> None:
-        """Begin with nothing kept."""
+        """Forget all plans and statistics."""
         self._moments: _Slot[Moments] = _Slot()
         self.clear()
 
     def clear(self) -> None:
-        """Drop all plans, so that the next ones are made anew, as when they are timed."""
+        """Drop all plans, so that the next ones are made again, as when they are timed."""
         self._plans: _Slots[tuple[Plan, Prepared | None]] = _Slots()
         self._convergence: _Slots[convergence.Convergence] = _Slots()
 
@@ -258,7 +258,9 @@ class Planner:
                 return exact_plan(region, reason)
         return None if can_pay(self.network, region) else exact_plan(region, "no lattice would save enough")
 
-    def kept(self, pixels: PixelGrid, *, tolerance: float | None, positions: int | None) -> Plan | None:
+    def cached_plan(
+        self, pixels: PixelGrid, *, tolerance: float | None, positions: int | None
+    ) -> Plan | None:
         """The plan of a raster that `choose` has made already."""
         value = self._plans.value(_key(pixels, tolerance, None, "float32", positions))
         return None if value is None else value[0]
@@ -269,11 +271,11 @@ class Planner:
         """Prepare for a raster's plan that was made already, perhaps by another process; once for all."""
         slot = self._plans.slot(_key(pixels, tolerance, None, "float32", positions))
         with slot.lock:
-            kept, shared = slot.value or (plan, None)
-            if kept.token != plan.token:  # made on another kind of processor
+            cached_plan, shared = slot.value or (plan, None)
+            if cached_plan.token != plan.token:  # made on another kind of processor
                 return plan.prepare(self.network)
             shared = plan.prepare(self.network) if shared is None else shared
-            slot.value = kept, shared
+            slot.value = cached_plan, shared
             return shared
 
     def _probe(self, points: np.ndarray, tolerance: np.ndarray) -> convergence.Convergence:

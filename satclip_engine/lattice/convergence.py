@@ -18,7 +18,7 @@ from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.lattice.zones import circle_nodes
 
 ORDERS = (4, 6, 8, 10, 12)
-MARGIN = 4.0  # both axes err, and worse points will be met: at order 8 it costs a sixth of the spacing
+_ERROR_MARGIN = 4.0  # both axes err, and worse points will be met: at order 8 it costs a sixth of the spacing
 _LINE_POINTS = 48
 _FIRST_LINES, _WORST_LINES = 20, 6  # locations probed at first, and the worst of them probed again
 _HELD_OUT, _STRIDES = 4, 3  # points of a line that are compared, spread over it; spacings that one shows
@@ -124,7 +124,7 @@ def _crossing(error_at: dict[float, float], order: int) -> float | None:
     """Spacing at which the error is the tolerance less its margin; None when the error never reaches it."""
     spacings = np.array(sorted(error_at))
     errors = np.maximum.accumulate(np.array([error_at[h] for h in spacings]))
-    target = math.log(1 / MARGIN)
+    target = math.log(1 / _ERROR_MARGIN)
     log_h, log_e = np.log(spacings), np.log(np.maximum(errors, 1e-30))
     above = np.flatnonzero(log_e > target)
     if not above.size:

@@ -52,7 +52,7 @@ _lock = threading.Lock()
 
 # Of one thread of a processor with AVX-512, as those of docs/lattice.md are; it is ratios that matter.
 _MULTIPLY_ADDS = 7e10  # a second, of a network
-_TERMS = 2.5e10  # a second, of an interpolation, stores included
+_TERMS_PER_SECOND = 2.5e10  # a second, of an interpolation, stores included
 _PIXEL_SECONDS, _POINT_SECONDS = 1e-8, 6e-8  # that do not depend on bands: weights of stencils, sorting
 
 
@@ -65,8 +65,8 @@ def rates_of(network: Prepared) -> Rates:
     return Rates(
         points=1 / ((degrees**2 * first + inner) / _MULTIPLY_ADDS + degrees**2 * 1e-9 + _POINT_SECONDS),
         grid=1 / (((2 * degrees - 1) * first + inner) / _MULTIPLY_ADDS + _PIXEL_SECONDS),
-        resample=1 / (11 * bands / _TERMS + _PIXEL_SECONDS),
-        gather=1 / (64 * bands / _TERMS + _POINT_SECONDS),
+        resample=1 / (11 * bands / _TERMS_PER_SECOND + _PIXEL_SECONDS),
+        gather=1 / (64 * bands / _TERMS_PER_SECOND + _POINT_SECONDS),
     )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.errors import Argument, UsageError
 
-DEFAULT = 1e-4  # σ, of floats
-STEPS = 1 / 8  # of a quantisation step, of integers
-FLOOR = 1e-5  # of the embedding's rms: as near as two exact float32 evaluations agree
+DEFAULT_SIGMAS = 1e-4  # σ, of floats
+MAX_STEP_SHARE = 1 / 8  # of a quantisation step, of integers
+RMS_FLOOR = 1e-5  # of the embedding's rms: as near as two exact float32 evaluations agree
 _MOMENT_POINTS = 4096
 
 
@@ -27,7 +27,7 @@ class Moments:
     def floor(self) -> float:
         """The smallest tolerance that float32 can keep, in σ."""
         varying = self.sigma > 1e-6 * self.rms
-        return FLOOR * float((self.rms[varying] / self.sigma[varying]).max(initial=1.0))
+        return RMS_FLOOR * float((self.rms[varying] / self.sigma[varying]).max(initial=1.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +90,12 @@ def tolerance_of(
     """
     check_tolerance(tolerance)
     # A constant band has no σ: rounding of its value is all that can be off.
-    least = np.maximum(FLOOR * field.rms, 1e-30)
+    least = np.maximum(RMS_FLOOR * field.rms, 1e-30)
     if tolerance is None and step is not None:
-        share = np.asarray(step, np.float64) * STEPS
+        share = np.asarray(step, np.float64) * MAX_STEP_SHARE
         text = f"an eighth of an {dtype} step{_or_floor(least > share)}"
         return Tolerance(text, np.maximum(share, least), field.sigma)
-    sigmas = DEFAULT if tolerance is None else float(tolerance)
+    sigmas = DEFAULT_SIGMAS if tolerance is None else float(tolerance)
     if tolerance is not None and sigmas < field.floor:
         raise UsageError(
             f"tolerance {sigmas:g} σ is below what float32 can keep: the floor is {field.floor:.2g} σ "
@@ -112,4 +112,4 @@ def _or_floor(floored: np.ndarray) -> str:
     if not floored.any():
         return ""
     count = int(floored.sum())
-    return f" ({FLOOR:g} of their rms, float32's floor, in {count} of {floored.size} bands)"
+    return f" ({RMS_FLOOR:g} of their rms, float32's floor, in {count} of {floored.size} bands)"

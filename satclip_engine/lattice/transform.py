@@ -22,19 +22,19 @@ from satclip_engine.geo.pixels import Index, indices
 
 BLOCK_SIDE = 256  # pixels
 MAX_ERROR = 1e-3  # of a pixel
-_NODES = 9  # along each axis: exact to 1e-9 for 256 pixels of a kilometre
+_BLOCK_NODES = 9  # along each axis: exact to 1e-9 for 256 pixels of a kilometre
 _CHECK_PIXELS = 24  # further ones of a block that are compared
 _CACHE_BLOCKS = 1 << 14  # a kilobyte each
 
 
 def _chebyshev() -> tuple[np.ndarray, np.ndarray]:
     """Chebyshev nodes on a block, in pixels, and their weights at each pixel, (BLOCK_SIDE, nodes)."""
-    angle = (2 * np.arange(_NODES) + 1) * np.pi / (2 * _NODES)
+    angle = (2 * np.arange(_BLOCK_NODES) + 1) * np.pi / (2 * _BLOCK_NODES)
     cosine = np.cos(angle)
     nodes = (BLOCK_SIDE - 1) / 2 * (1 - cosine)
     pixel = 1 - np.arange(BLOCK_SIDE) * 2 / (BLOCK_SIDE - 1)
     distance = pixel[:, None] - cosine
-    barycentric = np.where(np.arange(_NODES) % 2, -1.0, 1.0) * np.sin(angle)
+    barycentric = np.where(np.arange(_BLOCK_NODES) % 2, -1.0, 1.0) * np.sin(angle)
     with np.errstate(divide="ignore", invalid="ignore"):
         weights = barycentric / distance
         weights /= weights.sum(axis=1, keepdims=True)
@@ -115,15 +115,15 @@ class ApproximatedGrid:
     def _make(self, row: int, col: int) -> np.ndarray | None:
         top, left = row * BLOCK_SIDE, col * BLOCK_SIDE
         height, width = min(BLOCK_SIDE, self.shape[0] - top), min(BLOCK_SIDE, self.shape[1] - left)
-        if height * width <= 4 * _NODES**2:
+        if height * width <= 4 * _BLOCK_NODES**2:
             return None
-        down, across = np.repeat(top + _NODE_PIXELS, _NODES), np.tile(left + _NODE_PIXELS, _NODES)
+        down, across = np.repeat(top + _NODE_PIXELS, _BLOCK_NODES), np.tile(left + _NODE_PIXELS, _BLOCK_NODES)
         nodes = self.grid.pixel_lonlat(down, across)
         if not np.isfinite(nodes).all():
             return None
         # Neighbours lie less than half a turn apart, or the polynomial will not hold.
         lon = nodes[0, 0] + np.remainder(nodes[:, 0] - nodes[0, 0] + 180.0, 360.0) - 180.0
-        fit = np.stack([lon, nodes[:, 1]]).reshape(2, _NODES, _NODES)
+        fit = np.stack([lon, nodes[:, 1]]).reshape(2, _BLOCK_NODES, _BLOCK_NODES)
         return fit if self._holds(fit, top, left, height, width) else None
 
     def _holds(self, fit: np.ndarray, top: int, left: int, height: int, width: int) -> bool:
@@ -146,9 +146,9 @@ def _evaluate(fit: np.ndarray, rows: np.ndarray, cols: np.ndarray, out: np.ndarr
     total, term = np.empty((rows.size, cols.size)), np.empty((rows.size, cols.size))
     for k, square in enumerate(fit):
         # Sums written out: a matrix product's bits may depend on threads.
-        along = sum(down[:, j, None] * square[j] for j in range(_NODES))
+        along = sum(down[:, j, None] * square[j] for j in range(_BLOCK_NODES))
         total[...] = 0.0
-        for j in range(_NODES):
+        for j in range(_BLOCK_NODES):
             total += np.multiply(along[:, j, None], across[:, j], out=term)
         out[..., k] = total
     np.clip(out[..., 1], -90.0, 90.0, out=out[..., 1])
@@ -159,9 +159,9 @@ def _evaluate_pixels(fit: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.
     down, across = _WEIGHTS[rows], _WEIGHTS[cols]
     out = np.empty((rows.size, 2))
     for k, square in enumerate(fit):
-        along = sum(down[:, j, None] * square[j] for j in range(_NODES))
+        along = sum(down[:, j, None] * square[j] for j in range(_BLOCK_NODES))
         total = np.zeros(rows.size)
-        for j in range(_NODES):
+        for j in range(_BLOCK_NODES):
             total += along[:, j] * across[:, j]
         out[:, k] = total
     np.clip(out[:, 1], -90.0, 90.0, out=out[:, 1])

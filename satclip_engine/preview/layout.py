@@ -28,9 +28,9 @@ LEGEND_SWATCHES = (
     (96, 120, 214),
 )  # red, green, blue as the map's colours look
 
-MARGIN = 88
-HEADER = 176
-FOOTER = 112
+MARGIN_PIXELS = 88
+HEADER_PIXELS = 176
+FOOTER_PIXELS = 112
 MIN_WIDTH = 1200  # of the map area: room for the title and the source line
 _LINE_OPACITY = 0.30
 
@@ -55,21 +55,21 @@ def layout_figure(
 
     height, width = frame.shape
     area = max(width, MIN_WIDTH)
-    figure = Image.new("RGB", (area + 2 * MARGIN, HEADER + height + FOOTER), PAPER)
-    left = MARGIN + (area - width) // 2
-    figure.paste(_map_image(colours, frame, lines), (left, HEADER))
+    figure = Image.new("RGB", (area + 2 * MARGIN_PIXELS, HEADER_PIXELS + height + FOOTER_PIXELS), PAPER)
+    left = MARGIN_PIXELS + (area - width) // 2
+    figure.paste(_map_image(colours, frame, lines), (left, HEADER_PIXELS))
     draw = ImageDraw.Draw(figure)
     title_width = area - (locator[1].shape[1] // 2 + 40 if locator else 0)
     title, font = _fitting(draw, title, (44, 40, 36, 32), title_width)
-    draw.text((MARGIN, 82), title, INK, font=font, anchor="lm")
-    _legend(draw, (MARGIN, 122), fit)
-    _labels(draw, lines, (left, HEADER))
-    bottom = HEADER + height + FOOTER - 44
+    draw.text((MARGIN_PIXELS, 82), title, INK, font=font, anchor="lm")
+    _legend(draw, (MARGIN_PIXELS, 122), fit)
+    _labels(draw, lines, (left, HEADER_PIXELS))
+    bottom = HEADER_PIXELS + height + FOOTER_PIXELS - 44
     source, font = _fitting(draw, source, (19, 17), area)
-    draw.text((MARGIN, bottom), source, GREY, font=font)
+    draw.text((MARGIN_PIXELS, bottom), source, GREY, font=font)
     if locator is not None:
         inset = _locator_image(*locator)
-        figure.paste(inset, (MARGIN + area - inset.width, 36))
+        figure.paste(inset, (MARGIN_PIXELS + area - inset.width, 36))
     return figure
 
 

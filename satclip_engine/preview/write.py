@@ -31,7 +31,9 @@ MAP_WIDTH, MAP_HEIGHT = 1624, 1240  # pixels; a world map fills the width, a tal
 LOCATOR_WIDTH = 230
 
 _MAX_LOCATOR_SHARE = 0.35  # a map that shows less of the globe than this gets a locator
-_TOLERANCE = 2e-3  # σ of a score: a seventh of a grey level, and coarse enough that a lattice mostly pays
+_SCORE_TOLERANCE = (
+    2e-3  # σ of a score: a seventh of a grey level, and coarse enough that a lattice mostly pays
+)
 _POINTWISE_BACKENDS = ("reference", "cuda")  # which never interpolate single points
 
 Colours = NDArray[np.float32]  # [h, w, 3], 0..1
@@ -89,7 +91,7 @@ def render_preview(enc: Encoder, grid: Grid, *, title: str, source: str) -> Imag
     fit = global_pca(enc, min(3, enc.embed_dim))
     scores = scores_of(_interpolating(enc), fit)
     frame = frame_for(grid, max_width=MAP_WIDTH, max_height=MAP_HEIGHT)
-    tolerance = None if enc.backend == "atlas" else _TOLERANCE  # an atlas keeps its own
+    tolerance = None if enc.backend == "atlas" else _SCORE_TOLERANCE  # an atlas keeps its own
     colours = colour(embed_frame(scores, frame, tolerance), fit)
     locator = None
     if _share_of_globe(frame) < _MAX_LOCATOR_SHARE:

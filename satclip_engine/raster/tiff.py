@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 ASCII, SHORT, LONG, DOUBLE, LONG8 = 2, 3, 4, 12, 16
-DTYPES = {1: "<u1", ASCII: "S1", SHORT: "<u2", LONG: "<u4", DOUBLE: "<f8", LONG8: "<u8"}
+_FIELD_DTYPES = {1: "<u1", ASCII: "S1", SHORT: "<u2", LONG: "<u4", DOUBLE: "<f8", LONG8: "<u8"}
 
 TILE_OFFSETS, TILE_BYTE_COUNTS = 324, 325
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # ModelPixelScale … GeoAsciiParams
@@ -33,7 +33,7 @@ class Tag:
         """From a number, a sequence, or text for ASCII (stored as UTF-8, as GDAL does)."""
         if kind == ASCII:
             return cls(code, kind, np.frombuffer(values.encode() + b"\0", "S1"))
-        return cls(code, kind, np.atleast_1d(np.asarray(values, DTYPES[kind])))
+        return cls(code, kind, np.atleast_1d(np.asarray(values, _FIELD_DTYPES[kind])))
 
     @property
     def data(self) -> bytes:
@@ -115,14 +115,14 @@ def read_ifds(read: Callable[[int, int], bytes]) -> list[Ifd]:
         for k in range(count):
             code, kind = struct.unpack_from("<HH", entries, k * entry_size)
             size = int.from_bytes(entries[k * entry_size + 4 : k * entry_size + 4 + word], "little")
-            if kind not in DTYPES:
+            if kind not in _FIELD_DTYPES:
                 continue
             value = k * entry_size + 4 + word
-            length = size * np.dtype(DTYPES[kind]).itemsize
+            length = size * np.dtype(_FIELD_DTYPES[kind]).itemsize
             inline = length <= word
             offset = int.from_bytes(entries[value : value + word], "little")
             data = entries[value : value + length] if inline else read(offset, length)
-            tags[code] = Tag(code, kind, np.frombuffer(data, DTYPES[kind]))
+            tags[code] = Tag(code, kind, np.frombuffer(data, _FIELD_DTYPES[kind]))
             offsets[code] = position + count_size + value if inline else offset
         ifds.append(Ifd(position, tags, offsets))
         position = int.from_bytes(entries[count * entry_size :], "little")

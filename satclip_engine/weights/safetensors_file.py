@@ -37,7 +37,7 @@ from satclip_engine.weights.schema import (
     w0_of,
 )
 
-_DTYPES: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+_TENSOR_DTYPES: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 _MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _OUR_METADATA: Final = ("satclip_format", "L", "convention", "basis", "harmonics", "w0_first", "w0_hidden")
 
@@ -133,18 +133,18 @@ def _read_tensor(file: BinaryIO, start: int, data_size: int, entry: Any, key: st
         raise WeightsError(
             f"{key}: damaged: expected dtype, shape and data_offsets, found {str(entry)[:100]}"
         )
-    if dtype not in _DTYPES:
+    if dtype not in _TENSOR_DTYPES:
         raise WeightsError(
-            f"{key}: expected one of {', '.join(_DTYPES)}, found {dtype} of shape {shape_text(shape)}"
+            f"{key}: expected one of {', '.join(_TENSOR_DTYPES)}, found {dtype} of shape {shape_text(shape)}"
         )
-    needed = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    needed = math.prod(shape) * np.dtype(_TENSOR_DTYPES[dtype]).itemsize
     if end - begin != needed or end > data_size:
         raise WeightsError(
             f"{key}: truncated or damaged: shape {shape_text(shape)} of {dtype} needs {needed} bytes, "
             f"the header gives bytes {begin} to {end} of {data_size}"
         )
     file.seek(start + begin)
-    values = np.frombuffer(file.read(needed), _DTYPES[dtype]).reshape(shape)
+    values = np.frombuffer(file.read(needed), _TENSOR_DTYPES[dtype]).reshape(shape)
     if dtype == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return values

@@ -78,7 +78,7 @@ def test_what_fails_leaves_nothing(exact, copied, tmp_path, monkeypatch, error, 
 
 
 def test_a_zone_that_errs_too_much_is_refined(exact, tmp_path, monkeypatch):
-    monkeypatch.setattr("satclip_engine.atlas.global_zones._LENIENCE", 40.0)
+    monkeypatch.setattr("satclip_engine.atlas.global_zones._PROBE_LENIENCE", 40.0)
     report = write_atlas(exact, tmp_path / "a.zarr", tolerance=5e-3)
     assert report.rounds > 1
     assert report.certificate.max_tolerance <= 1.0

@@ -13,7 +13,7 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from satclip_engine.kernels import encode as kernels  # noqa: E402
-from satclip_engine.kernels.device_functions.sine import LIMIT, cosine, sine  # noqa: E402
+from satclip_engine.kernels.device_functions.sine import MAX_RADIANS, cosine, sine  # noqa: E402
 from satclip_engine.nn import LocationEncoder  # noqa: E402
 from satclip_engine.reference import gradients  # noqa: E402
 
@@ -35,7 +35,7 @@ def sines_cosines(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_sines_and_cosines_are_within_4e_7_up_to_their_limit() -> None:
-    dense = torch.linspace(-LIMIT, LIMIT, (1 << 20) + 1)
+    dense = torch.linspace(-MAX_RADIANS, MAX_RADIANS, (1 << 20) + 1)
     small = torch.linspace(-8, 8, (1 << 20) + 1)
     turns = torch.arange(-3800, 3800) * (np.pi / 2)  # where reduction cancels most
     x = torch.cat([dense, small, turns.float()])

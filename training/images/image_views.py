@@ -23,7 +23,7 @@ from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.prefetch import prefetch, reader_threads
 from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_skipped, fingerprint
 
-_VIEWS: Final = 2**31  # so many that no two epochs show an image in the same one
+_FRESH_VIEWS: Final = 2**31  # so many that no two epochs show an image in the same one
 _READ_IMAGES: Final = 8  # that a thread reads at once
 _REQUESTS_AHEAD: Final = 2  # the one in use, and the next
 
@@ -41,7 +41,7 @@ class ImageViews:
     rows: of the source, that are the samples. seed: of the views. workers: threads that read and make views.
     """
 
-    views: Final = _VIEWS
+    views: Final = _FRESH_VIEWS
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ import numpy as np
 from satclip_engine.errors import DataError
 from satclip_engine.geo.lonlat import beyond_pole
 
-_LISTED: Final = 5  # rows or files that a message names
+_MAX_LISTED: Final = 5  # rows or files that a message names
 _SKIPPED_SHARE: Final = 0.01  # of the images, that may be skipped by default
 _MIN_SKIPPED: Final = 10  # that may be skipped by default, however few images there are
 
@@ -112,8 +112,8 @@ def check_locations(lon: np.ndarray, lat: np.ndarray, row: Callable[[int], str],
 def join_first(items: Iterable[str], separator: str = ", ") -> str:
     """Join the first few items, and say how many more there are."""
     listed = list(items)
-    rest = f"{separator}and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return separator.join(listed[:_LISTED]) + rest
+    rest = f"{separator}and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+    return separator.join(listed[:_MAX_LISTED]) + rest
 
 
 def fingerprint(kind: str, options: dict[str, Any], *arrays: np.ndarray | bytes) -> str:

@@ -14,7 +14,7 @@ from satclip_engine.backends import available_cores
 from satclip_engine.bench.inputs import relative_error
 from satclip_engine.bench.measure import Implementation, PreparedRun
 
-_ROWS = 2048  # measured on 2 cores of a Zen 4: within 5 % of the best from 1024 rows on
+_DEFAULT_ROWS = 2048  # measured on 2 cores of a Zen 4: within 5 % of the best from 1024 rows on
 _TOLERANCE = 1e-4
 
 
@@ -24,7 +24,7 @@ def torch_threads(count: int) -> Callable[[], None]:
 
 
 def gemm_rooflines(
-    shapes: Sequence[tuple[int, int]], threads: int, *, rows: int = _ROWS, work: float | None = None
+    shapes: Sequence[tuple[int, int]], threads: int, *, rows: int = _DEFAULT_ROWS, work: float | None = None
 ) -> list[Implementation]:
     """Products of (rows, inputs) and (inputs, outputs) for every shape, by PyTorch's library and by NumPy's.
 
@@ -50,7 +50,7 @@ def gemm_rooflines(
 
 def layer_rooflines(degrees: int, sizes: tuple[int, ...], threads: int) -> list[Implementation]:
     """Matrix products of a network and nothing else; a unit is one point."""
-    return gemm_rooflines(list(pairwise((degrees**2, *sizes))), threads, work=float(_ROWS))
+    return gemm_rooflines(list(pairwise((degrees**2, *sizes))), threads, work=float(_DEFAULT_ROWS))
 
 
 def _operands(shapes: Sequence[tuple[int, int]], rows: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -33,7 +33,7 @@ from satclip_engine.bench.suites import torch_baselines
 from satclip_engine.bench.suites.gemm import gemm_rooflines, layer_rooflines, torch_threads
 
 _COMPARED_POINTS = 64
-_CALLS = 8  # in a measurement of the raster kernels, which take a few milliseconds
+_TIMED_CALLS = 8  # in a measurement of the raster kernels, which take a few milliseconds
 
 
 def gemm(workload: GemmWorkload, threads: tuple[int, ...], compare: frozenset[str]) -> list[Implementation]:
@@ -178,7 +178,7 @@ def raster(
         def prepare(settings: Mapping[str, Any]) -> PreparedRun:
             return operation(workload, pixels, isa)
 
-        work = float(pixels.nbytes * (1 if isa is None else _CALLS))
+        work = float(pixels.nbytes * (1 if isa is None else _TIMED_CALLS))
         return Implementation(name, 1, work, prepare, ours=isa is not None, dtype=workload.dtype)
 
     entries = [entry(f"satclip {isa}", isa) for isa in instruction_sets()]
@@ -197,7 +197,7 @@ def _pack_tiles(workload: RasterKernelWorkload, pixels: np.ndarray, isa: str | N
         return np.diff(planes, axis=-1, prepend=np.zeros_like(planes[..., :1]))
 
     def by_kernel() -> np.ndarray:
-        for _ in range(_CALLS):
+        for _ in range(_TIMED_CALLS):
             compiled._C.pack_tiles(
                 pixels,
                 tiles,
@@ -228,7 +228,7 @@ def _halve(workload: RasterKernelWorkload, pixels: np.ndarray, isa: str | None) 
         return pixels.reshape(rows, 2, columns, 2, bands).mean(axis=(1, 3))
 
     def by_kernel() -> np.ndarray:
-        for _ in range(_CALLS):
+        for _ in range(_TIMED_CALLS):
             compiled._C.halve(pixels, out, isa)
         return out
 

@@ -148,9 +148,9 @@ def test_only_improved_rows_are_written_and_the_rest_is_kept(tmp_path: Path) -> 
 
 def test_the_table_keeps_its_form_when_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "tuning.json"
-    path.write_text(tuning.TABLE.read_text())
+    path.write_text(tuning.TUNING_FILE.read_text())
     tune.write([], "sm_90", path)
-    assert path.read_text().strip() == tuning.TABLE.read_text().strip()
+    assert path.read_text().strip() == tuning.TUNING_FILE.read_text().strip()
 
 
 def test_candidates_are_every_combination() -> None:
