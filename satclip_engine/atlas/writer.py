@@ -30,7 +30,7 @@ from satclip_engine.progress import Progress
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
 
-SCOPE = "places on Earth, by area,"
+SCOPE = "points on Earth, by area,"
 REFINEMENT_ROUNDS = 5  # of measuring and refining
 _MEASURED_POSITIONS = 16384  # where the bands' ranges are looked for, and where the error is measured
 _EXTRA_POSITIONS = 128  # near the poles, near the probe's worst, and in every zone

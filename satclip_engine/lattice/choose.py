@@ -27,7 +27,7 @@ from satclip_engine.lattice.tolerance import Moments, check_tolerance, moments, 
 from satclip_engine.lattice.transform import ApproximatedGrid
 
 _CHUNK_POINTS = 1 << 20  # that a thread takes at once; the same whatever the number of threads
-_KEPT_PLANS = 8  # of a network, and as many results of the convergence probe
+_MAX_PLANS = 8  # of a network, and as many results of the convergence probe
 _EXACT_BACKENDS = {
     "reference": "backend 'reference' is the definition and never interpolates",
     "cuda": "backend 'cuda' computes grids only, and measuring errors takes single points",
@@ -151,7 +151,7 @@ class _Slots(Generic[_Value]):
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             self._slots.move_to_end(key)
-            while len(self._slots) > _KEPT_PLANS:
+            while len(self._slots) > _MAX_PLANS:
                 self._slots.popitem(last=False)
             return slot
 

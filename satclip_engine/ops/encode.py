@@ -93,7 +93,7 @@ def _(
     "satclip_engine::encode_backward",
     mutates_args=(),
     schema="(Tensor grad, Tensor lonlat, Tensor[] weights, Tensor[] biases, Tensor saved, float dropout,"
-    " SymInt seed, str backend, str precision, bool places) -> Tensor[]",
+    " SymInt seed, str backend, str precision, bool with_lonlat) -> Tensor[]",
 )
 def encode_backward(
     grad: Tensor,
