@@ -59,3 +59,27 @@ def test_a_class_name_means_one_thing():
                 homes[node.name].append(f"{name_of(path)}:{node.lineno}")
     homonyms = {name: places for name, places in homes.items() if len(places) > 1}
     assert not homonyms, homonyms
+
+
+GENERIC = re.compile(
+    "found|part|at|each|given|kept|here|wanted|said|made|one|some|taken|told|known|seen|away|off"
+    "|_BLOCK|_PART|_ENOUGH|_CHECKED|_ROUNDS|_KEPT"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_names_say_what_they_hold(path):
+    """Locals, parameters and constants: `nearest`, not `found`; `BLOCK_PIXELS`, not `_BLOCK`."""
+    generic = [
+        f"{name_of(path)}:{node.lineno}: {name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (name := bound_name(node)) and GENERIC.fullmatch(name)
+    ]
+    assert not generic, "\n".join(generic)
+
+
+def bound_name(node: ast.AST) -> str | None:
+    """The name that an assignment or a parameter binds."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return node.id
+    return node.arg if isinstance(node, ast.arg) else None
