@@ -138,7 +138,7 @@ def test_a_cache_of_something_else_is_refused_and_can_be_replaced(tmp_path, chan
         build(tmp_path / "cache", **change)
     assert "replace the cache" in str(caught.value)
     assert str(caught.value).endswith("with rebuild=True")
-    assert caught.value.argument == "rebuild"
+    assert caught.value.argument == "rebuild_features"
     assert content(tmp_path / "cache") == before
     fresh = build(tmp_path / "fresh", **change)
     assert build(tmp_path / "cache", **change, rebuild=True).fingerprint == fresh.fingerprint

@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.errors import Argument, DataError, OutputError
+from satclip_engine.errors import DataError, OutputError
 from satclip_engine.files import TEMPORARY_SUFFIX, write_atomically
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
+REBUILD: Final = "rebuild_features"  # the option of satclip-train that replaces a cache
 _CHUNK_BYTES: Final = 1 << 22  # of a file that are read at once
 
 
@@ -41,13 +42,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read ({error}); ", *rebuild_advice(folder), argument="rebuild"
+            f"{path} cannot be read ({error}); {rebuild_advice(folder)}", argument=REBUILD
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(
-            f"{path} is not the manifest of a feature cache of this version; ",
-            *rebuild_advice(folder),
-            argument="rebuild",
+            f"{path} is not the manifest of a feature cache of this version; {rebuild_advice(folder)}",
+            argument=REBUILD,
         )
     return manifest
 
@@ -135,7 +135,6 @@ def completion_advice(folder: Path) -> str:
     )
 
 
-def rebuild_advice(folder: Path) -> tuple[object, ...]:
-    """Pieces of a message: advice on a cache of something else, by arguments of `build_cache`."""
-    replace = Argument("rebuild", True)
-    return "choose another ", Argument("folder"), f", or replace the cache in {folder} with ", replace
+def rebuild_advice(folder: Path) -> str:
+    """Advice on a cache of something else, for errors whose `argument` is REBUILD."""
+    return f"choose another folder, or replace the cache in {folder} with rebuild=True"
