@@ -124,10 +124,13 @@ def test_a_wrong_value_is_one_line_that_names_its_option(pictures, weights, name
             ["--dtype", "float16", "--compress", "lerc"],
             "--compress lerc cannot hold float16: use --dtype float32 or --compress zstd",
         ),
-        (["--overwrite", "--resume"], "--overwrite and --resume are mutually exclusive"),
-        (["--exact", "--tolerance", 1], "--exact and --tolerance are mutually exclusive"),
-        (["--preview", "a.png", "--no-preview"], "--preview and --no-preview are mutually exclusive"),
-        (["-v", "-q"], "-v and -q are mutually exclusive"),
+        (["--overwrite", "--resume"], "--overwrite and --resume are mutually exclusive: give one of them"),
+        (["--exact", "--tolerance", 1], "--exact and --tolerance are mutually exclusive: give one of them"),
+        (
+            ["--preview", "a.png", "--no-preview"],
+            "--preview and --no-preview are mutually exclusive: give one of them",
+        ),
+        (["-v", "-q"], "-v and -q are mutually exclusive: give one of them"),
         (["--like", "b.tif", "--crs", "EPSG:4326"], "--like already fixes the grid: leave out --crs"),
         (
             ["--crs", "EPSG:3857", "--resolution", 1e6, "--bounds", 3e7, 0, 4e7, 1e7],
