@@ -117,8 +117,8 @@ def test_a_wrong_value_is_one_line_that_names_its_option(pictures, weights, name
     [
         (
             ["--blocksize", 16, "--resolution", 0.01],
-            r"--blocksize 16: 18000 × 36000 pixels of 6 bands make .* tiles; .* use a larger --blocksize "
-            r"\(up to 1024\), fewer --bands, or several files",
+            r"18000 × 36000 pixels of 6 bands make .* tiles of 16 pixels; .* use a coarser --resolution, "
+            r"a larger --blocksize \(up to 1024\), fewer --bands, or several files",
         ),
         (
             ["--dtype", "float16", "--compress", "lerc"],
