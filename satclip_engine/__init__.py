@@ -3,8 +3,8 @@
     import satclip_engine as se
     enc = se.load("default")
     enc([[2.35, 48.86]])                      # (1, 256) float32; longitude first, degrees
-    enc.grid(resolution=0.5)                  # xarray.DataArray (band, y, x), computed where it is looked at
-    se.write_raster(enc, "world.tif", enc.grid(resolution=0.25))
+    enc.grid(resolution=0.5)                  # xarray.DataArray (band, y, x), computed where it is indexed
+    se.write_raster(enc, "world.tif", se.make_grid(resolution=0.25))
 
 Importing this package imports NumPy alone; everything else comes when it is first needed.
 """

@@ -381,8 +381,9 @@ class Encoder:
         the same bits in whatever window and order it is asked for; from then on a pixel takes milliseconds,
         `.values` computes all of them. The encoder keeps its latest plans: a second array of the same raster
         waits for nothing. The plan completes this array's attributes (reconstruction, …) and its coordinates
-        reconstruction_…; windows and copies made before it lack these attributes. To have them from the
-        start, as in `.compute()` or a file, call `plan_grid` first. Raises UsageError.
+        reconstruction_…; windows and copies made before it lack these attributes and have a comment in their
+        place. To have them from the start, as in `.compute()` or a file, call `plan_grid` first. Raises
+        UsageError.
         """
         from satclip_engine.arrays import lazy
 

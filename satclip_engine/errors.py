@@ -71,7 +71,9 @@ def refuse_both(**arguments: object) -> None:
     """Raise UsageError when two arguments that exclude each other are both given: neither None nor False."""
     if all(value is not None and value is not False for value in arguments.values()):
         first, second = map(Argument, arguments)
-        raise UsageError(first, " and ", second, " are mutually exclusive", argument=second.name)
+        raise UsageError(
+            first, " and ", second, " are mutually exclusive: give one of them", argument=second.name
+        )
 
 
 class WeightsError(SatclipError, ValueError):

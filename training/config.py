@@ -340,7 +340,10 @@ def respelled(
     message = str(error).removeprefix(f"{name}: ")
     if f"{name}=" in message:  # advice to give another value; a flag overrides a file
         return type(error)(message.replace(f"{name}=", f"{flag_of(name)} "))
-    return type(error)(f"{spelling(name, file, values, flags)}: {message}")
+    spelled = spelling(name, file, values, flags)
+    if message.startswith(f"{name} "):
+        return type(error)(f"{spelled}{message.removeprefix(name)}")
+    return type(error)(f"{spelled}: {message}")
 
 
 def check_setting(name: str, value: Any) -> Any:

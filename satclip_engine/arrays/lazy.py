@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from satclip_engine.lattice.plan import Plan
 
 ERRORS = ("reconstruction_max_error", "reconstruction_rms_error")  # coordinates along the band
+# CF's attribute for remarks, of an array whose plan is not made yet; windows, copies and files keep it.
+_COMMENT = (
+    f"the measured error of every band is in the coordinates {' and '.join(ERRORS)}; "
+    "Encoder.plan_grid beforehand states it among the attributes"
+)
 _FEW_PIXELS = 4096  # up to which all bands are computed: cheaper than preparing a network with fewer
 _MAX_SELECTIONS = 4  # of bands, whose networks stay prepared
 
@@ -116,9 +121,10 @@ class PlannedPixels:
         return self._prepare().encode_single_pixels(self._located, rows, cols, Call(threads))
 
     def complete(self, attributes: dict[str, Any]) -> None:
-        """Add attributes that the plan gives: now, or when it is made."""
+        """Add attributes that the plan gives: now, or a comment until it is made."""
         with self._lock:
             if self._plan is None:
+                attributes["comment"] = _COMMENT
                 self._waiting.append(attributes)
             else:
                 attributes.update(self._plan.attributes())
@@ -137,6 +143,8 @@ class PlannedPixels:
             if self._network is None:
                 self._plan, self._located = plan, approximated(network, self.pixels)
                 for attributes in self._waiting:
+                    if attributes.get("comment") == _COMMENT:
+                        del attributes["comment"]
                     attributes.update(plan.attributes())
                 self._waiting.clear()
                 self._network = network

@@ -47,9 +47,9 @@ class CommandLine:
         own = {entry.name: parameters[entry.name] for entry in fields(cls) if entry.name in parameters}
         options = cls(**own, raster=raster)
         if options.preview and options.no_preview:
-            raise click.UsageError("--preview and --no-preview are mutually exclusive")
+            raise click.UsageError("--preview and --no-preview are mutually exclusive: give one of them")
         if options.verbose and options.quiet:
-            raise click.UsageError("-v and -q are mutually exclusive")
+            raise click.UsageError("-v and -q are mutually exclusive: give one of them")
         return options
 
     @property

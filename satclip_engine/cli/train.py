@@ -158,9 +158,9 @@ def main(
 ) -> None:
     # The help text is HELP.
     if overwrite and resume:
-        raise click.UsageError("--overwrite and --resume are mutually exclusive")
+        raise click.UsageError("--overwrite and --resume are mutually exclusive: give one of them")
     if verbose and quiet:
-        raise click.UsageError("-v and -q are mutually exclusive")
+        raise click.UsageError("-v and -q are mutually exclusive: give one of them")
     if (data is None) == (from_raster is None):
         raise click.UsageError("give either DATA or --from-raster")
     need("torch", extra="train", why="satclip-train")

@@ -152,8 +152,10 @@ def check_blocksize(blocksize: int, shape: tuple[int, int], bands: int) -> None:
     if entries > MAX_ENTRIES:
         height, width = shape
         raise UsageError(
-            f"blocksize {blocksize}: {height} × {width} pixels of {bands} bands make {entries:.3g} tiles; at "
-            f"most {MAX_ENTRIES:.3g} can be indexed: use a larger ",
+            f"{height} × {width} pixels of {bands} bands make {entries:.3g} tiles of {blocksize} pixels; at "
+            f"most {MAX_ENTRIES:.3g} can be indexed: use a coarser ",
+            Argument("resolution"),
+            ", a larger ",
             Argument("blocksize"),
             f" (up to {MAX_BLOCKSIZE}), fewer ",
             Argument("bands"),

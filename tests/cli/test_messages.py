@@ -117,17 +117,20 @@ def test_a_wrong_value_is_one_line_that_names_its_option(pictures, weights, name
     [
         (
             ["--blocksize", 16, "--resolution", 0.01],
-            r"--blocksize 16: 18000 × 36000 pixels of 6 bands make .* tiles; .* use a larger --blocksize "
-            r"\(up to 1024\), fewer --bands, or several files",
+            r"18000 × 36000 pixels of 6 bands make .* tiles of 16 pixels; .* use a coarser --resolution, "
+            r"a larger --blocksize \(up to 1024\), fewer --bands, or several files",
         ),
         (
             ["--dtype", "float16", "--compress", "lerc"],
             "--compress lerc cannot hold float16: use --dtype float32 or --compress zstd",
         ),
-        (["--overwrite", "--resume"], "--overwrite and --resume are mutually exclusive"),
-        (["--exact", "--tolerance", 1], "--exact and --tolerance are mutually exclusive"),
-        (["--preview", "a.png", "--no-preview"], "--preview and --no-preview are mutually exclusive"),
-        (["-v", "-q"], "-v and -q are mutually exclusive"),
+        (["--overwrite", "--resume"], "--overwrite and --resume are mutually exclusive: give one of them"),
+        (["--exact", "--tolerance", 1], "--exact and --tolerance are mutually exclusive: give one of them"),
+        (
+            ["--preview", "a.png", "--no-preview"],
+            "--preview and --no-preview are mutually exclusive: give one of them",
+        ),
+        (["-v", "-q"], "-v and -q are mutually exclusive: give one of them"),
         (["--like", "b.tif", "--crs", "EPSG:4326"], "--like already fixes the grid: leave out --crs"),
         (
             ["--crs", "EPSG:3857", "--resolution", 1e6, "--bounds", 3e7, 0, 4e7, 1e7],

@@ -111,6 +111,22 @@ def test_arrays_made_before_the_plan_and_after_it_say_the_same(fresh, chunks):
         assert other.attrs["reconstruction"] == array.attrs["reconstruction"]
 
 
+def test_files_written_before_the_plan_say_where_their_error_is(fresh, tmp_path):
+    pytest.importorskip("scipy")
+    array = fresh.grid(**GRIDS["degrees"])
+    array[:, :4, :4].to_netcdf(tmp_path / "window.nc")
+    with xr.open_dataset(tmp_path / "window.nc") as read:
+        assert "reconstruction_max_error" in read.embedding.attrs["comment"]
+        certificate = fresh.plan_grid(**GRIDS["degrees"]).certificate
+        assert np.array_equal(read.reconstruction_max_error, certificate.max_error)
+    assert "no band errs by more than" in array.attrs["reconstruction"]
+    assert "comment" not in array.attrs
+    assert "comment" not in fresh.grid(**GRIDS["degrees"]).attrs
+    commented = load(fresh.weights, threads=2).grid(**GRIDS["degrees"]).assign_attrs(comment="mine")
+    commented.load()
+    assert commented.attrs["comment"] == "mine"
+
+
 def test_errors_of_bands_are_coordinates_that_wait_for_the_plan(fresh, plans):
     array = fresh.grid(**GRIDS["degrees"])
     errors = array[[4, 2]].reconstruction_max_error

@@ -123,6 +123,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_status_1(material):
         (["data", "--config", "absent.toml"], "absent.toml: cannot be read"),
         (["data", "--bands", "1,x"], "not a list of whole numbers"),
         (["data", "--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:N"),
+        (["data", "--device", "cuda:99"], "satclip-train: --device 'cuda:99': this machine has"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(material, args, fragment):
