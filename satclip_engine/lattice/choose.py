@@ -190,7 +190,9 @@ class Planner:
 
     def clear(self) -> None:
         """Drop all plans, so that the next ones are made anew, as when they are timed."""
-        self._plans: _Slots[tuple[Plan, Prepared | None]] = _Slots()
+        # What computes by a plan holds the nodes it evaluated, up to the cache's 256 MB: it lives as long as
+        # somebody uses it, the plan, which costs seconds and holds next to nothing, as long as the encoder.
+        self._plans: _Slots[tuple[Plan, weakref.ref[Prepared] | None]] = _Slots()
         self._convergence: _Slots[convergence.Convergence] = _Slots()
 
     def moments(self) -> Moments:
@@ -234,14 +236,14 @@ class Planner:
         slot = self._plans.slot(_key(pixels_or_points, tolerance, step, dtype, positions))
         with slot.lock:
             if slot.value is None:
-                (plan, prepared), shared = make(), None
+                plan, prepared = make()
+            elif cache_bytes is None:
+                return slot.value[0], self._shared(slot, slot.value[0])
             else:
-                plan, shared = slot.value
-                if shared is not None and cache_bytes is None:
-                    return plan, shared
-                prepared = plan.prepare(self.network, cache_bytes)
-            # Nodes in a cache of their own are freed with the job that asked for them.
-            slot.value = plan, prepared if cache_bytes is None else shared
+                plan = slot.value[0]
+                return plan, plan.prepare(self.network, cache_bytes)
+            # Nodes in a cache of their own are for the job that asked for them.
+            slot.value = plan, weakref.ref(prepared) if cache_bytes is None else None
             return plan, prepared
 
     def decided(self, pixels: PixelGrid, *, exact: bool, tolerance: float | None) -> Plan | None:
@@ -269,12 +271,18 @@ class Planner:
         """Prepare for a raster's plan that was made already, perhaps by another process; once for all."""
         slot = self._plans.slot(_key(pixels, tolerance, None, "float32", positions))
         with slot.lock:
-            kept, shared = slot.value or (plan, None)
-            if kept.token != plan.token:  # made on another kind of processor
-                return plan.prepare(self.network)
-            shared = plan.prepare(self.network) if shared is None else shared
-            slot.value = kept, shared
-            return shared
+            if slot.value is not None and slot.value[0].token != plan.token:
+                return plan.prepare(self.network)  # made on another kind of processor
+            return self._shared(slot, plan if slot.value is None else slot.value[0])
+
+    def _shared(self, slot: _Slot[tuple[Plan, weakref.ref[Prepared] | None]], plan: Plan) -> Prepared:
+        """The one that all users of a plan share, prepared if nobody has it; the caller holds the slot."""
+        reference = None if slot.value is None else slot.value[1]
+        prepared = None if reference is None else reference()
+        if prepared is None:
+            prepared = plan.prepare(self.network)
+            slot.value = plan, weakref.ref(prepared)
+        return prepared
 
     def _probe(self, points: np.ndarray, tolerance: np.ndarray) -> convergence.Convergence:
         slot = self._convergence.slot((points.tobytes(), tolerance.tobytes()))

@@ -124,7 +124,8 @@ def build_cache(
     if encoder.channels != source.channels:
         raise UsageError(
             f"{encoder.name} takes {encoder.channels} channels, the images have {source.channels}: load an "
-            "encoder for these"
+            "encoder for these",
+            argument="image_encoder",
         )
     default = min(max(1, _BATCH_BYTES // (4 * source.channels * height * width)), _MAX_BATCH_VIEWS)
     content = _CacheContent(source, encoder, augmentation, views, seed, shard, batch or default)
