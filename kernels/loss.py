@@ -3,7 +3,7 @@
     row_lse, column_lse, partner = log_sum_exps(a, b, scale, offset)
     da, db, dscale = gradients(a, b, scale, row_lse, column_lse, offset, factor, precision)
 
-Both mean what contrast_reference.py says, in float32. n rows of a meet N rows of b, their partners from
+Both mean what reference/contrastive.py says, in float32. n rows of a meet N rows of b, their partners from
 row `offset` of b on. Operands are split-fp16 (split_operands.py), three products on tensor cores for
 one. Sums are added in a fixed order: the same bits every time.
 

@@ -39,7 +39,7 @@ class Quantise(NamedTuple):
     offset: np.ndarray
 
     def codes(self, values: np.ndarray, dtype: Any) -> np.ndarray:
-        """Integer codes of (..., E) float32 values, by the rule of csrc/store.h."""
+        """Integer codes of (..., E) float32 values, by the rule of the kernels (csrc/cpu/isa/raster.cpp)."""
         largest = int(np.iinfo(dtype).max)
         codes = np.clip(np.rint((values - self.offset) * self.inverse_scale), -largest, largest)
         return np.where(np.isnan(values), -largest - 1, codes).astype(dtype)

@@ -129,4 +129,4 @@ def _or_all(index: Index) -> Any:
 
 
 def _digest(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).ravel().view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).ravel().data.cast("B")).hexdigest()
