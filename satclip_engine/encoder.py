@@ -444,7 +444,9 @@ class Encoder:
         if names is None:
             names = [f"head{number}" for number in range(1, count + 1)]
         if isinstance(names, str) or len(names) != count:
-            raise UsageError(f"a head with {count} outputs needs {count} names, not {names!r}")
+            raise UsageError(
+                f"a head with {count} outputs needs {count} names, not {names!r}", argument="names"
+            )
         return Encoder(field, [str(name) for name in names], self._threads, head=True)
 
     def select(self, bands: Any) -> Encoder:

@@ -13,15 +13,13 @@ it speaks of another one, so that each reader meets arguments as they type them:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument:  # dataclasses, imported for this alone, would triple the time to import the package
     """An argument that a message speaks of, alone or with the value to give: overwrite=True in Python."""
 
-    name: str
-    value: object = None
+    def __init__(self, name: str, value: object = None) -> None:
+        self.name, self.value = name, value
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}={self.value!r}"

@@ -39,12 +39,11 @@ from satclip_engine.weights.conventions import (
 from satclip_engine.weights.hub import download
 from satclip_engine.weights.lightning_file import read_state
 from satclip_engine.weights.schema import (
-    CONVENTIONS,
-    HARMONICS,
     MAX_DEGREES,
     PUBLISHED_W0,
     Convention,
     Harmonics,
+    check_modes,
 )
 
 if TYPE_CHECKING:
@@ -334,16 +333,16 @@ def _check_shape(degrees: int, capacity: int, hidden_layers: int, embed_dim: int
     sizes = {"degrees": degrees, "capacity": capacity, "hidden_layers": hidden_layers, "embed_dim": embed_dim}
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise UsageError(f"{name} must be a positive whole number, not {size!r}")
+            raise UsageError(f"{name} must be a positive whole number, not {size!r}", argument=name)
     if degrees > MAX_DEGREES:
-        raise UsageError(f"degrees must be at most {MAX_DEGREES}, not {degrees}")
+        raise UsageError(f"degrees must be at most {MAX_DEGREES}, not {degrees}", argument="degrees")
 
 
 def _check_modes(degrees: int, convention: str, harmonics: str, dropout: float) -> None:
-    for value, choices in ((convention, CONVENTIONS), (harmonics, HARMONICS)):
-        if value not in choices:
-            raise UsageError(f"expected one of {', '.join(choices)}, got {value!r}")
+    check_modes(convention=convention, harmonics=harmonics)
     if folds_published(degrees, convention, harmonics) and degrees > PUBLISHED_DEGREES:  # type: ignore[arg-type]
-        raise UsageError(f"harmonics='published' covers L up to {PUBLISHED_DEGREES}, not {degrees}")
+        raise UsageError(
+            f"harmonics='published' covers L up to {PUBLISHED_DEGREES}, not {degrees}", argument="harmonics"
+        )
     if not 0 <= dropout < 1:
-        raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")
+        raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}", argument="dropout")

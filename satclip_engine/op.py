@@ -54,7 +54,9 @@ def encode(
     run here, NotImplementedError in forward-mode differentiation.
     """
     if not weights or len(weights) != len(biases):
-        raise UsageError(f"expected as many weights as biases, got {len(weights)} and {len(biases)}")
+        raise UsageError(
+            f"expected as many weights as biases, got {len(weights)} and {len(biases)}", argument="weights"
+        )
     if lonlat.is_complex() or lonlat.dtype == torch.bool:
         raise TypeError(f"lonlat must be real numbers, not {lonlat.dtype}")
     refuse_tangents("encode", lonlat, *weights, *biases)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from satclip_engine.errors import refuse_both
-from satclip_engine.progress import Progress, Silence
+
+if TYPE_CHECKING:
+    from satclip_engine.progress import Progress
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 # "exact": float32 throughout, on tensor cores as pairs of halves. "fast": 16-bit operands after the first
@@ -42,6 +44,12 @@ def option(
     limits = {"choices": choices, "least": least}
     words = {"help": text, "metavar": metavar, "shown": shown}
     return field(default=default, metadata={**words, **limits, "identifies": identifies})
+
+
+def _silence() -> Progress:
+    from satclip_engine.progress import Silence
+
+    return Silence()
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class RasterOptions:
     overwrite: bool = option(False, "Replace OUTPUT and its preview.")
     resume: bool = option(False, "Resume a run of the same command that was stopped.")
     tags: Mapping[str, str] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silence)
+    progress: Progress = field(default_factory=_silence)
 
     def __post_init__(self) -> None:
         refuse_both(overwrite=self.overwrite, resume=self.resume)

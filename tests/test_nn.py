@@ -334,11 +334,14 @@ def test_arguments_that_cannot_be_used_are_told() -> None:
     with pytest.raises(UsageError, match=r"row 1: latitude 91\.0"):
         LocationEncoder(3, 4, 1, 2)(torch.tensor([[0.0, 0.0], [0.0, 91.0]]))
     for name, value in {"degrees": 0, "capacity": -1, "hidden_layers": 0, "embed_dim": 2.5}.items():
-        with pytest.raises(UsageError, match=f"{name} must be a positive whole number, not {value}"):
+        with pytest.raises(UsageError, match=f"{name} must be a positive whole number, not {value}") as error:
             LocationEncoder(**{name: value})  # type: ignore[arg-type]
+        assert error.value.argument == name
     with pytest.raises(UsageError, match="degrees must be at most 200, not 201"):
         LocationEncoder(201)
-    with pytest.raises(UsageError, match="expected one of analytic, closed-form, orthonormal, got 'other'"):
+    with pytest.raises(
+        UsageError, match="convention: expected one of analytic, closed-form, orthonormal, got"
+    ):
         LocationEncoder(3, convention="other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="covers L up to 40, not 41"):
         LocationEncoder(41, 4, convention="analytic", harmonics="published")

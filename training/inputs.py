@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from satclip_engine.errors import DataError, UsageError, WeightsError
+from satclip_engine.errors import Argument, DataError, UsageError, WeightsError
 from satclip_engine.files import write_atomically
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.features.builder import build_cache
@@ -77,8 +77,11 @@ def training_inputs(
     if holds_features:
         if rebuild_features:
             raise UsageError(
-                f"{data} holds features, not images: leave out --rebuild-features, or give the images as "
-                "DATA and this folder as --features"
+                f"{data} holds features, not images: leave out ",
+                Argument("rebuild_features"),
+                ", or give the images as DATA and this folder as ",
+                Argument("features"),
+                argument="rebuild_features",
             )
         folder = data
     elif processes.is_main:

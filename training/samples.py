@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 
 STATISTICS_SAMPLES: Final = 8192  # over which the features' mean and size are measured
 
@@ -69,8 +69,9 @@ def feature_statistics(
         row = int(measured[int((~torch.isfinite(features)).any(1).nonzero()[0])])
         raise UsageError(
             f"the features of sample {row} are not finite: take its image out of the data, and replace the "
-            "feature cache with rebuild=True",
-            argument="rebuild_features",
+            "feature cache with ",
+            Argument("rebuild", True),
+            argument="rebuild",
         )
     mean = features.mean(0)
     size = (features - mean).square().mean().sqrt()

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 
+from satclip_engine.files import write_atomically
 from satclip_engine.kernels import tuning
 from satclip_engine.kernels.launch import Launch, capability, interpreted, recording
 from satclip_engine.kernels.tools import workloads
@@ -239,10 +238,7 @@ def write(results: Iterable[TuningResult], capability: str, path: Path = tuning.
                 "warps": best.warps,
                 "stages": best.stages,
             }
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-    os.chmod(file.name, path.stat().st_mode)
-    os.replace(file.name, path)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,13 @@ import click
 from satclip_engine.errors import Argument, SatclipError
 
 # Arguments of the library that have another name as options.
-OPTION_NAMES = {"source": "weights", "enc": "weights", "path": "atlas"}
+OPTION_NAMES = {
+    "source": "weights",
+    "enc": "weights",
+    "path": "atlas",
+    "folder": "features",
+    "rebuild": "rebuild_features",
+}
 EXIT_CODES = (
     "Exit status: 0 done; 1 failed; 2 unusable argument or option; 130 interrupted (Ctrl-C); 143 terminated."
 )

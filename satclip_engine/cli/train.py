@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +177,7 @@ def main(
         terminated = stopped.signal == signal.SIGTERM
         raise (Terminated if terminated else KeyboardInterrupt)(str(stopped)) from stopped
     except SatclipError as error:
-        typed = _as_typed(error, config, flags)
+        typed = respelled(error, str(config or ""), {} if config is None else read_toml(config), flags)
         if typed is error:
             raise
         raise typed from error
@@ -235,15 +234,6 @@ def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: boo
             notes={"data": data.absolute().name, "version": __version__, **inputs.notes},
         )
     return result if processes.is_main else None
-
-
-def _as_typed(error: SatclipError, file: Path | None, flags: Mapping[str, Any]) -> SatclipError:
-    """An error with arguments of Python spelled as options, or as keys of the file that they came from."""
-    if error.argument in ("rebuild_features", "folder"):  # of build_cache
-        message = str(error).replace("rebuild=True", "--rebuild-features")
-        return type(error)(message.replace("another folder", "another folder with --features"))
-    values = {} if file is None else read_toml(file)
-    return respelled(error, str(file or ""), values, flags)
 
 
 def _as_text(result: RunResult, out: Path) -> str:

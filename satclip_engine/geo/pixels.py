@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -67,6 +68,10 @@ class RectilinearGrid:
         return np.stack([self._lon[cols], self._lat[rows]], axis=-1)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return self._token
+
+    @cached_property
+    def _token(self) -> tuple[Any, ...]:
         return ("satclip_engine.RectilinearGrid", _digest(self._lat), _digest(self._lon))
 
 
@@ -95,6 +100,10 @@ class CurvilinearGrid:
         return self._lonlat[rows, cols]
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return self._token
+
+    @cached_property
+    def _token(self) -> tuple[Any, ...]:
         return ("satclip_engine.CurvilinearGrid", _digest(self._lonlat))
 
 
@@ -120,4 +129,4 @@ def _or_all(index: Index) -> Any:
 
 
 def _digest(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).ravel().data.cast("B")).hexdigest()

@@ -36,9 +36,6 @@ _EXTRA_POSITIONS = 128  # near the probe's worst, and as many near the poles
 _CHUNK_POSITIONS = 256  # whose stencils are evaluated at once
 
 POINTS, GRID, LATTICE = "points", "product grid", "lattice"
-EXACT_TAGS = {"reconstruction": "none: every pixel is evaluated"}
-
-
 # Tags of a raster whose pixels are not interpolated.
 EXACT_TAGS = {"reconstruction": "none: every pixel is evaluated"}
 

@@ -67,7 +67,7 @@ def encode(
     _check(lonlat, weights, biases)
     check_values(lonlat, dropout)
     if seed < 0:
-        raise UsageError(f"seed must be from 0 to 2⁶³ − 1, not {seed}")
+        raise UsageError(f"seed must be from 0 to 2⁶³ − 1, not {seed}", argument="seed")
     with no_autocast(lonlat):
         implementation = backends.resolve_for(backend, weights[0])
         return implementation.forward(lonlat, Network(weights, biases), Dropout(dropout, seed), precision)
@@ -170,16 +170,20 @@ def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
     if len(weights) < 2 or len(weights) != len(biases):
         raise UsageError(
             "expected weights and biases of at least one hidden layer and the last one, "
-            f"got {len(weights)} and {len(biases)}"
+            f"got {len(weights)} and {len(biases)}",
+            argument="weights",
         )
     columns = weights[0].shape[-1] if weights[0].ndim else 0
     if math.isqrt(columns) ** 2 != columns or columns == 0:
-        raise UsageError(f"layer 0: expected weight (rows, L²), got {tuple(weights[0].shape)}")
+        raise UsageError(
+            f"layer 0: expected weight (rows, L²), got {tuple(weights[0].shape)}", argument="weights"
+        )
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if weight.ndim != 2 or weight.shape[1] != columns or bias.shape != weight.shape[:1]:
             raise UsageError(
                 f"layer {index}: expected weight (rows, {columns}) and bias (rows,), "
-                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}",
+                argument="weights",
             )
         for tensor in (weight, bias):
             if tensor.dtype != weights[0].dtype or tensor.dtype not in (torch.float32, torch.float64):
@@ -190,7 +194,8 @@ def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
             if tensor.device != lonlat.device:
                 raise UsageError(
                     f"layer {index}: expected all tensors on one device, "
-                    f"got {tensor.device} and lonlat on {lonlat.device}"
+                    f"got {tensor.device} and lonlat on {lonlat.device}",
+                    argument="weights",
                 )
         columns = weight.shape[0]
 
@@ -198,4 +203,4 @@ def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
 def check_values(lonlat: Tensor, dropout: float) -> None:
     check_points(lonlat.detach())  # names the row of an impossible latitude
     if not 0 <= dropout < 1:
-        raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")
+        raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}", argument="dropout")

@@ -84,12 +84,14 @@ def checked_head(weight: np.ndarray, bias: np.ndarray | None, outputs: int) -> t
     """Check a head: weight (K, outputs) and bias (K,) in float64. Raises UsageError for other shapes."""
     head = np.asarray(weight, np.float64)
     if head.ndim != 2 or head.shape[1] != outputs or head.shape[0] == 0:
-        raise UsageError(f"head: expected weight of shape (K, {outputs}), got {head.shape}")
+        raise UsageError(
+            f"head: expected weight of shape (K, {outputs}), got {head.shape}", argument="weight"
+        )
     offset = np.zeros(len(head)) if bias is None else np.asarray(bias, np.float64)
     if offset.shape != (len(head),):
-        raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}")
+        raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}", argument="bias")
     if not (np.isfinite(head).all() and np.isfinite(offset).all()):
-        raise UsageError("head: expected finite weight and bias")
+        raise UsageError("head: expected finite weight and bias", argument="weight")
     return head, offset
 
 

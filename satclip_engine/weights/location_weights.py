@@ -37,12 +37,11 @@ from satclip_engine.weights.conventions import (
 from satclip_engine.weights.layers import Layers, frozen
 from satclip_engine.weights.safetensors_file import tensors_sha256
 from satclip_engine.weights.schema import (
-    CONVENTIONS,
-    HARMONICS,
     PUBLISHED_W0,
     Convention,
     Harmonics,
     Stored,
+    check_modes,
     check_network,
     network_names,
     plain,
@@ -97,9 +96,7 @@ class LocationWeights:
         if unknown:
             raise WeightsError(f"{where}: {unknown[0]}: expected only {', '.join(names)}")
         check_network({name: np.asarray(self.tensors[name]) for name in names}, where)
-        for value, choices in ((self.convention, CONVENTIONS), (self.harmonics, HARMONICS)):
-            if value not in choices:
-                raise UsageError(f"expected one of {', '.join(choices)}, got {value!r}")
+        check_modes(convention=self.convention, harmonics=self.harmonics)
         tensors = {name: frozen(self.tensors[name]) for name in names}
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
         if self._fold_published and self.degrees > PUBLISHED_DEGREES:
@@ -149,11 +146,7 @@ class LocationWeights:
         The result has harmonics="exact": only `analytic` has published polynomials, and weights on them have
         them folded in on the way. Tensors become float64, since neither π nor that fold fits into less.
         """
-        if convention not in CONVENTIONS:
-            raise UsageError(
-                f"convention: expected one of {', '.join(CONVENTIONS)}, got {convention!r}",
-                argument="convention",
-            )
+        check_modes(convention=convention)
         if convention == self.convention:
             return self
         tensors = {name: value.astype(np.float64) for name, value in self.tensors.items()}
@@ -254,10 +247,7 @@ def read_weights(
     UsageError for an unknown name or a harmonics mode that these weights cannot have; MissingExtra when torch
     or huggingface_hub is needed and absent.
     """
-    if harmonics is not None and harmonics not in HARMONICS:
-        raise UsageError(
-            f"harmonics: expected one of {', '.join(HARMONICS)}, got {harmonics!r}", argument="harmonics"
-        )
+    check_modes(harmonics=harmonics)
     if isinstance(source, str) and source in BUILT_IN:
         with resources.as_file(resources.files("satclip_engine.data") / BUILT_IN[source]) as path:
             return _from_file(path, source, harmonics)

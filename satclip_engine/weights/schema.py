@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
-from satclip_engine.errors import WeightsError
+from satclip_engine.errors import UsageError, WeightsError
 
 Convention = Literal["analytic", "closed-form", "orthonormal"]
 Harmonics = Literal["exact", "published"]
@@ -99,6 +99,16 @@ def network_names(tensors: Iterable[str], where: str, prefix: str = "") -> list[
         if name not in present:
             raise WeightsError(f"{where}: {prefix}{name} is missing: found {', '.join(sorted(present)[:6])}")
     return names
+
+
+def check_modes(*, convention: str | None = None, harmonics: str | None = None) -> None:
+    """Raise UsageError for an unknown name; None is any."""
+    for name, value, choices in (
+        ("convention", convention, CONVENTIONS),
+        ("harmonics", harmonics, HARMONICS),
+    ):
+        if value is not None and value not in choices:
+            raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {value!r}", argument=name)
 
 
 def check_network(tensors: Mapping[str, np.ndarray], where: str, prefix: str = "") -> None:

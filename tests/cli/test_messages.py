@@ -223,7 +223,9 @@ def test_an_error_keeps_message_and_argument_when_it_is_pickled_or_copied(kind):
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is kind
         assert str(twin) == str(error) == "a {name}: use overwrite=True"
-        assert (twin.message, twin.argument) == (error.message, "path")
+        assert twin.argument == "path"
+        assert [str(piece) for piece in twin.message] == ["a {name}: use ", "overwrite=True"]
+        assert twin.worded(lambda piece: f"--{piece.name}") == error.worded(lambda piece: f"--{piece.name}")
     assert str(kind("plain")) == "plain"
     assert kind("plain").argument is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import satclip_engine.xarray
 from satclip_engine.encoder import load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo.grid import make_grid
-from satclip_engine.lattice import choose
+from satclip_engine.lattice import choose, nodes
 
 GRIDS = {
     "degrees": {"resolution": 0.05, "bounds": (0, 40, 20, 60)},
@@ -188,6 +189,39 @@ def test_embedding_a_lazy_scene_is_lazy(fresh, plans):
 def test_a_tolerance_below_the_floor_is_refused_before_anything_is_asked_for(fresh):
     with pytest.raises(UsageError, match="below what float32 can keep"):
         fresh.grid(**GRIDS["degrees"], tolerance=1e-9)
+
+
+def test_nodes_go_with_the_last_array_and_plans_stay(fresh, plans):
+    arrays = [fresh.grid(**GRIDS["degrees"]) for _ in range(2)]
+    values = [array[:, 40:60, 30:90].values for array in arrays]
+    gc.collect()
+    before = nodes._SHARED.bytes
+    del arrays[0]
+    gc.collect()
+    assert nodes._SHARED.bytes == before
+    del arrays[0]
+    gc.collect()
+    assert nodes._SHARED.bytes < before
+    again = fresh.grid(**GRIDS["degrees"])
+    assert "reconstruction" in again.attrs
+    assert np.array_equal(again[:, 40:60, 30:90].values, values[0])
+    assert len(plans) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UsageError])
+def test_planning_that_fails_leaves_nothing_behind(fresh, plans, monkeypatch, error):
+    array = fresh.grid(**GRIDS["UTM"])
+    with monkeypatch.context() as patched:
+
+        def fail(*arguments, **options):
+            raise error("now")
+
+        patched.setattr(choose, "make_plan", fail)
+        with pytest.raises(error):
+            array[:, 0, 0].values  # noqa: B018
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: array[:, 0, 0].values).result(60).shape == (fresh.embed_dim,)
+    assert len(plans) == 1
 
 
 def test_a_child_process_forgets_what_its_parent_was_planning(fresh):

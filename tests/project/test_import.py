@@ -40,6 +40,14 @@ def test_importing_the_package_loads_numpy_at_most():
     assert loaded_after("import satclip_engine.encoder, satclip_engine.geo.grid") == set()
 
 
+def test_importing_the_package_takes_no_longer_than_it_must():
+    loaded_after(
+        "before = set(sys.modules)\nimport satclip_engine\n"
+        "assert not {'dataclasses', 'inspect'} & (set(sys.modules) - before)"
+    )
+    loaded_after("import satclip_engine.cli.grid\nassert 'satclip_engine.progress' not in sys.modules")
+
+
 def test_embedding_places_needs_none_of_the_heavy_libraries():
     assert loaded_after("import satclip_engine as se\nse.load('default')([[2.25, 48.5]])") == set()
 

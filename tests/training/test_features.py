@@ -138,7 +138,7 @@ def test_a_cache_of_something_else_is_refused_and_can_be_replaced(tmp_path, chan
         build(tmp_path / "cache", **change)
     assert "replace the cache" in str(caught.value)
     assert str(caught.value).endswith("with rebuild=True")
-    assert caught.value.argument == "rebuild_features"
+    assert caught.value.argument == "rebuild"
     assert content(tmp_path / "cache") == before
     fresh = build(tmp_path / "fresh", **change)
     assert build(tmp_path / "cache", **change, rebuild=True).fingerprint == fresh.fingerprint
@@ -210,6 +210,14 @@ def test_damaged_and_missing_shards_are_named_and_computed_again(tmp_path):
     (folder / "lonlat.npy").write_bytes(whole["lonlat.npy"][:-8] + b"\0" * 8)
     with pytest.raises(DataError, match=r"lonlat\.npy is damaged"):
         FeatureCache.open(folder)
+    manifest = json.loads(whole["manifest.json"])
+    for foreign in ({**manifest, "shards": {"features-00000.npy": {}}}, {**manifest, "made_of": None}, []):
+        (folder / "manifest.json").write_text(json.dumps(foreign))
+        for call in (FeatureCache.open, build):
+            with pytest.raises(
+                DataError, match=r"is not the manifest of a feature cache.* with rebuild=True"
+            ):
+                call(folder)
     (folder / "manifest.json").write_text("{")
     for call in (FeatureCache.open, build):
         with pytest.raises(

@@ -146,7 +146,7 @@ def test_patches_cut_from_one_raster_are_data_too(tmp_path):
         (["s2", "--in-channels", "3"], 2, "--in-channels: expected images of 3 channels, they have 13"),
         (["s2", "--image-weights", "w.pth"], 2, "--image-weights: rcf has no weights"),
         (["s2", "--features", "s2"], 1, "s2 holds other files"),
-        (["s2", "--features", "s2/index.csv"], 1, "it is a file; choose another folder with --features"),
+        (["s2", "--features", "s2/index.csv"], 1, "it is a file; choose another --features"),
         (["s2", "--bands", "1,2"], 2, "--bands: s2 is in the S2-100K layout, which fixes it: leave it out"),
         (["s2/images/patch_74721.tif", "--max-skipped", 1], 2, "--max-skipped: s2/images/patch_74721.tif is"),
         (["s2", "--val-random-split-fraction", "0.1"], 2, "of 4 samples leaves none for validation"),
@@ -171,9 +171,7 @@ def test_features_of_something_else_or_damaged_are_replaced_when_that_is_asked_f
     args = [*raster, *small, "--out", tmp_path / "run", "--features", features, "--overwrite"]
     report(*args)
     other = [*args, "--views", 1]
-    advice = (
-        f"choose another folder with --features, or replace the cache in {features} with --rebuild-features\n"
-    )
+    advice = f"choose another --features, or replace the cache in {features} with --rebuild-features\n"
     refused = failure(*other)
     assert "views (2, now 1)" in refused
     assert refused.endswith(advice)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.errors import DataError, OutputError, UsageError
+from satclip_engine.errors import Argument, DataError, OutputError, UsageError
 from satclip_engine.files import TEMPORARY_SUFFIX, locked_folder
 from satclip_engine.progress import Progress, Silence, size_text
 from satclip_engine.training.features.feature_cache import FeatureCache
@@ -124,7 +124,8 @@ def build_cache(
     if encoder.channels != source.channels:
         raise UsageError(
             f"{encoder.name} takes {encoder.channels} channels, the images have {source.channels}: load an "
-            "encoder for these"
+            "encoder for these",
+            argument="image_encoder",
         )
     default = min(max(1, _BATCH_BYTES // (4 * source.channels * height * width)), _MAX_BATCH_VIEWS)
     content = _CacheContent(source, encoder, augmentation, views, seed, shard, batch or default)
@@ -144,7 +145,9 @@ def _check_folder(folder: Path) -> None:
     """Make the folder's parents. Raises OutputError for a folder that holds something else."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(
-            f"cannot write the feature cache {folder}: it is a file; choose another folder", argument="folder"
+            f"cannot write the feature cache {folder}: it is a file; choose another ",
+            Argument("folder"),
+            argument="folder",
         )
     if folder.is_dir() and not (folder / MANIFEST).exists():
         other = [
@@ -154,7 +157,8 @@ def _check_folder(folder: Path) -> None:
         ]
         if other:
             raise OutputError(
-                f"{folder} holds other files ({other[0]}) and no feature cache: choose another folder",
+                f"{folder} holds other files ({other[0]}) and no feature cache: choose another ",
+                Argument("folder"),
                 argument="folder",
             )
     try:
@@ -198,9 +202,9 @@ def _check_same(content: _CacheContent, folder: Path, manifest: dict[str, Any]) 
     ]
     if differences:
         raise DataError(
-            f"{folder} holds the features of something else: it differs in {', '.join(differences)}; "
-            f"{rebuild_advice(folder)}",
-            argument=REBUILD,
+            f"{folder} holds the features of something else: it differs in {', '.join(differences)}; ",
+            *rebuild_advice(folder),
+            argument=REBUILD.name,
         )
 
 
@@ -327,7 +331,9 @@ def _check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise OutputError(
             f"the features need {size_text(needed)}, the disk of {folder} has {size_text(free)} free: "
-            "make room, choose another folder or fewer views",
+            "make room, choose another ",
+            Argument("folder"),
+            " or fewer views",
             argument="folder",
         )
 

@@ -19,12 +19,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.errors import DataError, OutputError
+from satclip_engine.errors import Argument, DataError, OutputError
 from satclip_engine.files import TEMPORARY_SUFFIX, write_atomically
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
-REBUILD: Final = "rebuild_features"  # the option of satclip-train that replaces a cache
+REBUILD: Final = Argument("rebuild", True)  # of build_cache: replaces a cache
+_KEYS: Final = {
+    "complete": bool,
+    "made_of": dict,
+    "in_words": dict,
+    "dim": int,
+    "shards": dict,
+    "skipped": list,
+}
 _CHUNK_BYTES: Final = 1 << 22  # of a file that are read at once
 
 
@@ -42,14 +50,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read ({error}); {rebuild_advice(folder)}", argument=REBUILD
+            f"{path} cannot be read ({error}); ", *rebuild_advice(folder), argument=REBUILD.name
         ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not _is_manifest(manifest):
         raise DataError(
-            f"{path} is not the manifest of a feature cache of this version; {rebuild_advice(folder)}",
-            argument=REBUILD,
+            f"{path} is not the manifest of a feature cache of this version; ",
+            *rebuild_advice(folder),
+            argument=REBUILD.name,
         )
     return manifest
+
+
+def _is_manifest(content: Any) -> bool:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return False
+    if not all(isinstance(content.get(key), kind) for key, kind in _KEYS.items()):
+        return False
+    shards = content["shards"].values()
+    return all(isinstance(shard, dict) and {"rows", "crc", "skipped"} <= shard.keys() for shard in shards)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -135,6 +153,6 @@ def completion_advice(folder: Path) -> str:
     )
 
 
-def rebuild_advice(folder: Path) -> str:
-    """Advice on a cache of something else, for errors whose `argument` is REBUILD."""
-    return f"choose another folder, or replace the cache in {folder} with rebuild=True"
+def rebuild_advice(folder: Path) -> tuple[str | Argument, ...]:
+    """Advice on a cache of something else: pieces of a message whose `argument` is REBUILD."""
+    return "choose another ", Argument("folder"), f", or replace the cache in {folder} with ", REBUILD

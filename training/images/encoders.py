@@ -107,11 +107,15 @@ def load_encoder(
         )
     if name in _TIMM:
         if options:
-            raise UsageError(f"{', '.join(options)}: options of rcf, not of {name}: leave them out")
+            raise UsageError(
+                f"{', '.join(options)}: options of rcf, not of {name}: leave them out",
+                argument=next(iter(options)),
+            )
         bands = source.channels if source is not None else channels
         if bands is None:
             raise UsageError(
-                f"{name} needs a source of patches or a number of channels: give source= or channels="
+                f"{name} needs a source of patches or a number of channels: give source= or channels=",
+                argument="channels",
             )
         from satclip_engine.training.images.timm_encoder import TimmEncoder
 
@@ -124,7 +128,7 @@ def load_encoder(
             argument="image_weights",
         )
     if source is None:
-        raise UsageError("rcf needs a source of patches to be fitted to: give source=")
+        raise UsageError("rcf needs a source of patches to be fitted to: give source=", argument="source")
     from satclip_engine.training.images.rcf import fit
 
     return fit(source, embed_dim=embed_dim, seed=seed, **options)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from satclip_engine.contrast import contrastive_loss
-from satclip_engine.errors import SatclipError, UsageError
+from satclip_engine.errors import Argument, SatclipError, UsageError
 from satclip_engine.training.config import TrainConfig, changed_settings, make_config, other_settings
 from satclip_engine.training.features.trunk_features import GradientCache, TrunkFeatures
 from satclip_engine.training.loop.batches import (
@@ -376,8 +376,10 @@ class Trainer:
             )
         if size < 2:
             raise UsageError(
-                "one training sample has no negatives: give more data, hold out less "
-                "(--val-random-split-fraction) or raise --batch-size"
+                "one training sample has no negatives: give more data, hold out less (",
+                Argument("val_random_split_fraction"),
+                ") or raise ",
+                Argument("batch_size"),
             )
         if size < batch_size and self.processes.is_main:
             warnings.warn(
