@@ -22,7 +22,11 @@ from satclip_engine.weights import Layers
 TOLERANCE = 1e-5
 
 
-IMPLEMENTATIONS = [("reference", None), ("triton", None), *(("cpu", isa) for isa in _C.instruction_sets())]
+IMPLEMENTATIONS = [
+    ("reference", None),
+    pytest.param(("triton", None), marks=pytest.mark.triton),
+    *(("cpu", isa) for isa in _C.instruction_sets()),
+]
 
 
 def prepared(implementation: tuple[str, str | None], layers: Layers) -> backends.Prepared:

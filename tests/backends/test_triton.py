@@ -18,6 +18,8 @@ from satclip_engine import reference  # noqa: E402
 from satclip_engine.backends import protocols  # noqa: E402
 from satclip_engine.errors import UsageError  # noqa: E402
 
+pytestmark = pytest.mark.triton
+
 PLACES = np.array([[2.25, 48.5], [-180.0, -90.0], [181.5, 0.0], [13.0, 90.0], [np.nan, 3.0]])
 # Of the embedding's rms: float32 throughout, and 16-bit products after the first layer.
 TOLERANCES = {"exact": 1e-5, "fast": 5e-3}
