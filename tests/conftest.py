@@ -5,6 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+
+# Workers of pytest-xdist share the cores. OpenMP and BLAS read this when they are loaded: without it threads
+# of one worker spin while those of another compute.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    cores_per_worker = (os.cpu_count() or 1) // workers
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores_per_worker)))
 
 import numpy as np
 import pytest
@@ -13,11 +20,36 @@ from factories.interpreter import patch_language_once
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.weights import LocationWeights
 
+TESTS = Path(__file__).parent
+# Minutes in one fixture or test: they come first, so that no worker is left alone with one at the end, and a
+# fixture's tests stay with one worker. Workers take the head of the list, and from each other the tail.
+LONG = (
+    "project/test_packaging.py",
+    "benchmarks/test_gpu_check.py",
+    "kernels/tools",
+    "kernels/test_rounding.py",
+    "test_contrast_shared.py",
+    "training/test_ranks.py",
+    "training/test_unfreeze.py",
+)
+
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: kernels run on the CPU
 
 # A shell's background jobs ignore Ctrl-C, and their children inherit that: tests that press it need it heard.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first."""
+    items.sort(
+        key=lambda item: next((rank for rank, path in enumerate(LONG) if is_in(item, path)), len(LONG))
+    )
+
+
+def is_in(item: pytest.Item, path: str) -> bool:
+    """True where the test lies in this file or folder of tests."""
+    return item.path.is_relative_to(TESTS / path)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -44,13 +76,13 @@ def tiny_weights() -> LocationWeights:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_weights: LocationWeights) -> Encoder:
-    """An Encoder that takes microseconds a place."""
+    """An Encoder that takes microseconds a point."""
     return load(tiny_weights, threads=2)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is measured of the machine is kept with the tests, not in the user's cache."""
+    """Keep what is measured of the machine with the tests, not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

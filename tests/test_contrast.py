@@ -200,7 +200,7 @@ def cross_entropies(a, b, scale):
     [
         ("auto", torch.float32, 300, 2e-6),
         ("auto", torch.float64, 300, 1e-13),
-        ("triton", torch.float32, 70, 2e-6),
+        pytest.param("triton", torch.float32, 70, 2e-6, marks=pytest.mark.triton),
     ],
 )
 def test_loss_and_gradients_equal_two_cross_entropies(backend, dtype, count, tolerance):
@@ -227,7 +227,12 @@ def test_the_reference_is_a_gradient():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype"), [("auto", torch.float32), ("auto", torch.float64), ("triton", torch.float32)]
+    ("backend", "dtype"),
+    [
+        ("auto", torch.float32),
+        ("auto", torch.float64),
+        pytest.param("triton", torch.float32, marks=pytest.mark.triton),
+    ],
 )
 def test_both_operators_keep_the_rules(backend, dtype):
     operands = pairs(dtype=dtype)
@@ -238,7 +243,7 @@ def test_both_operators_keep_the_rules(backend, dtype):
     assert [output.requires_grad for output in outputs] == [True, False, False]
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=pytest.mark.triton)])
 def test_it_compiles_into_one_graph(backend):
     operands = pairs()
     compiled = torch.compile(contrastive_loss, fullgraph=True)

@@ -11,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from factories.ranks import Group, run_ranks  # noqa: E402
+
 from satclip_engine.contrast import contrastive_loss  # noqa: E402
 
 # Rows of each process.
@@ -52,30 +54,26 @@ WORKER = """
     """
 
 
-def run_ranks(code, store, count, *arguments):
-    """What each process prints that runs the code with a place to meet, its rank and further arguments."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(store), str(rank), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+CASES = [*((case, "float32") for case in SHARES), ("unequal", "float64")]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """The groups of processes by shares and dtype, after all have computed."""
+    folder = tmp_path_factory.mktemp("groups")
+    groups = {
+        (case, dtype): Group(
+            str(folder / f"{case} {dtype}"), len(SHARES[case]), (json.dumps(SHARES[case]), dtype)
         )
-        for rank in range(count)
-    ]
-    try:
-        ended = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * count, ended[0][1][-2000:]
-    return [out for out, _ in ended]
+        for case, dtype in CASES
+    }
+    run_ranks(WORKER, *groups.values(), imports=("torch._dynamo",))  # DistributedDataParallel needs it
+    return groups
 
 
-@pytest.mark.parametrize(("case", "dtype"), [*((case, "float32") for case in SHARES), ("unequal", "float64")])
-def test_the_mean_gradient_over_processes_is_that_of_a_single_one(tmp_path, case, dtype):
-    shares = SHARES[case]
-    for out in run_ranks(WORKER, tmp_path / "store", len(shares), json.dumps(shares), dtype):
+@pytest.mark.parametrize(("case", "dtype"), CASES)
+def test_the_mean_gradient_over_processes_is_that_of_a_single_one(groups, case, dtype):
+    for out in groups[case, dtype].printed():
         loss, alone, grads, expected = json.loads(out.splitlines()[-1])
         assert loss == pytest.approx(alone, rel=1e-6)
         for name, right in expected.items():
@@ -159,8 +157,9 @@ TOLD = {
 
 
 def test_every_process_tells_what_one_of_them_cannot_use(tmp_path):
-    ended = run_ranks(FAULTY, tmp_path / "store", 2)
-    first, second = (json.loads(out) for out in ended)
+    group = Group(str(tmp_path / "store"), 2)
+    run_ranks(FAULTY, group)
+    first, second = map(json.loads, group.printed())
     assert first == second
     assert first.pop("nothing") > 0  # after all that the group is as good as before
     assert first == TOLD

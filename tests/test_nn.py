@@ -19,9 +19,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from factories.golden import Case, cases, check_golden  # noqa: E402
+from factories.networks import scattered  # noqa: E402
 from factories.weights import CONVENTIONS, GOLDEN, assert_same, make, tensors  # noqa: E402
-from test_golden import Case, cases, check_golden  # noqa: E402
-from test_op import scattered  # noqa: E402
 
 import satclip_engine as se  # noqa: E402
 from satclip_engine import reference  # noqa: E402
@@ -257,7 +257,10 @@ def test_copies_and_pickles_are_apart_and_equal() -> None:
         assert not torch.equal(twin(scattered(5)), model(scattered(5)))
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("auto", torch.float64), ("triton", torch.float32)])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("auto", torch.float64), pytest.param("triton", torch.float32, marks=pytest.mark.triton)],
+)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_compiled_whole_it_computes_the_same(mode: str, backend: str, dtype: Any) -> None:
     model = getattr(LocationEncoder(4, 8, 2, 5, seed=0, backend=backend, dtype=dtype), mode)()
@@ -290,7 +293,10 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("auto", "float64"), ("triton", "float32")])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("auto", "float64"), pytest.param("triton", "float32", marks=pytest.mark.triton)],
+)
 def test_under_distributed_data_parallel_gradients_are_the_same(
     backend: str, dtype: str, tmp_path: Path
 ) -> None:
@@ -302,7 +308,7 @@ def test_under_distributed_data_parallel_gradients_are_the_same(
     subprocess.run(command, env={**os.environ, **loopback}, check=True, timeout=120)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=pytest.mark.triton)])
 def test_training_on_a_backend_goes_as_on_the_reference(backend: str) -> None:
     losses = {}
     for name in ("reference", backend):
@@ -349,15 +355,16 @@ def test_arguments_that_cannot_be_used_are_told() -> None:
         LocationEncoder(3, dropout=1.0)
 
 
-def test_a_narrower_backend_takes_wide_parameters_and_gives_wide_results() -> None:
-    for backend in ("cpu", "triton"):
-        model = LocationEncoder(4, 8, 2, 5, seed=0, backend=backend, dtype=torch.float64).eval()
-        exact = LocationEncoder(4, 8, 2, 5, seed=0, dtype=torch.float64).eval()
-        result = model(scattered(6))
-        assert result.dtype == torch.float64
-        torch.testing.assert_close(result, exact(scattered(6)), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=pytest.mark.triton)])
+def test_a_narrower_backend_takes_wide_parameters_and_gives_wide_results(backend: str) -> None:
+    model = LocationEncoder(4, 8, 2, 5, seed=0, backend=backend, dtype=torch.float64).eval()
+    exact = LocationEncoder(4, 8, 2, 5, seed=0, dtype=torch.float64).eval()
+    result = model(scattered(6))
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, exact(scattered(6)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.triton
 def test_a_precision_is_kept_and_another_word_refused() -> None:
     model = LocationEncoder(4, 8, 2, 5, seed=0, backend="triton", precision="fast").eval()
     exact = LocationEncoder(4, 8, 2, 5, seed=0).eval()

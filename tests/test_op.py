@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from factories.networks import scattered  # noqa: E402
 from torch._dynamo import testing  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -23,7 +24,7 @@ from satclip_engine.ops import encode as encode_op  # noqa: E402
 from satclip_engine.reference import forward, gradients  # noqa: E402
 from satclip_engine.weights import Layers  # noqa: E402
 
-BACKENDS = ["reference", "cpu", "triton"]
+BACKENDS = ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)]
 DTYPES = {"reference": torch.float64, "cpu": torch.float32, "triton": torch.float32}
 EPSILON = 2.0**-24  # of float32 rounding
 
@@ -40,12 +41,6 @@ def network(
         biases.append((torch.randn(width, generator=generator) * 0.5).to(dtype))
         inputs = width
     return weights, biases
-
-
-def scattered(count: int, seed: int = 0) -> Any:
-    """Points everywhere but at the poles, where one-sided gradients have tests of their own."""
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.uniform([-400, -89], [400, 89], (count, 2)))
 
 
 def trained(*tensors: Any) -> list[Any]:
@@ -187,7 +182,10 @@ def tolerance(value: Any, weights: list[Any], count: int) -> float:
 
 
 # Triton's interpreter takes 0.1 s a tile; its kernels have tests of their own, of single points too.
-COUNTS = [*(("cpu", count) for count in (1, 47, 48, 49, 500)), ("triton", 20), ("triton", 33)]
+COUNTS = [
+    *(("cpu", count) for count in (1, 47, 48, 49, 500)),
+    *(pytest.param("triton", count, marks=pytest.mark.triton) for count in (20, 33)),
+]
 
 
 @pytest.mark.parametrize(("backend", "count"), COUNTS)
@@ -505,6 +503,7 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.triton
 def test_a_device_is_asked_for_a_value_once_forwards_and_never_back() -> None:
     weights, biases = network(3, (6, 5), torch.float32)
     lonlat, layers, dropout = scattered(9), Network(weights, biases), Dropout(0.5, 3)

@@ -18,7 +18,9 @@ from satclip_engine import reference  # noqa: E402
 from satclip_engine.backends import protocols  # noqa: E402
 from satclip_engine.errors import UsageError  # noqa: E402
 
-PLACES = np.array([[2.25, 48.5], [-180.0, -90.0], [181.5, 0.0], [13.0, 90.0], [np.nan, 3.0]])
+pytestmark = pytest.mark.triton
+
+POINTS = np.array([[2.25, 48.5], [-180.0, -90.0], [181.5, 0.0], [13.0, 90.0], [np.nan, 3.0]])
 # Of the embedding's rms: float32 throughout, and 16-bit products after the first layer.
 TOLERANCES = {"exact": 1e-5, "fast": 5e-3}
 
@@ -28,17 +30,17 @@ def enc(request, tiny_weights):
     return se.load(tiny_weights, backend="triton", precision=request.param, threads=2)
 
 
-def largest_error(found, expected):
+def largest_error(result, expected):
     rms = np.sqrt(np.nanmean(expected**2))
-    return np.nanmax(np.abs(found - expected)) / rms
+    return np.nanmax(np.abs(result - expected)) / rms
 
 
-def test_places_are_embedded_to_the_precision_asked_for(enc, tiny_weights):
-    expected = reference.encode(PLACES, tiny_weights.folded())
-    found = enc(PLACES)
-    assert found.dtype == np.float32
-    assert np.array_equal(np.isnan(found), np.isnan(expected))
-    assert largest_error(found, expected) <= TOLERANCES[enc.precision]
+def test_points_are_embedded_to_the_precision_asked_for(enc, tiny_weights):
+    expected = reference.encode(POINTS, tiny_weights.folded())
+    result = enc(POINTS)
+    assert result.dtype == np.float32
+    assert np.array_equal(np.isnan(result), np.isnan(expected))
+    assert largest_error(result, expected) <= TOLERANCES[enc.precision]
 
 
 def test_a_grid_is_embedded_to_the_precision_asked_for(enc, tiny):
@@ -48,10 +50,10 @@ def test_a_grid_is_embedded_to_the_precision_asked_for(enc, tiny):
 
 def test_a_pixel_has_the_same_bits_however_results_are_cut(enc, monkeypatch):
     grid = se.make_grid(resolution=20)
-    whole, places = enc.evaluate(grid), enc(PLACES)
+    whole, at_points = enc.evaluate(grid), enc(POINTS)
     monkeypatch.setattr(enc.network, "hints", protocols.BatchHints(7, 4 * 8 * 7))  # parts of a row
     assert np.array_equal(enc.evaluate(grid), whole)
-    assert np.array_equal(enc(PLACES), places, equal_nan=True)
+    assert np.array_equal(enc(POINTS), at_points, equal_nan=True)
     window = enc.evaluate(grid, slice(2, 5), np.array([1, 9, 17]))
     assert np.array_equal(window, whole[2:5, [1, 9, 17]])
 
@@ -60,9 +62,11 @@ def test_threads_get_what_one_gets(enc):
     grid = se.make_grid(resolution=20)
     whole = enc.evaluate(grid)
     rows = [slice(row, row + 3) for row in range(0, 9, 3)]
-    found = {}
+    result = {}
     workers = [
-        threading.Thread(target=lambda k=k, part=part: found.update({k: enc.evaluate(grid, part, threads=1)}))
+        threading.Thread(
+            target=lambda k=k, part=part: result.update({k: enc.evaluate(grid, part, threads=1)})
+        )
         for k, part in enumerate(rows)
     ]
     for worker in workers:
@@ -70,25 +74,25 @@ def test_threads_get_what_one_gets(enc):
     for worker in workers:
         worker.join()
     for k, part in enumerate(rows):
-        assert np.array_equal(found[k], whole[part])
+        assert np.array_equal(result[k], whole[part])
 
 
 def test_a_tensor_where_it_computes_is_not_taken_to_the_host_and_back(enc, monkeypatch):
-    expected = enc(PLACES)
+    expected = enc(POINTS)
     monkeypatch.setattr(type(enc.network), "encode", None)  # the door of the host
-    found = enc(torch.from_numpy(PLACES).reshape(5, 1, 2))
-    assert (found.dtype, found.shape) == (torch.float32, (5, 1, 8))
-    assert np.array_equal(found[:, 0].numpy(), expected, equal_nan=True)
-    strided = torch.from_numpy(np.repeat(PLACES, 2, axis=1))[:, ::2]
+    result = enc(torch.from_numpy(POINTS).reshape(5, 1, 2))
+    assert (result.dtype, result.shape) == (torch.float32, (5, 1, 8))
+    assert np.array_equal(result[:, 0].numpy(), expected, equal_nan=True)
+    strided = torch.from_numpy(np.repeat(POINTS, 2, axis=1))[:, ::2]
     assert np.array_equal(enc(strided).numpy(), enc(strided.contiguous()).numpy(), equal_nan=True)
     assert enc(torch.empty(0, 2)).shape == (0, 8)
 
 
 def test_a_tensor_elsewhere_comes_back_to_where_it_was(tiny_weights, monkeypatch):
     enc = se.load(tiny_weights, backend="triton")
-    expected = enc(PLACES)
+    expected = enc(POINTS)
     monkeypatch.setattr(type(enc.network), "encode_tensor", lambda self, lonlat: None)
-    assert np.array_equal(enc(torch.from_numpy(PLACES)).numpy(), expected, equal_nan=True)
+    assert np.array_equal(enc(torch.from_numpy(POINTS)).numpy(), expected, equal_nan=True)
 
 
 def test_a_tensors_latitude_beyond_a_pole_names_its_row(enc):
@@ -110,13 +114,13 @@ def test_it_says_where_and_how_it_computes(enc):
 def test_a_pickled_encoder_computes_as_the_one_it_was(enc):
     again = pickle.loads(pickle.dumps(enc))
     assert (again.backend, again.device, again.isa, again.threads) == (enc.backend, enc.device, enc.isa, 2)
-    assert np.array_equal(again(PLACES), enc(PLACES), equal_nan=True)
+    assert np.array_equal(again(POINTS), enc(POINTS), equal_nan=True)
 
 
 def test_selections_and_heads_compute_where_the_whole_does(enc):
     for derived in (enc.select("1-3"), enc.with_head(np.eye(8)[:2])):
         assert (derived.backend, derived.precision) == ("triton", enc.precision)
-    assert np.allclose(enc.select("1-3")(PLACES), enc(PLACES)[:, :3], atol=1e-2, equal_nan=True)
+    assert np.allclose(enc.select("1-3")(POINTS), enc(POINTS)[:, :3], atol=1e-2, equal_nan=True)
 
 
 def test_strips_of_a_raster_have_at_least_what_one_start_is_worth(tiny_weights):
@@ -134,6 +138,6 @@ def test_workers_of_a_raster_share_it(tmp_path, enc, tiny, window):
     )
     assert (report.device, report.precision) == ("cpu", enc.precision)
     with rasterio.open(tmp_path / "a.tif") as dataset:
-        found = dataset.read().transpose(1, 2, 0)
-    assert np.array_equal(found, enc.evaluate(grid), equal_nan=True)
-    assert largest_error(found, tiny.evaluate(grid)) <= TOLERANCES[enc.precision]
+        result = dataset.read().transpose(1, 2, 0)
+    assert np.array_equal(result, enc.evaluate(grid), equal_nan=True)
+    assert largest_error(result, tiny.evaluate(grid)) <= TOLERANCES[enc.precision]

@@ -27,6 +27,8 @@ from gpucheck.speed.comparison import (  # noqa: E402
 )
 from gpucheck.steps import STEPS, Step  # noqa: E402
 
+pytestmark = pytest.mark.gpu_tools
+
 ROOT = Path(gpu_check.__file__).parents[1]
 
 

@@ -191,6 +191,7 @@ def test_json_is_one_object_with_what_was_done(folder, weights):
     assert report["version"] == __version__
 
 
+@pytest.mark.triton
 def test_backend_and_precision_are_in_the_report_and_the_tags(folder, weights):
     pytest.importorskip("triton")
     given = ["--backend", "triton", "--precision", "fast", "--resolution", "30", "--no-preview"]

@@ -121,6 +121,7 @@ def test_a_misspelt_wish_for_cuda_is_refused(configured):
     assert "SATCLIP_CUDA must be auto, on or off, not 'of'" in output
 
 
+@pytest.mark.gpu_tools
 def test_no_kernel_spills_a_register():
     if _C.cuda_build is None:
         pytest.skip("CUDA kernels were left out of this build")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from satclip_engine.weights import Layers
@@ -20,8 +22,16 @@ def network(degrees: int, sizes: tuple[int, ...], gain: float = 1.0, seed: int =
     return Layers(degrees=degrees, weights=tuple(weights), biases=tuple(biases))
 
 
+def scattered(count: int, seed: int = 0) -> Any:
+    """Points (count, 2) as a tensor, none at a pole: one-sided gradients there have tests of their own."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.uniform([-400, -89], [400, 89], (count, 2)))
+
+
 def everywhere(count: int = 97, seed: int = 1) -> np.ndarray:
-    """Random places, and those where implementations differ: poles, near them, date line, many turns."""
+    """Random points, and those where implementations differ: poles, near them, date line, many turns."""
     rng = np.random.default_rng(seed)
     random = np.stack([rng.uniform(-180, 180, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))], 1)
     special = [

@@ -57,9 +57,9 @@ def test_an_array_is_there_before_its_plan(fresh, plans, case, chunks):
 def test_arrays_of_rasters_of_any_size_are_there_at_once(fresh):
     fresh.grid(resolution=30)
     for grid in ({"resolution": 0.5}, {"resolution": 0.0001}, GRIDS["UTM"]):
-        started = time.perf_counter()
+        started = time.process_time()  # of all threads; other processes do not count
         fresh.grid(**grid)
-        assert time.perf_counter() - started < 0.5  # a twentieth of that on an idle machine
+        assert time.process_time() - started < 0.2  # a tenth of that on an idle machine
 
 
 @pytest.mark.parametrize("case", GRIDS)

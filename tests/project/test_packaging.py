@@ -15,6 +15,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WHEEL_LIMIT = 20 << 20
+# The user's own cache of compiled files, where ccache is installed: it outlives the tests' temporary one.
+CACHES = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+CCACHE_FOLDER = os.environ.get("CCACHE_DIR") or str(CACHES / "ccache")
+
+
+def build_environment(source: Path) -> dict[str, str]:
+    """Environment in which CMake compiles through ccache where there is one, wherever the sources lie."""
+    if shutil.which("ccache") is None:
+        return {**os.environ}
+    launchers = {f"CMAKE_{language}_COMPILER_LAUNCHER": "ccache" for language in ("CXX", "CUDA")}
+    paths = {"CCACHE_DIR": CCACHE_FOLDER, "CCACHE_BASEDIR": str(source), "CCACHE_NOHASHDIR": "1"}
+    return {**os.environ, **launchers, **paths}
 
 
 def run(*command: str | Path, **kwargs) -> str:
@@ -57,7 +69,8 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = source / "build" / kept / "cmake" / "CMakeCache.txt"
     cache.parent.mkdir(parents=True)
     cache.write_text("CMAKE_MAKE_PROGRAM:FILEPATH=/gone/bin/ninja\n")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
+    command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
+    run(*command, env=build_environment(source))
     (built,) = folder.glob("*.whl")
     return built
 

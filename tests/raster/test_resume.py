@@ -53,7 +53,11 @@ SCRIPT = textwrap.dedent("""
             copy(*a)
         cog._copy = slowly
     options = {"memory": 30_000, "exact": True, **options}
-    write_raster(encoder, path, make_grid(resolution=0.5), blocksize=16, **options)
+    try:
+        write_raster(encoder, path, make_grid(resolution=0.5), blocksize=16, **options)
+    except KeyboardInterrupt:
+        print("interrupted", time.time(), file=sys.stderr)
+        raise
 """)
 
 
@@ -416,11 +420,14 @@ def test_ctrl_c_stops_within_a_second_and_keeps_what_is_finished(tiny_file, tmp_
     path = tmp_path / "out.tif"
     process = start(tiny_file, path, "compute")
     wait_for(lambda: size_of(spool_folder(path) / "index") > 15_000, process)
+    sent = time.time()
     process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    process.wait(timeout=10)
-    assert time.monotonic() - sent < 2.5  # a second, and the interpreter's own end
-    assert "KeyboardInterrupt" in process.stderr.read()
+    process.wait(timeout=60)
+    first, traceback = process.stderr.read().split("\n", 1)
+    word, interrupted = first.split()
+    assert word == "interrupted"
+    assert float(interrupted) - sent < 2.5  # a second, with room for a busy machine
+    assert "KeyboardInterrupt" in traceback
     assert not path.exists()
     report, _ = resume(path, tiny_file)
     assert report.resumed_from > 0
