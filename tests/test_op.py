@@ -256,7 +256,7 @@ def test_at_the_poles_the_gradient_is_finite_and_follows_the_meridian(backend: s
 
 @pytest.mark.parametrize("row", [(math.nan, 0.0), (0.0, math.nan), (math.inf, 3.0), (2.0, -math.inf)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_place_that_is_not_finite_gives_nan_there_and_nowhere_else(
+def test_a_point_that_is_not_finite_gives_nan_there_and_nowhere_else(
     backend: str, row: tuple[float, float]
 ) -> None:
     weights, biases = network(4, (6, 5))
@@ -272,7 +272,7 @@ def test_a_place_that_is_not_finite_gives_nan_there_and_nowhere_else(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_places_give_no_embeddings_and_gradients_of_zero(backend: str) -> None:
+def test_no_points_give_no_embeddings_and_gradients_of_zero(backend: str) -> None:
     weights, biases = network(3, (6, 5, 4))
     empty = torch.empty(0, 4, dtype=torch.float64)
     result = all_gradients(backend, scattered(0), weights, biases, empty, dropout=0.5)
@@ -336,7 +336,7 @@ def test_forward_mode_derivatives_are_refused_rather_than_zero(of: str, requires
         encode(value)  # nobody asks for a derivative of it
 
 
-def test_float32_places_are_widened_and_get_float32_gradients() -> None:
+def test_float32_points_are_widened_and_get_float32_gradients() -> None:
     weights, biases = network(3, (6, 5))
     (narrow,) = trained(scattered(4).float())
     (wide,) = trained(narrow.double())
@@ -423,7 +423,7 @@ def test_an_exported_program_serves_any_batch(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_narrows_neither_parameters_nor_places(backend: str) -> None:
+def test_autocast_narrows_neither_parameters_nor_points(backend: str) -> None:
     weights, biases = network(4, (6, 5, 4), DTYPES[backend])
     parameters = trained(*weights, *biases)
     lonlat = scattered(20)
@@ -556,7 +556,7 @@ def test_a_wrong_dropout_is_refused_even_when_nothing_is_trained() -> None:
         op.encode(scattered(2), weights, biases, dropout=-1.0)
 
 
-def test_no_dropout_makes_a_number_of_a_place_that_is_none() -> None:
+def test_no_dropout_makes_a_number_of_a_point_that_is_none() -> None:
     weights, biases = network(2, (1, 3), torch.float32)
     nowhere = torch.full((200, 2), torch.nan, dtype=torch.float64)
     for backend in ("cpu", "reference"):

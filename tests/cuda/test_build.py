@@ -64,20 +64,29 @@ def test_what_stands_for_the_kernels_throws_one_sentence(tmp_path):
     assert "SATCLIP_CUDA=on" in output
 
 
-@pytest.fixture
-def configured(tmp_path):
-    """configured(*options) → CMake's output when it configures a build, and its exit code."""
+@pytest.fixture(scope="module")
+def without_cuda(tmp_path_factory):
+    """A build folder configured without CUDA, and the command: CMake has found its C++ compiler, not nvcc."""
     cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     pybind11 = pytest.importorskip("pybind11")
     if cmake is None or ninja is None:
         pytest.skip("needs cmake and ninja")
+    folder = tmp_path_factory.mktemp("configured") / "build"
+    command = [cmake, f"-S{ROOT}", f"-B{folder}", "-GNinja", f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}"]
+    subprocess.run([*command, "-DSATCLIP_CUDA=off"], capture_output=True, check=True)
+    shutil.copytree(folder, folder.with_name("clean"))
+    return folder, [*command, "-USATCLIP_CUDA"]
+
+
+@pytest.fixture
+def configured(without_cuda):
+    """configured(*options) → CMake's output when it configures that build anew, and its exit code."""
+    folder, command = without_cuda
 
     def configure(*options: str) -> tuple[str, int]:
-        folder = f"-B{tmp_path / 'build'}"
-        pybind11_folder = f"-DPYBIND11_DIR={pybind11.get_cmake_dir()}"
-        shutil.rmtree(tmp_path / "build", ignore_errors=True)  # a cached compiler would not be searched again
-        command = [cmake, f"-S{ROOT}", folder, "-GNinja", pybind11_folder, *options]
-        process = subprocess.run(command, capture_output=True, text=True)
+        shutil.rmtree(folder)  # a cached CUDA compiler would not be searched again
+        shutil.copytree(folder.with_name("clean"), folder)
+        process = subprocess.run([*command, *options], capture_output=True, text=True)
         return " ".join((process.stdout + process.stderr).split()), process.returncode  # CMake breaks lines
 
     return configure
@@ -107,12 +116,13 @@ def test_insisting_on_cuda_fails_with_the_reason_why_there_is_none(configured, t
         assert reason in output
 
 
-def test_where_nvcc_cannot_compile_cuda_is_left_out_with_the_reason(configured, tmp_path):
+def test_where_nvcc_cannot_compile_cuda_is_left_out_with_the_reason(configured, without_cuda, tmp_path):
     output, code = configured(nvcc_that(tmp_path, "12.4", 1))
     assert code == 0
     assert "CUDA kernels: left out, nvcc at" in output
     assert "CUDAHOSTCXX names another one" in output
-    assert "CUDAHOSTCXX" in (tmp_path / "build/build.ninja").read_text(), "and the module says so"
+    folder, _ = without_cuda
+    assert "CUDAHOSTCXX" in (folder / "build.ninja").read_text(), "and the module says so"
 
 
 def test_a_misspelt_wish_for_cuda_is_refused(configured):

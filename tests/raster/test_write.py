@@ -264,7 +264,7 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
                 text=True,
             ).stdout
         )
-        for resolution in ("0.5", "0.1")  # 25 times the pixels: 66 MB and 1.7 GB of float32
+        for resolution in ("0.5", "0.125")  # 16 times the pixels: 66 MB and 1.1 GB of float32
     ]
     assert peaks[1] < peaks[0] + 60e6
 
