@@ -377,13 +377,13 @@ class Encoder:
 
         Without `chunks` and `out` values are computed where they are indexed, and only there. The first
         values of a raster that may be interpolated wait for its plan, which measures the field at some
-        thousand points: a second or two at L = 40. All pixels are evaluated by that plan, so that a pixel has
-        the same bits in whatever window and order it is asked for; from then on a pixel takes milliseconds,
-        `.values` computes all of them. The encoder keeps its latest plans: a second array of the same raster
-        waits for nothing. The plan completes this array's attributes (reconstruction, …) and its coordinates
-        reconstruction_…; windows and copies made before it lack these attributes and have a comment in their
-        place. To have them from the start, as in `.compute()` or a file, call `plan_grid` first. Raises
-        UsageError.
+        thousand points: up to a second or two at L = 40. All pixels are evaluated by that plan, so that a
+        pixel has the same bits in whatever window and order it is asked for; from then on a pixel takes
+        milliseconds, `.values` computes all of them. The encoder keeps its latest plans: a second array of
+        the same raster waits for nothing. The plan completes this array's attributes (reconstruction, …) and
+        its coordinates reconstruction_…; windows and copies made before it lack these attributes and have a
+        comment in their place. To have them from the start, as in `.compute()` or a file, call `plan_grid`
+        first. Raises UsageError.
         """
         from satclip_engine.arrays import lazy
 
