@@ -16,6 +16,7 @@ import rioxarray  # noqa: F401  (registers .rio, by which CRSs are found)
 import xarray
 
 from satclip_engine.arrays import lazy
+from satclip_engine.arrays.band_variable import named_array
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo import xarray_grid
@@ -99,10 +100,8 @@ def embed(
     located = locate(obj)
     planned = lazy.PlannedPixels(encoder, located.pixels, exact=exact, tolerance=tolerance)
     variable = lazy.variable(planned, chunks=_chunks(obj, located, chunks))
-    array = xarray.DataArray(
-        _shaped(variable, located), coords=_coordinates(obj, planned, located), name="embedding"
-    )
-    array.encoding = {"_FillValue": np.float32(np.nan)}
+    array = named_array(_shaped(variable, located), _coordinates(obj, planned, located), encoder.band_names)
+    array.encoding["_FillValue"] = np.float32(np.nan)
     mapping = "spatial_ref" if isinstance(located.pixels, Grid) else None
     if mapping := xarray_grid.grid_mapping(obj) or mapping:
         array.encoding["grid_mapping"] = mapping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import numpy as np
@@ -365,12 +366,105 @@ def test_rioxarray_reads_crs_transform_and_nodata_of_a_grid(tiny, case, tmp_path
     assert grid.rio.reproject("EPSG:3857", shape=(5, 5)).shape == (8, 5, 5)
 
 
-def test_a_grid_can_be_stored_as_netcdf_or_zarr_would(tiny):
-    """Attributes and coordinates are plain values."""
+def test_a_grid_can_be_stored_as_netcdf_and_as_zarr(tiny, tmp_path):
+    """Attributes and coordinates are plain values, band names a tuple of them, and nobody warns."""
     grid = tiny.grid(resolution=30)
-    for value in grid.attrs.values():
-        assert isinstance(value, (str, int, float))
+    for name, value in grid.attrs.items():
+        entries = value if name == "long_name" else (value,)
+        assert all(isinstance(entry, (str, int, float)) for entry in entries)
     again = xr.DataArray.from_dict(grid.to_dict())
     assert np.array_equal(again.values, grid.values)
+    for array in (grid, tiny.grid(resolution=30, dtype="int8")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            array.to_netcdf(tmp_path / f"{array.dtype}.nc", engine="h5netcdf")
+            array.to_zarr(tmp_path / f"{array.dtype}.zarr", consolidated=False)
+        for read in (
+            xr.open_dataset(tmp_path / f"{array.dtype}.nc", engine="h5netcdf", mask_and_scale=False),
+            xr.open_zarr(tmp_path / f"{array.dtype}.zarr", consolidated=False, mask_and_scale=False),
+        ):
+            assert np.array_equal(read.embedding.values, array.values)
+            assert read.band.values.tolist() == tiny.band_names
+            assert tuple(read.embedding.attrs["long_name"]) == tuple(tiny.band_names)
+            read.close()
     assert (grid.x.attrs["standard_name"], grid.y.attrs["units"]) == ("longitude", "degrees_north")
     assert tiny.grid(**GRIDS["UTM"]).x.attrs["standard_name"] == "projection_x_coordinate"
+
+
+def written(array, path):
+    """Names, scales and offsets of an array's bands in the file that rioxarray makes of it."""
+    array.rio.to_raster(path)
+    with rasterio.open(path) as raster:
+        return raster.descriptions, raster.scales, raster.offsets
+
+
+SELECTIONS = {
+    "all": (lambda a: a, range(8)),
+    "bands": (lambda a: a.isel(band=[4, 1]), [4, 1]),
+    "names": (lambda a: a.sel(band=["e007", "e002"]), [6, 1]),
+    "one band": (lambda a: a.isel(band=2), [2]),
+    "one of many": (lambda a: a.isel(band=[5]), [5]),
+    "reversed": (lambda a: a[::-1], range(7, -1, -1)),
+    "sorted": (lambda a: a.sortby("band", ascending=False), range(7, -1, -1)),
+    "reindexed": (lambda a: a.reindex(band=a.band.values[::-1]), range(7, -1, -1)),
+    "dropped": (lambda a: a.drop_isel(band=[0, 3]), [1, 2, 4, 5, 6, 7]),
+    "masked": (lambda a: a.isel(band=np.arange(8) % 2 == 0), [0, 2, 4, 6]),
+    "twice": (lambda a: a[::-1].isel(x=slice(2), band=[0, 3]), [7, 4]),
+    "transposed": (lambda a: a.transpose("y", "x", "band")[..., [3, 0]].transpose("band", "y", "x"), [3, 0]),
+    "copied": (lambda a: a.copy(deep=True).load()[::-1], range(7, -1, -1)),
+    "pickled": (lambda a: pickle.loads(pickle.dumps(a))[[2, 0]], [2, 0]),
+    "in a dataset": (lambda a: xr.Dataset({"a": a}).isel(band=[3, 1])["a"], [3, 1]),
+}
+
+
+@pytest.mark.parametrize("case", SELECTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_band_names_and_scales_go_along_with_selected_bands(tiny, tmp_path, dtype, case):
+    select, bands = SELECTIONS[case]
+    array = tiny.grid(resolution=30, dtype=dtype)
+    selected = select(array)
+    names, scales, offsets = written(selected, tmp_path / "a.tif")
+    assert names == tuple(tiny.band_names[band] for band in bands)
+    if dtype == "int8":
+        assert scales == tuple(array.scale.values[list(bands)])
+        assert offsets == tuple(array.offset.values[list(bands)])
+        np.testing.assert_array_equal(np.atleast_1d(selected.scale), scales)
+
+
+@pytest.mark.parametrize("values", [lambda a: a + 1, lambda a: -a, lambda a: 2 * a, lambda a: a / a.std()])
+def test_values_computed_from_an_embedding_keep_names_and_lose_scales(tiny, tmp_path, values):
+    for dtype in ("float32", "int16"):
+        array = values(tiny.grid(resolution=30, dtype=dtype)).astype("float32")
+        assert written(array, tmp_path / "a.tif")[:2] == (tuple(tiny.band_names), (1.0,) * 8)
+    array = values(tiny.grid(resolution=30))[[6, 2]]
+    assert written(array, tmp_path / "a.tif")[0] == ("e007", "e003")
+
+
+def test_points_that_mix_bands_have_no_band_names(tiny):
+    points = xr.DataArray([1, 2], dims="p")
+    array = tiny.grid(resolution=30, dtype="int8")
+    assert array.isel(x=points, y=points).attrs["long_name"] == tuple(tiny.band_names)
+    mixed = array.isel(band=points, y=points)
+    assert mixed.attrs["long_name"] == "location embedding"
+    assert mixed.encoding["scales"] is None
+    assert array.reindex(band=["e003", "none of them"]).encoding["scales"] is None
+
+
+@pytest.mark.parametrize("case", ["UTM", "polar", "degrees", "rotated"])
+def test_a_grid_merges_with_the_scene_whose_pixels_it_has(tiny, case, tmp_path):
+    grid = tiny.grid(**GRIDS[case])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grid.isel(band=0).rio.to_raster(tmp_path / "s.tif")
+        scene = rioxarray.open_rasterio(tmp_path / "s.tif").isel(band=0, drop=True).rename("scene")
+    embedding = tiny.grid(like=scene)
+    assert embedding.spatial_ref.item() == scene.spatial_ref.item()
+    together = xr.Dataset({"scene": scene, "embedding": embedding})
+    assert dict(together.sizes) == {"y": grid.sizes["y"], "x": grid.sizes["x"], "band": 8}
+    assert together.rio.crs == scene.rio.crs
+    own = scene.satclip.embed(tiny)
+    for parts in ([scene, embedding], [own, embedding.rename("grid")]):
+        assert xr.merge(parts, compat="equals", join="exact").rio.crs == scene.rio.crs
+    stacked = xr.concat([scene.expand_dims(band=["scene"]), embedding], "band", join="exact")
+    assert stacked.spatial_ref.ndim == 0
+    assert stacked.sizes["band"] == 9

@@ -19,6 +19,7 @@ from xarray.core import indexing
 from satclip_engine._optional import need
 from satclip_engine._version import __version__
 from satclip_engine.arrays.axis import AxisIndex, AxisLabels
+from satclip_engine.arrays.band_variable import named_array
 from satclip_engine.arrays.chunks import DIMS, normal_chunks
 from satclip_engine.backends.buffers import aligned, kernel_order
 from satclip_engine.backends.protocols import Call, Prepared
@@ -174,10 +175,10 @@ def grid_array(
 
     Raises UsageError for chunks that dask does not understand or that would be too many.
     """
-    array = xarray.DataArray(
-        variable(planned, chunks=chunks, data=data), coords=coordinates(planned, grid), name="embedding"
+    array = named_array(
+        variable(planned, chunks=chunks, data=data), coordinates(planned, grid), planned.encoder.band_names
     )
-    array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
+    array.encoding |= {"grid_mapping": "spatial_ref", "_FillValue": np.float32(np.nan)}
     planned.complete(array.attrs)
     return array
 
@@ -212,19 +213,19 @@ def coded_array(
         grid, exact=exact, tolerance=tolerance, step=quantiser.scale, dtype=dtype.name
     )
     network.encode_pixels(approximated(network, grid), out=memory, call=Call(quantise=quantiser.quantise))
-    array = xarray.DataArray(
-        xarray.Variable(DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder) | plan.attributes()),
-        coords=_coordinates({**_band_names(encoder), **_band_errors(plan)}, grid),
-        name="embedding",
-    )
-    array = array.assign_coords(scale=("band", quantiser.scale), offset=("band", quantiser.offset))
-    # As rioxarray has them of a file with scales: it writes them back, and knows the codes are not masked.
-    array.attrs |= {
-        "_FillValue": dtype.type(int(sample.nodata)),
-        "scales": tuple(quantiser.scale.tolist()),
-        "offsets": tuple(quantiser.offset.tolist()),
+    scale_offset_variables = {
+        "scale": xarray.Variable("band", quantiser.scale),
+        "offset": xarray.Variable("band", quantiser.offset),
     }
-    array.encoding = {"grid_mapping": "spatial_ref"}
+    array = named_array(
+        xarray.Variable(DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder) | plan.attributes()),
+        _coordinates({**_band_names(encoder), **_band_errors(plan), **scale_offset_variables}, grid),
+        encoder.band_names,
+        (quantiser.scale, quantiser.offset),
+    )
+    # An attribute, as rioxarray has it of codes that are not masked.
+    array.attrs["_FillValue"] = dtype.type(int(sample.nodata))
+    array.encoding["grid_mapping"] = "spatial_ref"
     return array
 
 
@@ -266,7 +267,6 @@ def attributes(encoder: Encoder) -> dict[str, Any]:
     """Attributes of an embedding's array, but for those that its plan gives."""
     weights = encoder.weights
     return {
-        "long_name": "location embedding",
         "weights": weights.provenance.source,
         "weights_sha256": weights.sha256,
         "function_sha256": encoder.sha256,
@@ -312,7 +312,8 @@ def band_coordinates(planned: PlannedPixels) -> dict[Hashable, xarray.Variable]:
 
 
 def _band_names(encoder: Encoder) -> dict[Hashable, xarray.Variable]:
-    return {"band": xarray.IndexVariable("band", encoder.band_names)}
+    # Objects, not fixed-width text, which Zarr's format 3 does not specify.
+    return {"band": xarray.IndexVariable("band", np.array(encoder.band_names, object))}
 
 
 def _band_errors(plan: Plan) -> dict[Hashable, xarray.Variable]:
@@ -325,7 +326,8 @@ def spatial_ref(grid: Grid) -> xarray.Variable:
     wkt = crs.to_wkt()
     numbers = " ".join(repr(float(v)) for v in transform.to_gdal())
     attrs = {**crs.to_cf(), "crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": numbers}
-    return xarray.Variable((), np.int32(crs.to_epsg() or 0), attrs)
+    # 0, as rioxarray has it: variables of other values would not merge with a scene's.
+    return xarray.Variable((), 0, attrs)
 
 
 def _axis_attributes(grid: Grid) -> tuple[dict[str, str], dict[str, str]]:
@@ -454,4 +456,7 @@ class _RotatedLabels(BackendArray):
 
     def _window(self, key: tuple[Any, ...]) -> np.ndarray:
         rows, cols = (np.arange(size)[index] for index, size in zip(key, self.shape, strict=True))
-        return self.grid.xy(np.expand_dims(rows, -1) if np.ndim(cols) else rows, cols)[self.axis]
+        across, down, corner = self.grid.transform[3 * self.axis : 3 * self.axis + 3]
+        # As rioxarray does it, in the same order: labels that differ in the last bit would not merge.
+        centre = across * 0.5 + down * 0.5 + corner
+        return across * cols + down * (np.expand_dims(rows, -1) if np.ndim(cols) else rows) + centre
