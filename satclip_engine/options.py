@@ -85,6 +85,10 @@ class RasterOptions:
     progress: Progress = field(default_factory=_silence)
 
     def __post_init__(self) -> None:
+        for name, entry in option_fields().items():
+            value = getattr(self, name)
+            if entry.metadata["choices"] and isinstance(value, str):
+                object.__setattr__(self, name, value.lower())  # as GDAL's users type them: ZSTD
         refuse_both(overwrite=self.overwrite, resume=self.resume)
         refuse_both(exact=self.exact, tolerance=self.tolerance)
 

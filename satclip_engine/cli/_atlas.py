@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from satclip_engine import __version__
-from satclip_engine.cli._report import weights_name
+from satclip_engine.cli._report import for_programs, summary, weights_name
 from satclip_engine.progress import duration_text, progress_for, size_text
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def run(options: CommandLine, encoder: Encoder, *, dtype_given: bool) -> None:
         progress.finish()
     if options.as_json:
         content: dict[str, Any] = {**report.as_dict(), "version": __version__}
-        click.echo(json.dumps(content, indent=2))
+        click.echo(for_programs(content, options.as_json))
         return
     certificate, weights = report.certificate, encoder.weights
     lines = [
@@ -79,4 +78,4 @@ def run(options: CommandLine, encoder: Encoder, *, dtype_given: bool) -> None:
         ("time", duration_text(time.perf_counter() - started)),
         ("use", f'se.load("{report.path}"), or satclip-grid OUTPUT --weights {report.path}'),
     ]
-    click.echo("\n".join([str(report.path), *(f"  {name:<8} {text}" for name, text in lines)]))
+    click.echo(summary(str(report.path), lines))

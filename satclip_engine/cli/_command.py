@@ -30,6 +30,8 @@ OPTION_NAMES = {
     "folder": "features",
     "rebuild": "rebuild_features",
 }
+JSON_FULL = "--json-full"  # --json=full, as click sees it
+_JSON = {"--json=full": JSON_FULL, "--json=short": "--json"}
 EXIT_CODES = (
     "Exit status: 0 done; 1 failed; 2 unusable argument or option; 130 interrupted (Ctrl-C); 143 terminated."
 )
@@ -66,6 +68,12 @@ class Command(click.Command):
         except click.Abort as error:
             status = _interrupted(name, error.__cause__)
         _exit(status if isinstance(status, int) else 0)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; --json=full, a flag with a value, which click does not know, is a flag of another name."""
+        if wrong := [word for word in args if word.startswith("--json=") and word not in _JSON]:
+            raise click.UsageError(f"{wrong[0]}: give --json or --json=full", ctx)
+        return super().parse_args(ctx, [_JSON.get(word, word) for word in args])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command body; turn what it raises into one line and a status."""

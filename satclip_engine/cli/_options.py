@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import click
 
+from satclip_engine.cli._command import JSON_FULL
 from satclip_engine.cli._types import Bands, MemoryType
 from satclip_engine.device import Device
 from satclip_engine.options import RasterOptions, option_fields
@@ -20,7 +21,7 @@ _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 class CommandLine:
     """The command line, parsed."""
 
-    output: Path  # without one, an atlas is written
+    output: Path | None  # None: an atlas is written, or a raster only planned
     atlas: Path | None
     weights: str
     harmonics: Literal["exact", "published"] | None
@@ -36,7 +37,7 @@ class CommandLine:
     preview: Path | None
     no_preview: bool
     plan: bool
-    as_json: bool
+    as_json: str | None  # "short", "full"
     verbose: bool
     quiet: bool
 
@@ -55,7 +56,21 @@ class CommandLine:
     @property
     def preview_path(self) -> Path | None:
         """Path of the picture; None when none is wanted."""
-        return None if self.no_preview else self.preview or self.output.with_suffix(".png")
+        if self.no_preview or self.output is None:
+            return None
+        return self.preview or self.output.with_suffix(".png")
+
+
+def json_option(command: Any) -> Any:
+    """click's options --json and --json=full, one parameter `as_json`: None, "short" or "full"."""
+    full = click.option(JSON_FULL, "as_json", flag_value="full", hidden=True)
+    short = click.option(
+        "--json",
+        "as_json",
+        flag_value="short",
+        help="Report on stdout as JSON; --json=full with the numbers of every band.",
+    )
+    return short(full(command))
 
 
 def raster_options(*names: str) -> Callable[[Any], Any]:
@@ -77,7 +92,7 @@ def _option(name: str) -> Any:
         return click.option(f"--{name}", is_flag=True, help=about["help"])
     value_type: Any = _TYPES[kind]
     if about["choices"]:
-        value_type = click.Choice(about["choices"])
+        value_type = click.Choice(about["choices"], case_sensitive=False)
     elif about["least"] is not None:
         value_type = click.IntRange(min=about["least"])
     elif name == "memory":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satclip_engine.cli._report import lattice_lines, resolution_text
+from satclip_engine.cli._report import for_programs, lattice_lines, resolution_text, summary
 from satclip_engine.geo.crs import crs_name
 from satclip_engine.progress import duration_text, size_text
 
@@ -19,67 +20,111 @@ if TYPE_CHECKING:
     from satclip_engine.raster.size_estimate import DiskEstimate
 
 
+ASSEMBLY_RATE = 1e9  # bytes per second: tiles are copied from the spool, mostly in the page cache
+PICTURE_BYTES = 300_000_000  # that drawing the picture takes
+
+
 @dataclass(frozen=True)
 class RasterForecast:
-    """Plan and size of a raster that is not written."""
+    """Plan, time, memory and size of a raster that is not written."""
 
     options: CommandLine
     grid: Grid
     bands: int
     plan: Plan  # with seconds predicted for this machine
     disk: DiskEstimate
+    blocksize: int
     threads: int
+    memory: int  # bytes: all that this process will hold
+    survey_seconds: float  # of choosing the plan, which the run does again
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run; the picture not counted."""
+        pixels = self.plan.seconds.get(self.plan.path, 0.0)
+        packing = self.disk.packing_seconds / self.threads
+        return self.survey_seconds + pixels + packing + self.disk.file / ASSEMBLY_RATE
 
 
 def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progress) -> RasterForecast:
-    """Choose the plan and estimate the size. Raises UsageError as writing the raster would."""
+    """Choose the plan and estimate time, memory and size. Raises UsageError as writing the raster would."""
     from satclip_engine.lattice.choose import approximated
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
+    from satclip_engine.raster.report import peak_memory
     from satclip_engine.raster.request import check_request
     from satclip_engine.raster.size_estimate import estimate_disk
-    from satclip_engine.raster.write import fit_and_plan
+    from satclip_engine.raster.write import cache_bytes, fit_and_plan
 
+    started = time.perf_counter()
     raster = replace(options.raster, overwrite=True, resume=False, progress=progress)
-    request = check_request(encoder, options.output, grid, raster)
+    request = check_request(encoder, options.output or Path("raster.tif"), grid, raster)
     progress.stage("finding the range of every band")
     quantiser, chosen, network = fit_and_plan(request, progress.stage)
-    tiling, region = request.tiling, region_of(grid)
+    shared = cache_bytes(raster.memory) if chosen is not None and chosen.interpolates else 0
+    tiling, region = request.tiling_beside(shared), region_of(grid)
     disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec)
     plan = chosen or exact_plan(region, "as asked for")
+    survey_seconds = time.perf_counter() - started
+    # The lattice's nodes are held as far as they fit into their share of the memory.
+    nodes = min(shared, 4 * plan.nodes * encoder.embed_dim)
+    picture = 0 if options.no_preview else PICTURE_BYTES
+    memory = peak_memory() + max(tiling.memory + nodes, picture)
     if encoder.plan is None:  # an atlas has no other way
         progress.stage("measuring this machine")
         plan = replace(plan, seconds=predicted(plan, encoder.network, region, tiling.threads))
-    return RasterForecast(options, grid, encoder.embed_dim, plan, disk, tiling.threads)
+    return RasterForecast(
+        options,
+        grid,
+        encoder.embed_dim,
+        plan,
+        disk,
+        request.blocksize,
+        tiling.threads,
+        memory,
+        survey_seconds,
+    )
 
 
 def as_json(forecast: RasterForecast) -> str:
-    """One JSON object."""
+    """One JSON object, its words those of the report of a run."""
+    options, plan = forecast.options, forecast.plan.summary()
     content: dict[str, Any] = {
-        **forecast.plan.summary(),
+        "path": None if options.output is None else str(options.output),
         "shape": list(forecast.grid.shape),
         "bands": forecast.bands,
+        "dtype": options.raster.dtype,
+        "compress": options.raster.compress,
+        "blocksize": forecast.blocksize,
         "threads": forecast.threads,
-        "file_bytes": forecast.disk.file,
-        "disk_bytes": forecast.disk.peak,
+        "seconds": forecast.seconds,
+        "pixel_seconds": plan.pop("seconds"),
+        "peak_memory": forecast.memory,
+        "bytes": forecast.disk.file,
+        "disk_estimate": forecast.disk.peak,
+        "reconstruction": plan,
     }
-    return json.dumps(content, indent=2)
+    return for_programs(content, options.as_json)
 
 
 def as_text(forecast: RasterForecast) -> str:
     """For people, a line a subject."""
     plan, disk, (height, width) = forecast.plan, forecast.disk, forecast.grid.shape
-    seconds = [f"{path} {duration_text(time)}" for path, time in plan.seconds.items()]
+    raster, threads = forecast.options.raster, f"{forecast.threads} thread{'s' * (forecast.threads > 1)}"
+    seconds = [f"{path} {duration_text(pixel_time)}" for path, pixel_time in plan.seconds.items()]
+    pixels = f"; pixels alone: {', '.join(seconds)}" if seconds else ""
     lines = [
         (
             "grid",
             f"{width} x {height} pixels of {resolution_text(forecast.grid)}, {crs_name(forecast.grid.crs)}",
         ),
+        ("bands", f"{forecast.bands}, {raster.dtype}, {raster.compress}"),
         ("path", plan.path),
         ("why", plan.reason),
-        ("time", f"of pixels alone: {', '.join(seconds)} with {forecast.threads} threads" if seconds else ""),
+        ("time", f"about {duration_text(forecast.seconds)} with {threads}{pixels}"),
         *lattice_lines(plan.summary()),
+        ("memory", f"up to {size_text(forecast.memory)}"),
         ("size", f"about {size_text(disk.file)} ({size_text(disk.peak)} of disk while it is written)"),
     ]
-    head = f"{forecast.options.output} is not written; it would be:"
-    return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
+    name = "The raster" if forecast.options.output is None else forecast.options.output
+    return summary(f"{name} is not written; it would be:", lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from satclip_engine.geo.grid import Grid
     from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.raster.write import Report
+
+_INDENT = 11  # columns before a summary's text
+_MIN_COLUMNS, _MAX_COLUMNS = 40, 80  # of a summary
+_OF_BANDS = ("sigma", "max_error", "rms_error", "scale", "offset")  # in reports: a number for each band
 
 
 def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) -> dict[str, str]:
@@ -165,7 +171,7 @@ def as_json(result: Result) -> str:
         "command": command_line(result.options),
         "version": __version__,
     }
-    return json.dumps(content, indent=2, default=str)
+    return for_programs(content, result.options.as_json)
 
 
 def as_text(result: Result) -> str:
@@ -192,8 +198,29 @@ def as_text(result: Result) -> str:
         lines += _details(result)
     if result.preview:
         lines.append(("preview", str(result.preview)))
-    head = str(result.options.output) + (" is complete already" if complete else "")
-    return "\n".join([head, *(f"  {name:<8} {text}" for name, text in lines if text)])
+    return summary(str(result.options.output) + (" is complete already" if complete else ""), lines)
+
+
+def summary(head: str, lines: list[tuple[str, str]]) -> str:
+    """A heading and a line a subject, longer ones continued below between two words; empty ones left out."""
+    columns = min(max(shutil.get_terminal_size().columns - 1, _MIN_COLUMNS), _MAX_COLUMNS)
+    wrapper = textwrap.TextWrapper(width=columns - _INDENT, break_long_words=False, break_on_hyphens=False)
+    text = [head]
+    for name, content in lines:
+        for number, line in enumerate(wrapper.wrap(content)):
+            text.append(f"  {'' if number else name:<8} {line}")
+    return "\n".join(text)
+
+
+def for_programs(content: dict[str, Any], detail: str | None) -> str:
+    """JSON of a report: `detail` "full" with the lists that have a number for each band, else without."""
+    return json.dumps(content if detail == "full" else _without_bands(content), indent=2, default=str)
+
+
+def _without_bands(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {name: _without_bands(value) for name, value in content.items() if name not in _OF_BANDS}
 
 
 def lattice_lines(plan: dict[str, Any] | None) -> list[tuple[str, str]]:

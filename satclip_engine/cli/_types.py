@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from satclip_engine.device import Device, parse_device
 from satclip_engine.errors import UsageError
@@ -92,6 +93,22 @@ class DeviceType(click.ParamType):
             self.fail(f"{value!r} is none of cpu, cuda and cuda:N", param, ctx)
 
 
+class SourceType(click.ParamType):
+    """A name out of a few, or a file's; shells complete both."""
+
+    name = "source"
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that begin so, and files."""
+        names = [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
+        return names if names and incomplete else [*names, CompletionItem(incomplete, type="file")]
+
+
 class FileType(click.ParamType):
     """A path to be written, with one of the given suffixes."""
 
@@ -102,6 +119,8 @@ class FileType(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
+        if "://" in str(value) or str(value).startswith("/vsi"):
+            self.fail(f"{value}: outputs are local files; write one and copy it there", param, ctx)
         if path.suffix.lower() == ".zarr":
             self.fail(
                 f"{value}: Zarr output is not available in this version; give a name ending in .tif",
@@ -111,3 +130,9 @@ class FileType(click.ParamType):
         if path.suffix.lower() not in self.suffixes:
             self.fail(f"{value}: {self.what} ends in {' or '.join(self.suffixes)}", param, ctx)
         return path
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Files."""
+        return [CompletionItem(incomplete, type="file")]

@@ -15,8 +15,8 @@ from click.core import ParameterSource
 
 from satclip_engine import __version__
 from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
-from satclip_engine.cli._options import CommandLine, raster_options
-from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, ResolutionType
+from satclip_engine.cli._options import CommandLine, json_option, raster_options
+from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, ResolutionType, SourceType
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.options import BACKENDS, HARMONICS, PRECISIONS, option_fields
 
@@ -77,6 +77,7 @@ same bytes, and a run without --resume starts over.
 )
 @click.option(
     "--weights",
+    type=SourceType("default", "default-l10"),
     default="default",
     show_default=True,
     metavar="SOURCE",
@@ -84,7 +85,7 @@ same bytes, and a run without --resume starts over.
 )
 @click.option(
     "--harmonics",
-    type=click.Choice(HARMONICS),
+    type=click.Choice(HARMONICS, case_sensitive=False),
     help="Spherical harmonics: exact, or as the published code evaluates them.  "
     "[default: what the weights were trained with]",
 )
@@ -105,7 +106,10 @@ same bytes, and a run without --resume starts over.
 )
 @click.option("--crs", metavar="CRS", help="EPSG code, PROJ string or WKT.  [default: EPSG:4326]")
 @click.option(
-    "--like", metavar="RASTER", help="Take the pixels of a raster; excludes the three options above."
+    "--like",
+    type=SourceType(),
+    metavar="RASTER",
+    help="Take the pixels of a raster; excludes the three options above.",
 )
 @raster_options("dtype")
 @click.option(
@@ -127,14 +131,14 @@ same bytes, and a run without --resume starts over.
 )
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(BACKENDS, case_sensitive=False),
     default="auto",
     show_default=True,
     help="Implementation of the encoder.  auto: the fastest on the device.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(PRECISIONS, case_sensitive=False),
     default="exact",
     show_default=True,
     help="Of a GPU: exact float32, or 16-bit products after the first layer.",
@@ -154,8 +158,12 @@ same bytes, and a run without --resume starts over.
     help="In place of OUTPUT: write the lattice of the whole Earth, from which points and rasters are made "
     "without the weights (--weights ZARR).  [--dtype int16, --tolerance 1e-3]",
 )
-@click.option("--plan", is_flag=True, help="Say how it would be computed, how long and why, and stop there.")
-@click.option("--json", "as_json", is_flag=True, help="Report on stdout as JSON.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Say how it would be computed and why, time, memory and disk it would take, and stop there.",
+)
+@json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a failure.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
@@ -170,7 +178,7 @@ def main(**parameters: Any) -> None:
         encoder, _ = _select(_load(options), options.bands)
         _atlas.run(options, encoder, dtype_given=dtype_given)
         return
-    if options.output is None:
+    if options.output is None and not options.plan:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
     _check_paths(options)
     run(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ TILE_OVERHEAD_BYTES = 20  # of a tile beside its data: offset, count, leader, tr
 
 @dataclass(frozen=True)
 class DiskEstimate:
-    """Disk space in bytes, estimated."""
+    """Disk space in bytes, estimated, and the work of filling it."""
 
     file: int
     peak: int  # of file and spool together
+    packing_seconds: float = 0.0  # of one thread: codes, tiles and compression of all levels
 
 
 def estimate_disk(
@@ -36,9 +38,11 @@ def estimate_disk(
     """
     tile_count = sum(level.tiles for level in tiling.levels)
     file = tile_count * tiling.bands * TILE_OVERHEAD_BYTES + (1 << 16)
+    packing = 0.0
     for number, level in enumerate(tiling.levels):
-        rate = _bytes_per_pixel(network, grid, tiling, number, quantiser, codec)
+        rate, seconds = _cost_of_a_pixel(network, grid, tiling, number, quantiser, codec)
         file += int(rate * level.height * level.width)
+        packing += seconds * level.height * level.width
     carried_over = sum(
         4
         * tiling.bands
@@ -47,25 +51,27 @@ def estimate_disk(
         for pyramid_pass in tiling.passes
         if pyramid_pass.carries_over
     )
-    return DiskEstimate(file, file + max(file, carried_over))
+    return DiskEstimate(file, file + max(file, carried_over), packing)
 
 
-def _bytes_per_pixel(
+def _cost_of_a_pixel(
     network: Prepared, grid: Any, tiling: Tiling, number: int, quantiser: Quantiser, codec: Codec
-) -> float:
-    """Bytes that compression leaves of a level's pixel, all bands together.
+) -> tuple[float, float]:
+    """Bytes that compression leaves of a level's pixel, all bands together, and seconds of packing them.
 
     An overview's pixels are replaced by every 2ⁿth one of full resolution, whose means they are.
     """
     level, step, side = tiling.levels[number], 2**number, min(WINDOW_PIXELS, tiling.blocksize)
     compress = compressor(codec)
     spent = pixels = 0
+    seconds = 0.0
     statistics = QuantisationStatistics.zero(tiling.bands)
     integer = quantiser.scale is not None and quantiser.offset is not None
     for row, column in _window_corners((level.height, level.width), side, max(1, SAMPLE_WINDOWS >> number)):
         rows = np.arange(row, min(row + side, level.height)) * step
         columns = np.arange(column, min(column + side, level.width)) * step
         block = network.encode_pixels(grid, rows, columns, call=Call(tiling.threads))
+        started = time.perf_counter()
         tiles = np.zeros((1, tiling.bands, side, side), quantiser.sample.name)
         _C.pack_tiles(
             block,
@@ -80,8 +86,9 @@ def _bytes_per_pixel(
             valid=np.zeros(1, np.int64),
         )
         spent += sum(len(compress(tile)) for tile in tiles[0])
+        seconds += time.perf_counter() - started
         pixels += block.shape[0] * block.shape[1]
-    return spent / pixels
+    return spent / pixels, seconds / pixels
 
 
 def _window_corners(shape: tuple[int, int], side: int, count: int) -> list[tuple[int, int]]:

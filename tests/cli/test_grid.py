@@ -22,6 +22,7 @@ from satclip_engine import __version__
 from satclip_engine.encoder import load
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.preview.pca import pca_head
+from satclip_engine.raster.write import write_raster
 
 # What it writes
 
@@ -422,3 +423,14 @@ def test_the_installed_command_is_this_one():
     assert command is not None, "the package is not installed"
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"satclip-grid {__version__}\n"
+
+
+def test_choices_are_read_in_any_case_as_gdal_reads_them(folder, weights):
+    result = run("a.tif", "--weights", weights, *SMALL, "--compress", "ZSTD", "--dtype", "Int16", "-q")
+    assert result.exit_code == 0, result.output
+    with rasterio.open("a.tif") as raster:
+        assert (raster.dtypes[0], raster.profile["compress"]) == ("int16", "zstd")
+    again = run("a.tif", "--weights", weights, *SMALL, "--dtype", "int16", "--resume", "-q")
+    assert "complete already" in again.stdout
+    report = write_raster(load(weights), "b.tif", make_grid(resolution=30), compress="DEFLATE")
+    assert report.compress == "deflate"

@@ -44,13 +44,55 @@ def test_a_plan_says_path_reason_time_error_and_size_and_writes_nothing(folder, 
     assert "while it is written" in lines["size"]
 
 
-def test_a_plan_in_json_has_the_measured_errors_of_every_band(folder, smooth):
-    result = run("a.tif", "--weights", smooth, *WINDOW, "--plan", "--json", "-q")
-    plan = json.loads(result.stdout)
-    assert (plan["path"], plan["shape"], plan["bands"]) == ("lattice", [400, 400], 4)
-    assert len(plan["certificate"]["max_error"]) == 4
-    assert plan["seconds"]["lattice"] < plan["seconds"]["product grid"]
+def test_a_plan_in_json_has_the_measured_errors_of_every_band_when_asked_in_full(folder, smooth):
+    arguments = ["a.tif", "--weights", smooth, *WINDOW, "--plan", "-q"]
+    plan, full = (json.loads(run(*arguments, how).stdout) for how in ("--json", "--json=full"))
+    assert (plan["path"], plan["shape"], plan["bands"], plan["dtype"]) == ("a.tif", [400, 400], 4, "int8")
+    assert plan["reconstruction"]["method"] == "lattice"
+    assert plan["pixel_seconds"]["lattice"] < plan["pixel_seconds"]["product grid"]
+    assert plan["seconds"] > plan["pixel_seconds"]["lattice"]
+    assert plan["peak_memory"] > 50e6
+    assert plan["disk_estimate"] > plan["bytes"] > 0
+    assert "max_error" not in plan["reconstruction"]["certificate"]
+    assert len(full["reconstruction"]["certificate"]["max_error"]) == 4
     assert names(folder) == []
+
+
+def test_the_json_of_a_run_and_of_its_plan_share_their_words(folder, smooth):
+    arguments = ["a.tif", "--weights", smooth, *WINDOW, "--no-preview", "-q"]
+    plan, report = (json.loads(run(*arguments, *how).stdout) for how in (["--json", "--plan"], ["--json"]))
+    for word in ("path", "shape", "bands", "dtype", "compress", "blocksize", "threads"):
+        assert plan[word] == report[word], word
+    assert set(plan) - set(report) == {"pixel_seconds"}
+    assert set(plan["reconstruction"]) == set(report["reconstruction"]) - {"seconds"}
+    full = json.loads(run("b.tif", *arguments[1:], "--json=full").stdout)
+    assert len(full["reconstruction"]["certificate"]["sigma"]) == 4
+    assert_one_line(run(*arguments, "--json=brief"), 2, "--json=brief", "--json or --json=full")
+
+
+def test_a_plan_needs_no_output(folder, smooth):
+    result = run("--weights", smooth, *WINDOW, "--plan", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("The raster is not written; it would be:\n")
+    lines = {line[2:10].strip(): line[11:] for line in result.stdout.splitlines()[1:]}
+    assert lines["bands"] == "4, int8, zstd"
+    assert "thread" in lines["time"]
+    assert "B" in lines["memory"]
+    assert json.loads(run("--weights", smooth, *WINDOW, "--plan", "-q", "--json").stdout)["path"] is None
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_summaries_fit_the_terminal_and_break_between_words(folder, smooth, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    arguments = ["a.tif", "--weights", smooth, *WINDOW, "-q", "--overwrite"]
+    wide = {}
+    for how in ([], ["--plan"]):
+        lines = run(*arguments, *how).stdout.splitlines()
+        assert max(map(len, lines)) < min(columns, 81)
+        wide[len(how)] = " ".join(" ".join(lines).split())
+    assert "at order" in wide[0]
+    assert "pixels alone" in wide[1]
 
 
 def test_the_plan_of_an_exact_run_and_of_a_small_one_say_why(folder, smooth):

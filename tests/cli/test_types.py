@@ -55,3 +55,28 @@ def test_suffixes_are_known_in_capitals_too():
 def test_other_bands_are_refused(text):
     with pytest.raises(click.BadParameter, match="pca:3"):
         BandsType().convert(text, None, None)
+
+
+def completions(arguments: list[str], incomplete: str) -> list[tuple[str, str]]:
+    from click.shell_completion import ShellComplete
+
+    from satclip_engine.cli.grid import main
+
+    shell = ShellComplete(main, {}, "satclip-grid", "_SATCLIP_GRID_COMPLETE")
+    return [(item.type, item.value) for item in shell.get_completions(arguments, incomplete)]
+
+
+@pytest.mark.parametrize("option", [[], ["--like"], ["--weights"], ["--preview"], ["--atlas"]])
+def test_shells_complete_names_of_files(option):
+    assert ("file", "wo") in completions(option, "wo")
+
+
+def test_shells_complete_names_of_weights_and_choices():
+    assert completions(["--weights"], "def") == [("plain", "default"), ("plain", "default-l10")]
+    assert ("plain", "zstd") in completions(["--compress"], "")
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/x.tif", "/vsis3/bucket/x.tif", "https://host/x.tif"])
+def test_outputs_elsewhere_are_refused_by_name(path):
+    with pytest.raises(click.BadParameter, match=r"outputs are local files; write one and copy it there"):
+        FileType((".tif",), "it").convert(path, None, None)
