@@ -213,7 +213,7 @@ def coded_array(
         grid, exact=exact, tolerance=tolerance, step=quantiser.scale, dtype=dtype.name
     )
     network.encode_pixels(approximated(network, grid), out=memory, call=Call(quantise=quantiser.quantise))
-    scale_offset_variables = {
+    scale_offset_variables: dict[Hashable, xarray.Variable] = {
         "scale": xarray.Variable("band", quantiser.scale),
         "offset": xarray.Variable("band", quantiser.offset),
     }

@@ -21,7 +21,7 @@ _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 class CommandLine:
     """The command line, parsed."""
 
-    output: Path | None  # None: an atlas is written, or a raster only planned
+    output: Path  # without one, an atlas is written, or a raster only planned
     atlas: Path | None
     weights: str
     harmonics: Literal["exact", "published"] | None
@@ -56,7 +56,7 @@ class CommandLine:
     @property
     def preview_path(self) -> Path | None:
         """Path of the picture; None when none is wanted."""
-        if self.no_preview or self.output is None:
+        if self.no_preview or not self.output:
             return None
         return self.preview or self.output.with_suffix(".png")
 

@@ -46,7 +46,8 @@ def _check_file(path: Path, source: str, suffix: str) -> None:
     if path.is_dir():
         raise WeightsError(f"{source}: expected a file, found a directory")
     if not path.exists():
-        raise WeightsError(f"{source}: no such file")
+        remote = ": download it, or give hf://org/name" if "://" in source else ""
+        raise WeightsError(f"{source}: no such file{remote}")
     if suffix not in _READERS:
         raise WeightsError(
             f"{source}: expected a name ending in {' or '.join(SUFFIXES)}, found {suffix or 'no suffix'!r}"
