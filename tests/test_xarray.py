@@ -468,3 +468,16 @@ def test_a_grid_merges_with_the_scene_whose_pixels_it_has(tiny, case, tmp_path):
     stacked = xr.concat([scene.expand_dims(band=["scene"]), embedding], "band", join="exact")
     assert stacked.spatial_ref.ndim == 0
     assert stacked.sizes["band"] == 9
+
+
+def test_a_wide_grid_merges_with_its_scene_and_the_widest_have_indexes(tiny):
+    like = GeoBox((4, 200_000), Affine(10, 0, 3e5, 0, -10, 5e6), "EPSG:32633")
+    wide = tiny.grid(like=like)
+    scene = xr.DataArray(
+        np.zeros((4, 200_000), np.int8), {"y": wide.y.values, "x": wide.x.values}, ("y", "x"), name="scene"
+    )
+    assert xr.merge([scene, wide], join="exact", compat="equals").sizes["x"] == 200_000
+    assert wide.isel(band=0, drop=True).reindex_like(scene[:, :5]).sizes["x"] == 5
+    widest = tiny.grid(resolution=0.0002)
+    assert len(widest.indexes["x"]) == 1_800_000
+    assert np.array_equal(widest.indexes["x"][[0, -1]], widest.x[[0, -1]])

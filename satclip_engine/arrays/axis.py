@@ -1,6 +1,7 @@
 """Labels along an axis of pixels that are computed, not stored, and selection by them.
 
-Those of a global 10 m grid alone would take 48 MB; xarray's own indexes would hold them all.
+Those of a global 10 m grid alone would take 48 MB; xarray's own indexes would hold them all. Shorter axes
+have an ordinary pandas index, which aligns with a scene's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pandas as pd
 import xarray
 from xarray.indexes import CoordinateTransform, CoordinateTransformIndex, PandasIndex
 
-_STORED_LABELS = 1 << 16  # up to which they are held in memory (512 kB), as an ordinary pandas index
+_STORED_LABELS = 1 << 20  # up to which they are held in memory (8 MB), as an ordinary pandas index
 
 
 class AxisLabels(CoordinateTransform):
@@ -80,6 +81,10 @@ class AxisIndex(CoordinateTransformIndex):
         name = self.transform.coord_names[0]
         labels = self.transform.forward({self.transform.dims[0]: positions})[name]
         return PandasIndex(pd.Index(labels, name=name), dim, coord_dtype=labels.dtype)
+
+    def to_pandas_index(self) -> pd.Index:
+        """All labels, which are computed and held from now on by whoever asks: `array.indexes` does."""
+        return self._pandas(np.arange(self.transform.size), self.transform.dims[0]).index
 
     def isel(self, indexers: Mapping[Any, Any]) -> Any:
         indexer = indexers[self.transform.dims[0]]
