@@ -28,12 +28,14 @@ from satclip_engine.field import AbsentWeights, Field, NetworkField
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.geo.lonlat import as_lonlat, as_points_tensor, is_tensor, like_tensor
 from satclip_engine.geo.pixels import Index, PixelGrid
+from satclip_engine.options import GLOBE, INTEGERS, SCALES
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
+    from satclip_engine.backends.extremes import Extremes
     from satclip_engine.geo.grid import Grid
     from satclip_engine.lattice.choose import Planner
     from satclip_engine.lattice.plan import Plan
@@ -206,6 +208,11 @@ class Encoder:
         return self.planner.moments()
 
     @property
+    def extremes(self) -> Extremes:
+        """Least and largest value of every band over the globe, by which integers are scaled."""
+        return self.planner.extremes()
+
+    @property
     def planner(self) -> Planner:
         """Chooses between evaluating and interpolating, and keeps the latest choices."""
         from satclip_engine.lattice.choose import Planner
@@ -213,7 +220,7 @@ class Encoder:
         network = self.network
         with self._lock:
             if self._planner is None:
-                self._planner = Planner(network, self.threads)
+                self._planner = Planner(network, self.threads, self._field.extremes)
             return self._planner
 
     def check(self, *, exact: bool, tolerance: float | None) -> None:
@@ -357,6 +364,8 @@ class Encoder:
         exact: bool = False,
         tolerance: float | None = None,
         dtype: Any = None,
+        range: str | os.PathLike[str] = GLOBE,
+        scale: str = SCALES[0],
         scale_offset: tuple[Any, Any] | None = None,
     ) -> xarray.DataArray:
         """Embed every pixel of a raster, as an xarray.DataArray (band, y, x) float32.
@@ -371,9 +380,11 @@ class Encoder:
             lattice of it, and the error measured: at most `tolerance` σ of each band, default 1e-4, for
             integers an eighth of a step. The array's attributes state the measured error. `exact` never
             interpolates.
-        dtype: "float32", or "int8" or "int16", which are computed now: value = code·scale + offset with
-            scale and offset, (E,) each, from `scale_offset` or fitted to the raster, and given as
-            coordinates; the least code is no data.
+        dtype: "float32", or "int8", "uint8" or "int16", which are computed now: value = code·scale + offset
+            with coordinates scale and offset, (E,) each; the least code is no data.
+        range, scale: what codes are spread over, as `write_raster` has them: "globe" gives all arrays and
+            rasters of this encoder the same scales. scale_offset: two numbers, or two arrays with one for
+            each band, in place of both.
 
         Without `chunks` and `out` values are computed where they are indexed, and only there. The first
         values of a raster that may be interpolated wait for its plan, which measures the field at some
@@ -389,18 +400,13 @@ class Encoder:
 
         encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
         codes = _code_type(dtype, out)
+        rule = lazy.coding_rule(encoder, codes, range=range, scale=scale, scale_offset=scale_offset)
         if chunks is not None and (out is not None or codes is not None):
             raise UsageError(
                 "out and integers are filled at once, chunks is for later: give one of them", argument="out"
             )
         if codes is not None:
-            return lazy.coded_array(
-                encoder, pixels, codes, out, scale_offset, exact=exact, tolerance=tolerance
-            )
-        if scale_offset is not None:
-            raise UsageError(
-                'scale_offset is for integers: give dtype="int8" or "int16" too', argument="scale_offset"
-            )
+            return lazy.coded_array(encoder, pixels, rule, out, exact=exact, tolerance=tolerance)
         partial = out is None and chunks is None
         planned = lazy.PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=partial)
         if out is None:
@@ -476,16 +482,19 @@ def _grid_of(geobox: Any, resolution: Any, bounds: Any, crs: Any, like: Any) -> 
 
 
 def _code_type(dtype: Any, out: Any) -> np.dtype[Any] | None:
-    """int8 or int16 where codes are asked for by name or by the dtype of `out`; None for float32."""
+    """An integer type where codes are asked for by name or by the dtype of `out`; None for float32."""
     if dtype is None:
         name = str(getattr(out, "dtype", None))
-        return np.dtype(name) if name in ("int8", "int16") else None
+        return np.dtype(name) if name in INTEGERS else None
     try:
         kind = np.dtype(dtype)
     except TypeError:
         kind = np.dtype(object)
-    if kind.name not in ("float32", "int8", "int16"):
-        raise UsageError(f'dtype must be "float32", "int8" or "int16", not {dtype!r}', argument="dtype")
+    if kind.name not in ("float32", *INTEGERS):
+        raise UsageError(
+            f"dtype must be float32, {', '.join(INTEGERS[:-1])} or {INTEGERS[-1]}, not {dtype!r}",
+            argument="dtype",
+        )
     return None if kind == np.float32 else kind
 
 

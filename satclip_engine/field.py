@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import numpy as np
 
 from satclip_engine import backends
+from satclip_engine.backends.extremes import Extremes, network_extremes
 from satclip_engine.backends.protocols import Prepared, check_precision
 from satclip_engine.device import Device
 from satclip_engine.errors import UsageError
+from satclip_engine.lattice.tolerance import spiral
 from satclip_engine.weights import Layers, LocationWeights, Provenance
 
 if TYPE_CHECKING:
     from satclip_engine.lattice.plan import Plan
+
+EXTREMES_POINTS = 1 << 16  # 0.9° apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,9 @@ class Field(Protocol):
     def check(self, *, exact: bool, tolerance: float | None) -> None:
         """Raise UsageError for an accuracy that it cannot give."""
 
+    def extremes(self, threads: int) -> Extremes:
+        """Least and largest value of each output over the globe, the same on every machine."""
+
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> Field:
         """`weight` (K, E) times the outputs plus `bias` (K,). Raises UsageError for other shapes."""
 
@@ -113,6 +120,9 @@ class NetworkField:
 
     def check(self, *, exact: bool, tolerance: float | None) -> None:
         """Any accuracy will do; what float32 cannot keep is refused when a plan is made."""
+
+    def extremes(self, threads: int) -> Extremes:
+        return network_extremes(self.layers, spiral(EXTREMES_POINTS), threads)
 
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> NetworkField:
         return NetworkField(self.weights, *self._how, self.layers.with_head(weight, bias))

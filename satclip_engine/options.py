@@ -23,7 +23,10 @@ BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 # layer, float32 sums. It is the least accuracy: backends that know only exact arithmetic compute by that.
 PRECISIONS = ("exact", "fast")
 HARMONICS = ("exact", "published")
-DTYPES = ("int8", "int16", "float16", "float32")
+INTEGERS = ("int8", "uint8", "int16")
+DTYPES = (*INTEGERS, "float16", "float32")
+GLOBE, WINDOW = RANGES = ("globe", "window")  # where the range of a band is looked for; else in a file
+SCALES = ("band", "common")
 COMPRESSIONS = ("zstd", "deflate", "lerc", "none")
 
 
@@ -59,8 +62,21 @@ class RasterOptions:
     dtype: str = option(
         "int8",
         "Type of the values. int8 needs GDAL 3.7 or newer to be read right (builds of QGIS 3.32 and newer "
-        "have it); take int16 for older ones.",
+        "have it); take uint8 or int16 for older ones.",
         choices=DTYPES,
+        identifies=True,
+    )
+    range: str = option(
+        GLOBE,
+        "Range of each band that integers are spread over: over the globe, so that all rasters of the same "
+        "weights have the same scales and go together; of this raster alone, in finer steps; or the scales "
+        "of a file: another raster, JSON or TOML.",
+        metavar="globe|window|FILE",
+    )
+    scale: str = option(
+        SCALES[0],
+        "One scale and offset for each band, or common ones for all, coarser, for tools that know only one.",
+        choices=SCALES,
         identifies=True,
     )
     compress: str = option("zstd", "Compression of the tiles.", choices=COMPRESSIONS, identifies=True)

@@ -3,11 +3,12 @@
     value = code · scale + offset
 
 int8 uses codes −127..127 and int16 −32767..32767; the one code below them means "no data" and is never
-produced by data. Floats mean themselves and NaN is no data. Scale and offset are float32 numbers (kept as
-float64), so that GDAL's decimal tags hold them exactly.
+produced by data. uint8 is int8 with 128 added, so that data are 1..255 and no data is 0, which tools fill in
+where they know nothing. Floats mean themselves and NaN is no data.
 
-A quantiser is fitted to a sample of the raster's own pixels. What lies beyond the largest code is clipped,
-counted and reported.
+All three are one grid of values: for the same range int16's step is a 256th of int8's, and zero of the
+offset's. Scales have few digits and offsets are whole steps, so that both, uint8's offset too, are float32
+numbers, and so that ranges that differ in their last bits give the same ones.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.backends.protocols import Call, Prepared, Quantise
-from satclip_engine.errors import Argument, UsageError
+from satclip_engine.backends.protocols import Quantise
+from satclip_engine.errors import UsageError
 
-# Pixels evaluated to find every band's range; rasters of up to as many are evaluated completely.
-SAMPLE_PIXELS = 1 << 16
-# By how much a sampled range is widened at either end, as a fraction of it. With 65536 pixels a tail of a
+# By how much a sampled range is widened at either end, as a fraction of it. With 65536 points a tail of a
 # Gaussian band reaches beyond the sample with about 1.5e-5 of its values; a quarter of a standard deviation
 # more leaves a third of that, so that all of 256 bands stay below MAX_CLIPPED.
 RANGE_MARGIN = 0.03
 MAX_CLIPPED = 1e-4  # of a band's values; more is reported as a warning
-# Samples taken until enough pixels have data: a projection's domain may be a small part of the raster.
-SAMPLING_ROUNDS = 4
-MIN_VALID_SHARE = 1 / 8  # of the sample
+_STEPS = 127  # of int8 on either side of the offset
+_SCALE_BITS = 12  # significant ones of a scale, fewer where an offset is many steps
+_FLOAT32_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,10 @@ class SampleType:
 
     name: str
     largest_code: int | None  # None for floats
-    sample_format: int  # 2 signed integer, 3 float
+    sample_format: int  # 1 unsigned integer, 2 signed, 3 float
     predictor: int  # 2 differences of integers, 3 of the byte planes of floats
+    zero: int = 0  # added to all codes
+    step: float = 1.0  # in those of int8, for the same range
 
     @property
     def bytes(self) -> int:
@@ -48,12 +49,13 @@ class SampleType:
     @property
     def nodata(self) -> str:
         """The value that means no data, as GDAL_NODATA writes it."""
-        return "nan" if self.largest_code is None else str(-self.largest_code - 1)
+        return "nan" if self.largest_code is None else str(self.zero - self.largest_code - 1)
 
 
 SAMPLE_TYPES = {
     "int8": SampleType("int8", 127, 2, 2),
-    "int16": SampleType("int16", 32767, 2, 2),
+    "uint8": SampleType("uint8", 127, 1, 2, zero=128),
+    "int16": SampleType("int16", 32767, 2, 2, step=2.0**-8),
     "float16": SampleType("float16", None, 3, 3),
     "float32": SampleType("float32", None, 3, 3),
 }
@@ -72,7 +74,8 @@ class Quantiser:
         values = np.asarray(values, np.float32)
         if self.scale is None or self.offset is None:
             return values.astype(self.sample.name)
-        return self.quantise.codes(values, self.sample.name)
+        signed = self.quantise.codes(values, f"int{8 * self.sample.bytes}")
+        return (signed.astype(np.int32) + self.sample.zero).astype(self.sample.name)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Values (float64, NaN for no data) of (..., E) stored numbers, as GDAL's readers compute them."""
@@ -82,16 +85,24 @@ class Quantiser:
         return np.where(missing, np.nan, codes * self.scale + self.offset)
 
     @property
-    def inverse_scale(self) -> np.ndarray:
-        """Factors of values, (E,) float32: 1 / scale. Integers only."""
+    def quantise(self) -> Quantise:
+        """The rule by which kernels make signed codes. Integers only."""
         assert self.scale is not None
-        return (1.0 / self.scale).astype(np.float32)
+        assert self.offset is not None
+        centre = self.offset + self.sample.zero * self.scale
+        return Quantise((1.0 / self.scale).astype(np.float32), centre.astype(np.float32))
 
     @property
-    def quantise(self) -> Quantise:
-        """The rule by which kernels make codes. Integers only."""
+    def factors(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The same as kernels that store floats too take it: None of these."""
+        return (None, None) if self.scale is None else self.quantise
+
+    def of_type(self, sample: SampleType) -> Quantiser:
+        """Codes of another integer type for the same values."""
+        assert self.scale is not None
         assert self.offset is not None
-        return Quantise(self.inverse_scale, self.offset.astype(np.float32))
+        scale = self.scale * (sample.step / self.sample.step)
+        return Quantiser(sample, scale, self.offset + self.sample.zero * self.scale - sample.zero * scale)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; floats survive it exactly."""
@@ -141,83 +152,20 @@ def sample_type(dtype: str) -> SampleType:
     return SAMPLE_TYPES[dtype]
 
 
-def fit(sample: SampleType, low: np.ndarray, high: np.ndarray, *, complete: bool) -> Quantiser:
-    """A quantiser for bands whose values were seen between `low` and `high`, (E,) each.
+def fit(sample: SampleType, low: np.ndarray, high: np.ndarray, *, margin: float = 0.0) -> Quantiser:
+    """A quantiser for bands whose values lie between `low` and `high`, (E,) each.
 
-    complete: every pixel was seen, so no margin is needed. A band that is constant keeps its value exactly as
-    its offset, and any deviation from it counts as clipped.
+    margin: of the range, added at either end. A band that is constant keeps its value as its offset, to
+    float32's precision, and what deviates from it by 2e-5 of it counts as clipped.
     """
     if sample.largest_code is None:
         return Quantiser(sample)
     low, high = low.astype(np.float64), high.astype(np.float64)
-    margin = 0.0 if complete else RANGE_MARGIN
-    half = (high - low) * (0.5 + margin)
-    offset = ((low + high) / 2).astype(np.float32).astype(np.float64)
-    # Rounding the offset moves the ends of the range by as much.
-    half += np.abs(offset - (low + high) / 2)
-    floor = np.maximum(np.abs(offset), 1e-30) * 2.0**-23
-    scale = np.maximum(half / sample.largest_code, floor).astype(np.float32)
-    scale = np.where(
-        scale.astype(np.float64) * sample.largest_code < half, np.nextafter(scale, np.float32(np.inf)), scale
-    )
-    return Quantiser(sample, scale.astype(np.float64), offset)
-
-
-def sample_indices(shape: tuple[int, int], pixels: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows and columns of a stratified sample of a raster: a list of (rows, columns) whose products are the
-    sample.
-
-    One jittered row and column in each of equally high rows and equally wide columns; columns change every
-    few rows. All pixels when there are no more than `pixels`. The same for the same arguments everywhere.
-    """
-    height, width = shape
-    if height * width <= pixels:
-        return [(rows, np.arange(width)) for rows in np.array_split(np.arange(height), -(-height // 16))]
-    # As square as pixels allow, but never fewer than 64 rows or columns where the raster has them.
-    square = round((pixels * height / width) ** 0.5)
-    down = max(min(height, 64), min(square, height, pixels // min(width, 64)))
-    across = min(width, max(1, pixels // down))
-    random = np.random.Generator(np.random.PCG64(seed))
-
-    def strata(size: int, count: int) -> np.ndarray:
-        edges = np.linspace(0, size, count + 1)
-        return np.minimum(np.floor(edges[:-1] + random.random(count) * np.diff(edges)), size - 1).astype(
-            np.int64
-        )
-
-    rows = np.unique(strata(height, down))
-    return [(chunk, np.unique(strata(width, across))) for chunk in np.array_split(rows, -(-rows.size // 16))]
-
-
-def find_quantiser(network: Prepared, grid: Any, sample: SampleType, threads: int) -> Quantiser:
-    """Fit a quantiser to a stratified sample of the grid's pixels.
-
-    Raises UsageError when none of them has data.
-    """
-    low = np.full(network.embed_dim, np.inf, np.float32)
-    high = -low
-    valid_pixels, complete = 0, grid.shape[0] * grid.shape[1] <= SAMPLE_PIXELS
-    for seed in range(SAMPLING_ROUNDS):
-        for rows, columns in sample_indices(grid.shape, SAMPLE_PIXELS, seed):
-            values = network.encode_pixels(grid, rows, columns, call=Call(threads))
-            pixels = values.reshape(-1, network.embed_dim)
-            valid = pixels[~np.isnan(pixels[:, 0])]
-            valid_pixels += len(valid)
-            if len(valid):
-                np.minimum(low, valid.min(axis=0), out=low)
-                np.maximum(high, valid.max(axis=0), out=high)
-        if (
-            complete
-            or valid_pixels >= SAMPLE_PIXELS * MIN_VALID_SHARE
-            or (sample.largest_code is None and valid_pixels)
-        ):
-            break
-    if not valid_pixels:
-        height, width = grid.shape
-        raise UsageError(
-            f"none of the {height} × {width} pixels lies on Earth: they are outside the domain of CRS "
-            f"{grid.crs}; choose other ",
-            Argument("bounds"),
-            argument="grid",
-        )
-    return fit(sample, low, high, complete=complete)
+    centre, half = (low + high) / 2, (high - low) * (0.5 + margin)
+    # Rounding the offset to whole steps moves the ends of the range by half of one.
+    least = np.maximum(np.spacing(np.abs(centre).astype(np.float32)).astype(np.float64), 1e-30)
+    scale = np.maximum(half / (_STEPS - 0.5), least)
+    digits = np.ceil(np.log2(np.abs(centre) / scale + 2 * (_STEPS + 1)))  # of the offset, in steps
+    unit = np.ldexp(1.0, np.frexp(scale)[1] - np.clip(_FLOAT32_BITS - digits, 1, _SCALE_BITS).astype(int))
+    scale = np.ceil(scale / unit) * unit
+    return Quantiser(SAMPLE_TYPES["int8"], scale, np.rint(centre / scale) * scale).of_type(sample)

@@ -40,9 +40,10 @@ T* vector_of(py::array& array, const char* name, py::ssize_t length) {
 
 Sample sample_of(const std::string& name) {
     if (name == "int8") return Sample::int8;
+    if (name == "uint8") return Sample::uint8;
     if (name == "int16") return Sample::int16;
     if (name == "float16") return Sample::float16;
-    require(name == "float32", "dtype: expected int8, int16, float16 or float32, got '" + name + "'");
+    require(name == "float32", "dtype: expected int8, uint8, int16, float16 or float32, got '" + name + "'");
     return Sample::float32;
 }
 
@@ -52,8 +53,9 @@ void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const s
                 py::array valid, const std::optional<std::string>& isa) {
     const Block block = block_of(pixels);
     const Sample sample = sample_of(dtype);
-    const bool integer = sample == Sample::int8 || sample == Sample::int16;
-    const int size = sample == Sample::int8 ? 1 : sample == Sample::float32 ? 4 : 2;
+    const bool byte = sample == Sample::int8 || sample == Sample::uint8;
+    const bool integer = byte || sample == Sample::int16;
+    const int size = byte ? 1 : sample == Sample::float32 ? 4 : 2;
     require(tiles.ndim() == 4 && tiles.itemsize() == size && (tiles.flags() & py::array::c_style) &&
                 tiles.writeable(),
             "tiles: expected a contiguous writable array (tiles, bands, side, side) of " +

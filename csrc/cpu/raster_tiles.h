@@ -16,13 +16,14 @@ struct Block {
     int rows, columns, bands;
 };
 
-enum class Sample { int8, int16, float16, float32 };
+enum class Sample { int8, uint8, int16, float16, float32 };
 
 // TIFF's Predictor tag: none, differences of integers along a row, byte planes of floats and their
 // differences.
 enum class Predictor { none = 1, horizontal = 2, floating = 3 };
 
-// code = round((value - offset) · inverse_scale) for the integer types; floats are stored as they are.
+// code = round((value - offset) · inverse_scale) for the integer types, of uint8 with 128 added; floats are
+// stored as they are.
 struct Encoding {
     Sample sample;
     Predictor predictor;

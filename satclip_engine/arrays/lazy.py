@@ -6,6 +6,7 @@ well, not stored. With `chunks` the array is a dask array instead.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -21,13 +22,15 @@ from satclip_engine._version import __version__
 from satclip_engine.arrays.axis import AxisIndex, AxisLabels
 from satclip_engine.arrays.band_variable import named_array
 from satclip_engine.arrays.chunks import DIMS, normal_chunks
+from satclip_engine.arrays.ranges import RangeRule, range_rule
 from satclip_engine.backends.buffers import aligned, kernel_order
 from satclip_engine.backends.protocols import Call, Prepared
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
 from satclip_engine.geo.crs import unit_name
 from satclip_engine.lattice.certificate import MIN_POSITIONS
 from satclip_engine.lattice.choose import approximated
-from satclip_engine.quantize import Quantiser, find_quantiser, sample_type
+from satclip_engine.options import GLOBE, INTEGERS, SCALES, WINDOW
+from satclip_engine.quantize import Quantiser, sample_type
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -183,36 +186,60 @@ def grid_array(
     return array
 
 
-def coded_array(
+def coding_rule(
     encoder: Encoder,
-    grid: Grid,
-    dtype: np.dtype[Any],
-    out: Any,
-    scale_offset: tuple[Any, Any] | None,
+    dtype: np.dtype[Any] | None,
     *,
-    exact: bool,
-    tolerance: float | None,
+    range: str | os.PathLike[str],
+    scale: str,
+    scale_offset: tuple[Any, Any] | None,
+) -> RangeRule:
+    """The rule by which codes of a type follow from values; None: floats, which have no codes.
+
+    Raises UsageError.
+    """
+    sample = sample_type("float32" if dtype is None else dtype.name)
+    if scale_offset is None:
+        return range_rule(range, scale, sample, encoder.band_names)
+    if dtype is None:
+        raise UsageError(
+            f"scale_offset is for integers: give dtype {', '.join(INTEGERS)} too", argument="scale_offset"
+        )
+    if range != GLOBE or scale != SCALES[0]:
+        raise UsageError(
+            "scale_offset says what ",
+            Argument("range"),
+            " and ",
+            Argument("scale"),
+            " say: leave them out",
+            argument="scale_offset",
+        )
+    return RangeRule(sample, content=Quantiser(sample, *_scale_offset(scale_offset, encoder.embed_dim)))
+
+
+def coded_array(
+    encoder: Encoder, grid: Grid, rule: RangeRule, out: Any, *, exact: bool, tolerance: float | None
 ) -> xarray.DataArray:
-    """The embedding of every pixel as int8 or int16 codes, (band, y, x), computed now, into `out` if given.
+    """The embedding of every pixel as integer codes, (band, y, x), computed now, into `out` if given.
 
     Coordinates scale and offset along the band. Raises UsageError.
     """
-    sample = sample_type(dtype.name)
+    sample, dtype = rule.sample, np.dtype(rule.sample.name)
     shape = (*grid.shape, encoder.embed_dim)
     memory = aligned(shape, dtype) if out is None else kernel_order(out, shape, dtype)
     network = encoder.network
-    if tolerance is not None:  # in σ it needs no step, and a lattice yields the ranges faster
+    if tolerance is not None and rule.origin == WINDOW:  # a lattice yields the ranges faster
         network = encoder.choose(grid, exact=exact, tolerance=tolerance)[1]
-    if scale_offset is None:
-        quantiser = find_quantiser(network, grid, sample, encoder.threads)
-    else:
-        quantiser = Quantiser(sample, *_scale_offset(scale_offset, encoder.embed_dim))
+    quantiser = rule.quantiser(encoder, network, grid, encoder.threads)
     assert quantiser.scale is not None
     assert quantiser.offset is not None
     plan, network = encoder.choose(
         grid, exact=exact, tolerance=tolerance, step=quantiser.scale, dtype=dtype.name
     )
-    network.encode_pixels(approximated(network, grid), out=memory, call=Call(quantise=quantiser.quantise))
+    call, signed = Call(quantise=quantiser.quantise), f"int{8 * dtype.itemsize}"
+    network.encode_pixels(approximated(network, grid), out=memory.view(signed), call=call)
+    if sample.zero:
+        np.bitwise_xor(memory, sample.zero, out=memory)  # adds it to signed codes
     scale_offset_variables: dict[Hashable, xarray.Variable] = {
         "scale": xarray.Variable("band", quantiser.scale),
         "offset": xarray.Variable("band", quantiser.offset),

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine.atlas.extremes import lattice_extremes, recorded_extremes
 from satclip_engine.atlas.file import AtlasFile, array_name, array_rows, open_file
 from satclip_engine.atlas.linear import Linear, Selection, head_certificate, sha256_of
 from satclip_engine.atlas.packing import undifferenced
+from satclip_engine.backends.extremes import Extremes
 from satclip_engine.backends.protocols import Call
 from satclip_engine.errors import Argument, UsageError, WeightsError
-from satclip_engine.field import AbsentWeights
+from satclip_engine.field import EXTREMES_POINTS, AbsentWeights
 from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.nodes import BLOCK_COLUMNS, BLOCK_ROWS, CACHE_BYTES, BlockNodes
 from satclip_engine.lattice.plan import LATTICE, Plan
 from satclip_engine.lattice.prepared import PreparedLattice
-from satclip_engine.lattice.tolerance import Tolerance
+from satclip_engine.lattice.tolerance import Tolerance, spiral
 from satclip_engine.weights import Layers, Provenance
 from satclip_engine.weights.layers import checked_head
 
@@ -122,6 +124,10 @@ class AtlasField:
         if tolerance is not None and tolerance < largest:
             message = _no_network(source, error, "more than ", Argument("tolerance"), f" {tolerance:g}")
             raise UsageError(*message, argument="tolerance")
+
+    def extremes(self, threads: int) -> Extremes:
+        recorded = recorded_extremes(self.file.contents, self.linear)
+        return recorded or lattice_extremes(self.prepare(threads), spiral(EXTREMES_POINTS), threads)
 
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> AtlasField:
         head = checked_head(weight, bias, self.embed_dim)

@@ -27,6 +27,7 @@ import numpy as np
 from satclip_engine._optional import need
 from satclip_engine.atlas.global_zones import count_nodes
 from satclip_engine.atlas.packing import NODE_DTYPES, Packing
+from satclip_engine.backends.extremes import Extremes
 from satclip_engine.errors import MissingExtra, WeightsError
 from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.nodes import BLOCK_ROWS
@@ -69,6 +70,7 @@ class Contents:
     certificate: Certificate
     reach: float  # the largest error of any point, in the measure of `statistics`
     software: str
+    extremes: Extremes | None = None  # of the network's bands over the globe; older atlases lack them
 
     @property
     def bands(self) -> int:
@@ -105,6 +107,7 @@ class Contents:
             "nodes_sha256": self.nodes_sha256,
             "certificate": self.certificate.as_dict(),
             "reach": self.reach,
+            **({} if self.extremes is None else self.extremes.as_dict()),
         }
 
     @classmethod
@@ -125,6 +128,7 @@ class Contents:
             Certificate.from_dict(content["certificate"]),
             float(content["reach"]),
             str(content["software"]),
+            Extremes.from_dict(content) if "low" in content else None,
         )
         contents.check()
         return contents
@@ -140,6 +144,10 @@ class Contents:
         if self.packing.dtype not in NODE_DTYPES:
             raise ValueError(f"its dtype is {self.packing.dtype}")
         bands = (self.packing.scale, self.packing.offset, self.moments.sigma, self.moments.rms, self.mean)
+        if self.extremes is not None:
+            bands = (*bands, self.extremes.low, self.extremes.high)
+            if not (self.extremes.low <= self.extremes.high).all():
+                raise ValueError("its bands have no range")
         if not self.bands or any(a.shape != (self.bands,) or not np.isfinite(a).all() for a in bands):
             raise ValueError("its bands do not agree")
 

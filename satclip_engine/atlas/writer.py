@@ -267,4 +267,5 @@ class Writer:
             ),
             reach=np.inf,
             software=f"satclip-engine {__version__}",
+            extremes=self.enc.extremes,
         )

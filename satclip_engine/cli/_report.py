@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from satclip_engine import __version__
 from satclip_engine.geo.crs import crs_name
 from satclip_engine.lattice.certificate import up
+from satclip_engine.options import GLOBE, SCALES
 from satclip_engine.progress import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def command_line(options: CommandLine) -> str:
         words += ["--like", Path(options.like).name]
     raster = options.raster
     words += ["--dtype", raster.dtype, "--bands", str(options.bands), "--compress", raster.compress]
+    if raster.range != GLOBE:
+        words += ["--range", Path(raster.range).name]
+    if raster.scale != SCALES[0]:
+        words += ["--scale", raster.scale]
     if raster.exact:
         words.append("--exact")
     if raster.tolerance is not None:

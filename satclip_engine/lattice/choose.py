@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from satclip_engine.backends.buffers import touch
+from satclip_engine.backends.extremes import Extremes
 from satclip_engine.backends.protocols import Call, Check, Prepared
 from satclip_engine.errors import refuse_both
 from satclip_engine.geo.grid import Grid
@@ -178,14 +179,16 @@ if hasattr(os, "register_at_fork"):
 class Planner:
     """Chooses for one network, and keeps its latest plans for rasters. Threads may share it."""
 
-    def __init__(self, network: Prepared, threads: int) -> None:
-        self.network, self.threads = network, threads
+    def __init__(self, network: Prepared, threads: int, find_extremes: Callable[[int], Extremes]) -> None:
+        """find_extremes: of the network's bands over the globe, with so many threads."""
+        self.network, self.threads, self._find_extremes = network, threads, find_extremes
         self.reset()
         _PLANNERS.add(self)
 
     def reset(self) -> None:
         """Forget all plans and statistics."""
         self._moments: _Slot[Moments] = _Slot()
+        self._extremes: _Slot[Extremes] = _Slot()
         self.clear()
 
     def clear(self) -> None:
@@ -201,6 +204,13 @@ class Planner:
             if self._moments.value is None:
                 self._moments.value = moments(self.network, self.threads)
             return self._moments.value
+
+    def extremes(self) -> Extremes:
+        """Least and largest value of every band over the globe."""
+        with self._extremes.lock:
+            if self._extremes.value is None:
+                self._extremes.value = self._find_extremes(self.threads)
+            return self._extremes.value
 
     def choose(
         self,

@@ -93,7 +93,8 @@ def tolerance_of(
     least = np.maximum(RMS_FLOOR * field.rms, 1e-30)
     if tolerance is None and step is not None:
         share = np.asarray(step, np.float64) * MAX_STEP_SHARE
-        text = f"an eighth of an {dtype} step{_or_floor(least > share)}"
+        article = "a" if dtype.startswith("u") else "an"
+        text = f"an eighth of {article} {dtype} step{_or_floor(least > share)}"
         return Tolerance(text, np.maximum(share, least), field.sigma)
     sigmas = DEFAULT_SIGMAS if tolerance is None else float(tolerance)
     if tolerance is not None and sigmas < field.floor:

@@ -163,9 +163,7 @@ class Worker:
         self._pixels = np.empty(0, np.float32)
         self._compress = compressor(job.codec)
         self._predictor = job.codec.predictor(job.quantiser.sample)
-        integer = job.quantiser.scale is not None
-        self._inverse_scale = job.quantiser.inverse_scale if integer else None
-        self._offset = job.quantiser.offset.astype(np.float32) if job.quantiser.offset is not None else None
+        self._inverse_scale, self._offset = job.quantiser.factors
 
     def build(self, task: Task) -> None:
         """Compute the metatiles of a task that are not finished yet, and commit them."""

@@ -54,7 +54,7 @@ def codec_for(name: str, sample: SampleType) -> Codec:
             Argument("compress", "zstd"),
             argument="compress",
         )
-    if name == "zstd" and sample.name != "int8":
+    if name == "zstd" and sample.bytes > 1:
         # Level 3 is smaller and no slower than 1 for 8-bit differences; wider types only get slower.
         return dataclasses.replace(CODECS[name], level=1)
     return CODECS[name]

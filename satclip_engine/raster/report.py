@@ -60,6 +60,7 @@ class Report:
     disk_estimate: int = 0  # announced at the start: file and spool together
     clipping: Clipping = field(default_factory=Clipping)
     max_quantisation_error: float = 0.0  # of any value of any band, clipped ones included, in the band's unit
+    quantisation: dict[str, Any] | None = None  # where ranges come from, and the scales; None of floats
     reconstruction: dict[str, Any] | None = (
         None  # how pixels were computed, why, and the error if interpolated
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine._version import __version__
+from satclip_engine.arrays.ranges import RangeRule, range_rule
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
@@ -38,13 +39,17 @@ class Request:
     grid: Grid
     path: Path
     options: RasterOptions  # with the blocksize that was chosen
-    sample: SampleType
+    rule: RangeRule
     codec: Codec
     geo: list[Tag]
     blocksize: int
     threads: int
     tiling: Tiling  # while workers share no memory
     notes: tuple[str, ...]
+
+    @property
+    def sample(self) -> SampleType:
+        return self.rule.sample
 
     @property
     def state(self) -> dict[str, Any]:
@@ -64,6 +69,7 @@ class Request:
             "backend": encoder.backend,
             "instruction set": encoder.isa,  # with a GPU's architecture and precision
             "reconstruction": _reconstruction(encoder, self.options),
+            "range": self.rule.token,
         }
         for name in identifying():
             state[name] = getattr(self.options, name)
@@ -140,6 +146,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
     check_path(path, replaceable=options.overwrite or options.resume)
     pixels = _grid(encoder, grid)
     sample, bands = sample_type(options.dtype), encoder.embed_dim
+    rule = range_rule(options.range, options.scale, sample, encoder.band_names)
     codec = codec_for(options.compress, sample)
     if bands > MAX_BANDS:
         raise UsageError(f"a TIFF has at most {MAX_BANDS} bands, not {bands}", argument="bands")
@@ -159,7 +166,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
         pixels,
         path,
         dataclasses.replace(options, blocksize=blocksize),
-        sample,
+        rule,
         codec,
         geo_tags(pixels),
         blocksize,

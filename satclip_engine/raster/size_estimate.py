@@ -66,7 +66,7 @@ def _cost_of_a_pixel(
     spent = pixels = 0
     seconds = 0.0
     statistics = QuantisationStatistics.zero(tiling.bands)
-    integer = quantiser.scale is not None and quantiser.offset is not None
+    inverse_scale, offset = quantiser.factors
     for row, column in _window_corners((level.height, level.width), side, max(1, SAMPLE_WINDOWS >> number)):
         rows = np.arange(row, min(row + side, level.height)) * step
         columns = np.arange(column, min(column + side, level.width)) * step
@@ -79,8 +79,8 @@ def _cost_of_a_pixel(
             first_row=0,
             dtype=quantiser.sample.name,
             predictor=codec.predictor(quantiser.sample),
-            inverse_scale=quantiser.inverse_scale if integer else None,
-            offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
+            inverse_scale=inverse_scale,
+            offset=offset,
             clipped=statistics.clipped,
             overshoot=statistics.overshoot,
             valid=np.zeros(1, np.int64),

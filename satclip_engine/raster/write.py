@@ -28,9 +28,9 @@ from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.lattice.choose import approximated
 from satclip_engine.lattice.nodes import CACHE_BYTES
 from satclip_engine.lattice.plan import EXACT_TAGS, Plan
-from satclip_engine.options import RasterOptions
+from satclip_engine.options import GLOBE, SCALES, RasterOptions
 from satclip_engine.progress import Progress, Silence, size_text
-from satclip_engine.quantize import QuantisationStatistics, Quantiser, find_quantiser
+from satclip_engine.quantize import QuantisationStatistics, Quantiser
 from satclip_engine.raster import cog
 from satclip_engine.raster.build import (
     CarryOverSource,
@@ -77,6 +77,8 @@ def write_raster(
     grid: Any,
     *,
     dtype: str = "int8",
+    range: str | os.PathLike[str] = GLOBE,
+    scale: str = SCALES[0],
     compress: str = "zstd",
     blocksize: int | None = None,
     threads: int | None = None,
@@ -93,8 +95,13 @@ def write_raster(
     enc: Encoder. path: of the file; until it is complete its spool `.NAME.satclip-spool` lies beside it.
     grid: Grid, odc-geo GeoBox, xarray object or raster file whose pixels are taken. An embedding has to be
         this encoder's own, of all its bands.
-    dtype: int8 or int16 with scale and offset per band, float16 or float32. Pixels outside the CRS's domain
-        are nodata.
+    dtype: int8, uint8 or int16 with scale and offset per band, float16 or float32. Pixels outside the CRS's
+        domain are nodata.
+    range: what codes of integers are spread over. "globe": each band's range over all of the Earth, so that
+        all rasters of the encoder have the same scales, whatever pixels, and can be put together. "window":
+        the range in this raster, which gives finer steps. Or a file, whose scales are taken: a raster, JSON
+        or TOML (`arrays.ranges.ranges_in` has the form).
+    scale: "band" or "common", one scale and offset for all bands, for tools that know only one.
     compress: zstd, deflate, lerc or none. blocksize: pixels along a tile's side, a multiple of 16; default
         the smallest of 64, 128, 256 and 512 with which the file has at most two million tiles.
     threads: how many work; default the encoder's. memory: bytes that they may take together, the
@@ -114,6 +121,8 @@ def write_raster(
     started = time.perf_counter()
     options = RasterOptions(
         dtype=dtype,
+        range=cast(str, range),  # checked with the file that it may name
+        scale=scale,
         compress=compress,
         blocksize=blocksize,
         threads=threads,
@@ -169,13 +178,19 @@ def cache_bytes(memory: int) -> int:
     return min(CACHE_BYTES, memory // 4)
 
 
+def find_quantiser(request: Request) -> Quantiser:
+    """The codes of a raster."""
+    encoder = request.encoder
+    return request.rule.quantiser(encoder, encoder.network, request.grid, request.tiling.threads)
+
+
 def fit_and_plan(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Plan | None, Prepared]:
     """The ranges of a raster's bands, the plan that is best for it, and what computes by it.
 
     No plan: exact as asked for, without having looked for better.
     """
     encoder, options = request.encoder, request.options
-    quantiser = find_quantiser(encoder.network, request.grid, request.sample, request.tiling.threads)
+    quantiser = find_quantiser(request)
     if options.exact:
         return quantiser, None, encoder.network
     stage("estimating the field's smoothness")
@@ -403,6 +418,7 @@ class _Run:
             disk_estimate=disk.peak,
             clipping=clipped,
             max_quantisation_error=largest_error(quantiser, statistics),
+            quantisation=request.rule.summary(quantiser, names),
             resumed_from=before,
             reconstruction=None if self.lattice is None else self.lattice.summary(),
             notes=notes,
@@ -462,4 +478,5 @@ def _provenance(request: Request) -> dict[str, str]:
         "weights_sha256": weights.sha256,
         "function_sha256": request.encoder.sha256,
         "harmonics": weights.harmonics,
+        **request.rule.tags,
     }

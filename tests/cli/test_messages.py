@@ -58,6 +58,13 @@ WRONG = {
         ["--like", "nosuch.tif", "--crs", "EPSG:4326"],
     ],
     "dtype": [["--dtype", "int7"]],
+    "range": [
+        ["--range", "nosuch"],
+        ["--range", "plain.png"],
+        ["--range", "window", "--dtype", "float32"],
+        ["--range", "nosuch.json"],
+    ],
+    "scale": [["--scale", "pixel"], ["--scale", "common", "--dtype", "float16"]],
     "bands": [["--bands", "0-3"], ["--bands", "2,2"], ["--bands", "7"], ["--bands", "pca:7"]],
     "compress": [["--compress", "lzw"], ["--compress", "lerc", "--dtype", "float16"]],
     "blocksize": [

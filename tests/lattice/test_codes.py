@@ -19,7 +19,7 @@ def real(array) -> np.ndarray:
     return codes * array.scale.values[:, None, None] + array.offset.values[:, None, None]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", np.int8])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", np.int8])
 @pytest.mark.parametrize("grid", [WINDOW, TILE], ids=["degrees", "UTM"])
 def test_fitted_codes_are_within_half_a_step_of_the_values(tiny, dtype, grid):
     array, exact = tiny.grid(**grid, dtype=dtype), tiny.grid(**grid).values
@@ -52,8 +52,8 @@ def test_given_scales_are_kept_and_memory_is_filled_in_place(tiny):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float64"}, 'dtype must be "float32", "int8" or "int16"'),
-        ({"dtype": "int9"}, 'dtype must be "float32", "int8" or "int16"'),
+        ({"dtype": "float64"}, "dtype must be float32, int8, uint8 or int16, not"),
+        ({"dtype": "int9"}, "dtype must be float32, int8, uint8 or int16, not"),
         ({"dtype": "int8", "chunks": "auto"}, "chunks is for later"),
         ({"scale_offset": (1, 0)}, "scale_offset is for integers"),
         ({"dtype": "int8", "scale_offset": (0, 0)}, "scales positive"),

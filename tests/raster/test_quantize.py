@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from satclip_engine import _C
+from satclip_engine.arrays.ranges import SAMPLE_PIXELS, sample_indices
 from satclip_engine.errors import UsageError
 from satclip_engine.quantize import (
     MAX_CLIPPED,
-    SAMPLE_PIXELS,
+    RANGE_MARGIN,
     SAMPLE_TYPES,
     QuantisationStatistics,
     Quantiser,
     fit,
-    sample_indices,
     sample_type,
 )
 
@@ -30,7 +30,7 @@ SHAPES = {  # rows, columns, bands, side
 
 def quantiser_for(pixels: np.ndarray, dtype: str, spread: float = 1.0) -> Quantiser:
     low, high = np.nanmin(pixels, (0, 1)) * spread, np.nanmax(pixels, (0, 1)) * spread
-    return fit(SAMPLE_TYPES[dtype], low, high, complete=True)
+    return fit(SAMPLE_TYPES[dtype], low, high)
 
 
 def pixels_of(shape: tuple[int, int, int]) -> np.ndarray:
@@ -55,15 +55,15 @@ def packed(
     count = -(-pixels.shape[1] // side)
     tiles = np.zeros((count, bands, side, side), quantiser.sample.name)
     valid, statistics = np.zeros(count, np.int64), QuantisationStatistics.zero(bands)
-    integer = quantiser.scale is not None
+    inverse_scale, offset = quantiser.factors
     _C.pack_tiles(
         pixels,
         tiles,
         first_row=first_row,
         dtype=quantiser.sample.name,
         predictor=predictor,
-        inverse_scale=quantiser.inverse_scale if integer else None,
-        offset=quantiser.offset.astype(np.float32) if quantiser.offset is not None else None,
+        inverse_scale=inverse_scale,
+        offset=offset,
         clipped=statistics.clipped,
         overshoot=statistics.overshoot,
         valid=valid,
@@ -195,7 +195,7 @@ def test_the_binding_refuses_arrays_that_do_not_fit(change, message):
 @pytest.mark.parametrize("offset", [0.0, 100.0, -1e6])
 def test_decoded_codes_lie_within_half_a_step(dtype, offset):
     values = (np.random.default_rng(0).normal(size=(4000, 3)) * [1e-3, 1, 50] + offset).astype(np.float32)
-    quantiser = fit(SAMPLE_TYPES[dtype], values.min(0), values.max(0), complete=True)
+    quantiser = fit(SAMPLE_TYPES[dtype], values.min(0), values.max(0))
     error = np.abs(quantiser.decode(quantiser.encode(values)) - values)
     rounding = np.spacing(np.float32(np.abs(values).max(0))) * 2  # of the float32 subtraction and product
     assert (error <= quantiser.scale * 0.5 + rounding).all()
@@ -203,7 +203,7 @@ def test_decoded_codes_lie_within_half_a_step(dtype, offset):
 
 def test_a_constant_band_comes_back_exactly_and_any_deviation_counts_as_clipped():
     low = high = np.array([3.25, 0.0, -1e20], np.float32)
-    quantiser = fit(SAMPLE_TYPES["int8"], low, high, complete=False)
+    quantiser = fit(SAMPLE_TYPES["int8"], low, high, margin=RANGE_MARGIN)
     np.testing.assert_array_equal(quantiser.decode(quantiser.encode(low)), low.astype(np.float64))
     pixels = np.broadcast_to(low, (1, 16, 3)).copy()
     pixels[0, 3, 0] += 0.1
@@ -213,7 +213,7 @@ def test_a_constant_band_comes_back_exactly_and_any_deviation_counts_as_clipped(
 
 def test_scale_and_offset_survive_decimal_tags_and_json():
     values = np.random.default_rng(1).normal(size=(100, 7)).astype(np.float32)
-    quantiser = fit(SAMPLE_TYPES["int16"], values.min(0), values.max(0), complete=False)
+    quantiser = fit(SAMPLE_TYPES["int16"], values.min(0), values.max(0), margin=RANGE_MARGIN)
     np.testing.assert_array_equal(quantiser.scale, quantiser.scale.astype(np.float32))
     again = Quantiser.from_dict(quantiser.as_dict())
     np.testing.assert_array_equal(again.scale, quantiser.scale)
@@ -226,7 +226,7 @@ def test_a_sampled_range_clips_less_than_promised_of_gaussian_bands():
     for _ in range(8):
         values = rng.normal(size=(1_000_000, 4)).astype(np.float32)
         sample = values[:SAMPLE_PIXELS]
-        quantiser = fit(SAMPLE_TYPES["int8"], sample.min(0), sample.max(0), complete=False)
+        quantiser = fit(SAMPLE_TYPES["int8"], sample.min(0), sample.max(0), margin=RANGE_MARGIN)
         code = (values - quantiser.offset) / quantiser.scale
         worst = max(worst, (np.abs(code) > 127.5).mean(0).max())
     assert worst < MAX_CLIPPED / 2
@@ -257,5 +257,5 @@ def test_a_sample_is_stratified_repeatable_and_within_the_raster(shape):
 
 
 def test_an_unknown_type_is_a_usage_error_naming_the_known_ones():
-    with pytest.raises(UsageError, match="int8, int16, float16, float32"):
-        sample_type("uint8")
+    with pytest.raises(UsageError, match="int8, uint8, int16, float16, float32"):
+        sample_type("uint16")

@@ -94,6 +94,11 @@ struct ConvertInteger {
 template <>
 struct Convert<Sample::int8> : ConvertInteger<std::int8_t> {};
 template <>
+struct Convert<Sample::uint8> : ConvertInteger<std::int8_t> {
+    static constexpr std::uint32_t missing = 0;
+    static Words store(Floats code) { return round_even(code) + 128u; }
+};
+template <>
 struct Convert<Sample::int16> : ConvertInteger<std::int16_t> {};
 
 template <>
@@ -262,6 +267,8 @@ void pack_tiles(const Block& block, const Encoding& encoding, const Tiles& tiles
     switch (encoding.sample) {
         case Sample::int8:
             return pack<Sample::int8>(block, encoding, tiles, statistics);
+        case Sample::uint8:
+            return pack<Sample::uint8>(block, encoding, tiles, statistics);
         case Sample::int16:
             return pack<Sample::int16>(block, encoding, tiles, statistics);
         case Sample::float16:
