@@ -36,16 +36,18 @@ def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progr
     from satclip_engine.lattice.choose import approximated
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
+    from satclip_engine.raster.cog import head_bytes
     from satclip_engine.raster.request import check_request
     from satclip_engine.raster.size_estimate import estimate_disk
-    from satclip_engine.raster.write import fit_and_plan
+    from satclip_engine.raster.write import fit_and_plan, raster_ifds
 
     raster = replace(options.raster, overwrite=True, resume=False, progress=progress)
     request = check_request(encoder, options.output, grid, raster)
     progress.stage("finding the range of every band")
     quantiser, chosen, network = fit_and_plan(request, progress.stage)
     tiling, region = request.tiling, region_of(grid)
-    disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec)
+    head = head_bytes(raster_ifds(request, tiling, quantiser, chosen))
+    disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec, head)
     plan = chosen or exact_plan(region, "as asked for")
     if encoder.plan is None:  # an atlas has no other way
         progress.stage("measuring this machine")

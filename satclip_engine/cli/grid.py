@@ -116,7 +116,7 @@ same bytes, and a run without --resume starts over.
     metavar="all|LIST|pca:K",
     help="Dimensions of the embedding (1-64 or 1,5,9-12, from 1), or its first K principal components.",
 )
-@raster_options("compress", "blocksize", "threads", "memory", "tolerance", "exact")
+@raster_options("compress", "interleave", "blocksize", "threads", "memory", "tolerance", "exact")
 @click.option(
     "--device",
     type=DeviceType(),
