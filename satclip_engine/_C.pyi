@@ -74,6 +74,7 @@ def pack_tiles(
     clipped: np.ndarray,
     overshoot: np.ndarray,
     valid: np.ndarray,
+    interleaved: bool = False,
     isa: str | None = None,
 ) -> None: ...
 def halve(pixels: np.ndarray, out: np.ndarray, isa: str | None = None) -> None: ...

@@ -28,6 +28,7 @@ DTYPES = (*INTEGERS, "float16", "float32")
 GLOBE, WINDOW = RANGES = ("globe", "window")  # where the range of a band is looked for; else in a file
 SCALES = ("band", "common")
 COMPRESSIONS = ("zstd", "deflate", "lerc", "none")
+INTERLEAVES = ("tile", "pixel", "band")
 
 
 def option(
@@ -80,6 +81,13 @@ class RasterOptions:
         identifies=True,
     )
     compress: str = option("zstd", "Compression of the tiles.", choices=COMPRESSIONS, identifies=True)
+    interleave: str = option(
+        "tile",
+        "Order of the bands.  tile: each has its tiles, those of one area together; pixel: all in one tile, "
+        "for pixels read over a network; band: all tiles of a band together.",
+        choices=INTERLEAVES,
+        identifies=True,
+    )
     blocksize: int | None = option(
         None,
         "Side of the internal tiles in pixels, a multiple of 16.  [default: by size and bands]",

@@ -50,7 +50,7 @@ Sample sample_of(const std::string& name) {
 void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const std::string& dtype,
                 int predictor, const std::optional<FloatArray>& inverse_scale,
                 const std::optional<FloatArray>& offset, py::array clipped, py::array overshoot,
-                py::array valid, const std::optional<std::string>& isa) {
+                py::array valid, bool interleaved, const std::optional<std::string>& isa) {
     const Block block = block_of(pixels);
     const Sample sample = sample_of(dtype);
     const bool byte = sample == Sample::int8 || sample == Sample::uint8;
@@ -58,12 +58,16 @@ void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const s
     const int size = byte ? 1 : sample == Sample::float32 ? 4 : 2;
     require(tiles.ndim() == 4 && tiles.itemsize() == size && (tiles.flags() & py::array::c_style) &&
                 tiles.writeable(),
-            "tiles: expected a contiguous writable array (tiles, bands, side, side) of " +
-                std::to_string(size) + "-byte items");
-    const auto side = tiles.shape(3);
-    require(
-        tiles.shape(1) == block.bands && tiles.shape(2) == side && side >= 1 && side <= 1024,
-        "tiles: expected (tiles, " + std::to_string(block.bands) + ", side, side) with side at most 1024");
+            "tiles: expected a contiguous writable array of four dimensions of " + std::to_string(size) +
+                "-byte items");
+    const auto side = tiles.shape(2);
+    const int band_axis = interleaved ? 3 : 1;
+    require(tiles.shape(band_axis) == block.bands && tiles.shape(4 - band_axis) == side && side >= 1 &&
+                side <= 1024,
+            "tiles: expected (tiles, " +
+                (interleaved ? "side, side, " + std::to_string(block.bands) + ")"
+                             : std::to_string(block.bands) + ", side, side)") +
+                " with side at most 1024");
     require(tiles.shape(0) == (block.columns + side - 1) / side,
             "tiles: their number does not match the pixels' columns");
     require(first_row >= 0 && first_row + block.rows <= side, "first_row: the rows do not fit the tiles");
@@ -77,7 +81,7 @@ void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const s
     const Encoding encoding{sample, static_cast<Predictor>(predictor),
                             integer ? inverse_scale->data() : nullptr, integer ? offset->data() : nullptr};
     const Tiles target{static_cast<std::uint8_t*>(tiles.mutable_data()), static_cast<int>(side), first_row,
-                       static_cast<int>(tiles.shape(0))};
+                       static_cast<int>(tiles.shape(0)), interleaved};
     QuantisationStatistics statistics{vector_of<std::int64_t>(clipped, "clipped", block.bands),
                                       vector_of<float>(overshoot, "overshoot", block.bands),
                                       vector_of<std::int64_t>(valid, "valid", tiles.shape(0))};
@@ -101,13 +105,14 @@ void halve(const py::array& pixels, py::array out, const std::optional<std::stri
 }  // namespace
 
 void bind_raster(py::module_& m) {
-    m.def("pack_tiles", &pack_tiles, py::arg("pixels"), py::arg("tiles"), py::kw_only(), py::arg("first_row"),
-          py::arg("dtype"), py::arg("predictor"), py::arg("inverse_scale").none(true),
-          py::arg("offset").none(true), py::arg("clipped"), py::arg("overshoot"), py::arg("valid"),
-          py::arg("isa") = py::none(),
-          "Quantise pixels (rows, columns, bands) into rows of band-planar tiles (tiles, bands, side, side), "
-          "apply the TIFF "
-          "predictor, and add to the statistics clipped, overshoot [bands] and valid [tiles].");
+    m.def(
+        "pack_tiles", &pack_tiles, py::arg("pixels"), py::arg("tiles"), py::kw_only(), py::arg("first_row"),
+        py::arg("dtype"), py::arg("predictor"), py::arg("inverse_scale").none(true),
+        py::arg("offset").none(true), py::arg("clipped"), py::arg("overshoot"), py::arg("valid"),
+        py::arg("interleaved") = false, py::arg("isa") = py::none(),
+        "Quantise pixels (rows, columns, bands) into rows of band-planar tiles (tiles, bands, side, side) or "
+        "interleaved ones (tiles, side, side, bands), apply the TIFF predictor, and add to the statistics "
+        "clipped, overshoot [bands] and valid [tiles].");
     m.def("halve", &halve, py::arg("pixels"), py::arg("out"), py::arg("isa") = py::none(),
           "Mean of the valid values of each 2×2 pixels; at odd edges of what is there.");
 }

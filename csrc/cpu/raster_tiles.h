@@ -1,7 +1,8 @@
 // TIFF tiles of pixels: quantisation, transposition to band planes, TIFF predictors, 2×2 averages.
 //
 // A block is pixel-interleaved float32 (row, column, band), NaN where there is no data; tiles are band planes
-// (tile, band, row, column) of the output's sample type, ready for a compressor.
+// (tile, band, row, column) of the output's sample type, or interleaved as the block is (tile, row, column,
+// band), ready for a compressor.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,7 @@ struct Block {
 enum class Sample { int8, uint8, int16, float16, float32 };
 
 // TIFF's Predictor tag: none, differences of integers along a row, byte planes of floats and their
-// differences.
+// differences. Differences are those of a sample and the one of the same band in the pixel before.
 enum class Predictor { none = 1, horizontal = 2, floating = 3 };
 
 // code = round((value - offset) · inverse_scale) for the integer types, of uint8 with 128 added; floats are
@@ -35,6 +36,7 @@ struct Encoding {
 struct Tiles {
     std::uint8_t* data;
     int side, first_row, count;
+    bool interleaved = false;  // a tile is (row, column, band), not (band, row, column)
 };
 
 // Clipped and valid values that packing met; the caller sets them to zero, calls add up.

@@ -51,10 +51,11 @@ def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progr
     from satclip_engine.lattice.choose import approximated
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
+    from satclip_engine.raster.cog import head_bytes
     from satclip_engine.raster.report import peak_memory
     from satclip_engine.raster.request import check_request
     from satclip_engine.raster.size_estimate import estimate_disk
-    from satclip_engine.raster.write import cache_bytes, fit_and_plan
+    from satclip_engine.raster.write import cache_bytes, fit_and_plan, raster_ifds
 
     started = time.perf_counter()
     raster = replace(options.raster, overwrite=True, resume=False, progress=progress)
@@ -63,7 +64,8 @@ def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progr
     quantiser, chosen, network = fit_and_plan(request, progress.stage)
     shared = cache_bytes(raster.memory) if chosen is not None and chosen.interpolates else 0
     tiling, region = request.tiling_beside(shared), region_of(grid)
-    disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec)
+    head = head_bytes(raster_ifds(request, tiling, quantiser, chosen))
+    disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec, head)
     plan = chosen or exact_plan(region, "as asked for")
     survey_seconds = time.perf_counter() - started
     # The lattice's nodes are held as far as they fit into their share of the memory.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from satclip_engine import __version__
 from satclip_engine.geo.crs import crs_name
 from satclip_engine.lattice.certificate import up
-from satclip_engine.options import GLOBE, SCALES
+from satclip_engine.options import GLOBE, SCALES, RasterOptions
 from satclip_engine.progress import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def command_line(options: CommandLine) -> str:
         words.append("--exact")
     if raster.tolerance is not None:
         words += ["--tolerance", f"{raster.tolerance:g}"]
+    if raster.interleave != RasterOptions.interleave:
+        words += ["--interleave", raster.interleave]
     if raster.blocksize is not None:
         words += ["--blocksize", str(raster.blocksize)]
     for name, value in _arithmetic(options).items():
@@ -267,7 +269,7 @@ def _details(result: Result) -> list[tuple[str, str]]:
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.stage_seconds.items())
     return [
         ("backend", f"{encoder.backend} ({encoder.isa}) on {encoder.device}"),
-        ("tiles", f"{report.blocksize} pixels; overviews {overviews}"),
+        ("tiles", f"{report.blocksize} pixels, bands by {report.interleave}; overviews {overviews}"),
         ("stages", stages),
         ("work", work),
         ("threads", f"{report.threads}, {100 * report.busy:.0f} % busy" if work else ""),

@@ -120,7 +120,9 @@ same bytes, and a run without --resume starts over.
     metavar="all|LIST|pca:K",
     help="Dimensions of the embedding (1-64 or 1,5,9-12, from 1), or its first K principal components.",
 )
-@raster_options("range", "scale", "compress", "blocksize", "threads", "memory", "tolerance", "exact")
+@raster_options(
+    *("range", "scale", "compress", "interleave", "blocksize", "threads", "memory", "tolerance", "exact")
+)
 @click.option(
     "--device",
     type=DeviceType(),

@@ -132,7 +132,7 @@ class TileRow:
     level: int
     row: int  # of tiles
     first_column: int
-    tiles: np.ndarray  # (tiles, E, side, side) of the stored type
+    tiles: np.ndarray  # (tiles, E, side, side) or (tiles, side, side, E) of the stored type
     valid: np.ndarray  # (tiles,) int64 pixels with data
     filled: int = 0
 
@@ -210,7 +210,7 @@ class Worker:
         for k in range(pyramid_pass.count):
             level, span = tiling.levels[pyramid_pass.first + k], tiling.span >> k
             across = min(span, level.tiles_across - column * span)
-            shape = (across, tiling.bands, tiling.blocksize, tiling.blocksize)
+            shape = (across, *tiling.tile_shape(tiling.blocksize))
             tiles = np.empty(shape, self.job.quantiser.sample.name)
             tile_rows.append(
                 TileRow(pyramid_pass.first + k, row * span, column * span, tiles, np.zeros(across, np.int64))
@@ -236,9 +236,7 @@ class Worker:
         for k, tile_row in enumerate(metatile.tile_rows):
             if k > 0:
                 pixels = self._halved(pixels)
-            self._pack(metatile, tile_row, pixels, counted=pyramid_pass.first + k == 0)
-            if tile_row.filled == self.job.tiling.blocksize or last:
-                self._flush(metatile, tile_row)
+            self._fill(metatile, tile_row, pixels, last=last)
         if pyramid_pass.carries_over:
             data = np.ascontiguousarray(self._halved(pixels))
             started = time.thread_time()
@@ -249,6 +247,15 @@ class Worker:
             metatile.carry_over_written += len(view)
             self.clock.write += time.thread_time() - started
 
+    def _fill(self, metatile: Metatile, tile_row: TileRow, pixels: np.ndarray, *, last: bool) -> None:
+        """Pack pixels of a level into its rows of tiles; full rows go to the spool."""
+        side = self.job.tiling.blocksize
+        while len(pixels):
+            rows, pixels = np.split(pixels, [side - tile_row.filled])
+            self._pack(metatile, tile_row, rows)
+            if tile_row.filled == side or (last and not len(pixels)):
+                self._flush(metatile, tile_row)
+
     def _halved(self, pixels: np.ndarray) -> np.ndarray:
         started = time.thread_time()
         height, width, bands = pixels.shape
@@ -257,8 +264,9 @@ class Worker:
         self.clock.pack += time.thread_time() - started
         return out
 
-    def _pack(self, metatile: Metatile, tile_row: TileRow, pixels: np.ndarray, *, counted: bool) -> None:
+    def _pack(self, metatile: Metatile, tile_row: TileRow, pixels: np.ndarray) -> None:
         started = time.thread_time()
+        counted = tile_row.level == 0
         statistics = metatile.statistics if counted else QuantisationStatistics.zero(self.job.tiling.bands)
         before = int(tile_row.valid.sum())
         _C.pack_tiles(
@@ -272,6 +280,7 @@ class Worker:
             clipped=statistics.clipped,
             overshoot=statistics.overshoot,
             valid=tile_row.valid,
+            interleaved=self.job.tiling.interleaved,
         )
         statistics.valid += int(tile_row.valid.sum()) - before
         statistics.pixels += pixels.shape[0] * pixels.shape[1]
@@ -280,7 +289,8 @@ class Worker:
 
     def _flush(self, metatile: Metatile, tile_row: TileRow) -> None:
         """Compress a row of tiles and write it to the spool; `tile_row` is ready for the next one."""
-        tile_row.tiles[:, :, tile_row.filled :] = 0  # below the raster
+        rows_axis = 1 if self.job.tiling.interleaved else 2
+        np.moveaxis(tile_row.tiles, rows_axis, 0)[tile_row.filled :] = 0  # below the raster
         name = level_file(tile_row.level)
         for number, tile in enumerate(tile_row.tiles):
             self._check()
@@ -299,10 +309,10 @@ class Worker:
         tile_row.valid[:] = 0
 
     def _compressed(self, tile: np.ndarray, *, empty: bool) -> tuple[bytes, np.ndarray]:
-        """All bands of a tile (E, side, side) as the file has them: length before, end repeated after."""
-        compress = self._compress
+        """All planes of a tile as the file has them: length before, end repeated after."""
+        compress, planes = self._compress, tile[None] if self.job.tiling.interleaved else tile
         # A tile without data is the same in all bands.
-        encoded = [compress(tile[0])] * len(tile) if empty else [compress(band) for band in tile]
+        encoded = [compress(planes[0])] * len(planes) if empty else [compress(plane) for plane in planes]
         pieces: list[bytes] = []
         for data in encoded:
             pieces += (len(data).to_bytes(4, "little"), data, data[-4:].ljust(4, b"\0"))
@@ -393,9 +403,8 @@ def _events(
 
 
 def _strips(top: int, bottom: int, tiling: Tiling) -> Iterator[slice]:
-    """Strips of a metatile; none crosses a tile's edge."""
+    """Strips of a metatile."""
     while top < bottom:
-        edge = (top // tiling.blocksize + 1) * tiling.blocksize
-        stop = min(bottom, edge, top + tiling.strip_rows)
+        stop = min(bottom, top + tiling.strip_rows)
         yield slice(top, stop)
         top = stop

@@ -61,7 +61,7 @@ def codec_for(name: str, sample: SampleType) -> Codec:
 
 
 def compressor(codec: Codec) -> Callable[[np.ndarray], bytes]:
-    """A function from a tile (side, side) to its bytes in the file.
+    """A function from a tile (side, side) or (side, side, E) to its bytes in the file.
 
     One a thread: it may keep working memory.
     """
@@ -84,5 +84,8 @@ def _lerc(tile: np.ndarray) -> bytes:
 
     missing = np.isnan(tile) if tile.dtype.kind == "f" else np.zeros(1, bool)
     if not missing.any():
-        return bytes(imagecodecs.lerc_encode(tile))
-    return bytes(imagecodecs.lerc_encode(np.where(missing, 0, tile).astype(tile.dtype), masks=~missing))
+        return bytes(imagecodecs.lerc_encode(tile, planar=False))
+    mask = ~missing if tile.ndim == 2 else ~missing[..., 0]  # a pixel has all bands or none
+    return bytes(
+        imagecodecs.lerc_encode(np.where(missing, 0, tile).astype(tile.dtype), masks=mask, planar=False)
+    )

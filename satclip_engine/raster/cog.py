@@ -1,16 +1,21 @@
 """Layout, assembly and check of a Cloud-Optimized GeoTIFF.
 
-    header · GDAL's note about the layout · IFDs with their values, full resolution first · tile
-    indexes · tiles of the smallest overview · … · tiles of full resolution
+    header · GDAL's note about the layout · IFDs with their values, full resolution first · GDAL's metadata ·
+    tile indexes · tiles of the smallest overview · … · tiles of full resolution
 
-Bands are separate planes (PlanarConfiguration 2), so three of 256 bands are cheap to read, but tiles are
-ordered by row and column, then band, so all bands of a pixel are one contiguous range (GDAL ≥ 3.11:
-INTERLEAVE=TILE). Each tile is preceded by its length and followed by a repetition of its last four bytes, as
-GDAL's COG driver does it.
+The metadata of hundreds of bands are long: behind all IFDs they come with one read, and nothing after them.
+
+Bands are interleaved in one of three ways. *tile*: they are separate planes (PlanarConfiguration 2), so three
+of 256 bands are cheap to read, but tiles are ordered by row and column, then band, so all bands of a pixel
+are one contiguous range (GDAL ≥ 3.11: INTERLEAVE=TILE). *band*: planes too, all tiles of a band together.
+*pixel*: a tile holds all bands (PlanarConfiguration 1), so the index has one entry for all of them. Each
+plane of a tile is preceded by its length and followed by a repetition of its last four bytes, as GDAL's COG
+driver does it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,9 +26,10 @@ import numpy as np
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.quantize import Quantiser
 from satclip_engine.raster.codec import Codec
-from satclip_engine.raster.spool import MetatileRecord, Spool, level_file
+from satclip_engine.raster.spool import MetatileRecord, Spool, level_file, write_all
 from satclip_engine.raster.tiff import (
     ASCII,
+    GDAL_METADATA,
     LONG,
     SHORT,
     TILE_BYTE_COUNTS,
@@ -37,20 +43,21 @@ from satclip_engine.raster.tiling import Level, Tiling
 
 CLASSIC_TIFF_BYTES = 2**32 - 2**16  # a larger file is a BigTIFF
 COPY_BYTES = 8 << 20  # bytes copied at once where the kernel cannot do it
+TRANSPOSED_BYTES = 64 << 20  # tiles read at once to be ordered by band: a run is 250 kB of 256 bands
 INDEX_TAGS = (TILE_OFFSETS, TILE_BYTE_COUNTS)
 MAX_CHECKED_TILES = 4096  # of a level, whose leader and trailer are compared
 
 
 @dataclass(frozen=True, eq=False)
 class TileIndex:
-    """Tiles of one level in row-major order, all bands of each together: offsets in the spool, lengths."""
+    """Tiles of one level in row-major order, all planes of each together: offsets in the spool, lengths."""
 
     offsets: np.ndarray  # (n,) int64 in the level's file
-    sizes: np.ndarray  # (n, E) uint32
+    sizes: np.ndarray  # (n, planes) uint32
 
     @property
     def lengths(self) -> np.ndarray:
-        """Bytes of each tile, all bands, leaders and trailers included."""
+        """Bytes of each tile, all planes, leaders and trailers included."""
         return self.sizes.sum(axis=1, dtype=np.int64) + 8 * self.sizes.shape[1]
 
 
@@ -63,10 +70,10 @@ class CogLayout:
     size: int
 
 
-def collect(records: Iterable[MetatileRecord], levels: tuple[Level, ...], bands: int) -> list[TileIndex]:
+def collect(records: Iterable[MetatileRecord], levels: tuple[Level, ...], planes: int) -> list[TileIndex]:
     """The tile index of every level. Raises OutputError when a tile is missing."""
     indexes = [
-        TileIndex(np.full(v.tiles, -1, np.int64), np.zeros((v.tiles, bands), np.uint32)) for v in levels
+        TileIndex(np.full(v.tiles, -1, np.int64), np.zeros((v.tiles, planes), np.uint32)) for v in levels
     ]
     for record in records:
         for number in np.unique(record.tiles["level"]):
@@ -83,17 +90,25 @@ def collect(records: Iterable[MetatileRecord], levels: tuple[Level, ...], bands:
     return indexes
 
 
-def lay_out(ifds: list[list[Tag]], indexes: list[TileIndex], bands: int) -> CogLayout:
+def head_bytes(ifds: list[list[Tag]]) -> int:
+    """Length of the IFDs and their values, tile indexes not counted; at most a few bytes too much."""
+    variant = TiffVariant(big=True)
+    return sum(variant.ifd_bytes(tags) + sum(tag.values.nbytes + 8 for tag in tags) for tags in ifds)
+
+
+def lay_out(ifds: list[list[Tag]], indexes: list[TileIndex], tiling: Tiling) -> CogLayout:
     """Decide every offset: as a classic TIFF if it stays below 4 GB, else as a BigTIFF."""
     for big in (False, True):
-        layout = _lay_out(TiffVariant(big), ifds, indexes, bands)
+        layout = _lay_out(TiffVariant(big), ifds, indexes, tiling)
         if big or layout.size < CLASSIC_TIFF_BYTES:
             return layout
     raise AssertionError
 
 
-def _lay_out(variant: TiffVariant, ifds: list[list[Tag]], indexes: list[TileIndex], bands: int) -> CogLayout:
-    note = _structural_note(bands)
+def _lay_out(
+    variant: TiffVariant, ifds: list[list[Tag]], indexes: list[TileIndex], tiling: Tiling
+) -> CogLayout:
+    note = _structural_note(tiling)
     first = _even(len(variant.header(0)) + len(note))
     indexed = [_with_index(variant, tags, index) for tags, index in zip(ifds, indexes, strict=True)]
     end, positions = first, []
@@ -101,9 +116,11 @@ def _lay_out(variant: TiffVariant, ifds: list[list[Tag]], indexes: list[TileInde
     for number, tags in enumerate(indexed):
         positions.append(end)
         end += variant.ifd_bytes(tags)
-        end = _reserve(variant, number, [tag for tag in tags if tag.code not in INDEX_TAGS], end, offsets)
-    for number, tags in enumerate(indexed):
-        end = _reserve(variant, number, [tag for tag in tags if tag.code in INDEX_TAGS], end, offsets)
+        short = [tag for tag in tags if tag.code not in (GDAL_METADATA, *INDEX_TAGS)]
+        end = _reserve(variant, number, short, end, offsets)
+    for codes in ((GDAL_METADATA,), INDEX_TAGS):
+        for number, tags in enumerate(indexed):
+            end = _reserve(variant, number, [tag for tag in tags if tag.code in codes], end, offsets)
     starts = [0] * len(indexes)
     for number in reversed(range(len(indexes))):
         starts[number] = end
@@ -117,7 +134,7 @@ def _lay_out(variant: TiffVariant, ifds: list[list[Tag]], indexes: list[TileInde
 
     put(0, variant.header(first) + note)
     for number, tags in enumerate(indexed):
-        _fill_offsets(tags, indexes[number], starts[number])
+        _fill_offsets(tags, indexes[number], starts[number], band_major=tiling.band_major)
         outside = {tag.code: offsets.get((number, tag.code), 0) for tag in tags}
         put(positions[number], variant.ifd(tags, outside, [*positions, 0][number + 1]))
         for tag in tags:
@@ -145,22 +162,27 @@ def _with_index(variant: TiffVariant, tags: list[Tag], index: TileIndex) -> list
     return sorted([*tags, *further], key=lambda tag: tag.code)
 
 
-def _fill_offsets(tags: list[Tag], index: TileIndex, start: int) -> None:
-    lengths = index.sizes.astype(np.int64) + 8
-    ends = np.cumsum(lengths.ravel()).reshape(lengths.shape)
-    offsets = start + ends - lengths + 4  # behind the leader
+def _fill_offsets(tags: list[Tag], index: TileIndex, start: int, *, band_major: bool) -> None:
     target = next(tag for tag in tags if tag.code == TILE_OFFSETS)
-    target.values[:] = offsets.T.ravel()
+    target.values[:] = start + plane_starts(index, band_major=band_major).T.ravel() + 4  # behind the leader
 
 
-def _structural_note(bands: int) -> bytes:
+def plane_starts(index: TileIndex, *, band_major: bool) -> np.ndarray:
+    """Where each plane of each tile begins in the file, from the level's first on; (n, planes) int64."""
+    lengths = index.sizes.astype(np.int64) + 8
+    order = lengths.T if band_major else lengths
+    starts = (np.cumsum(order.ravel()) - order.ravel()).reshape(order.shape)
+    return starts.T if band_major else starts
+
+
+def _structural_note(tiling: Tiling) -> bytes:
     """The text that GDAL's COG driver writes between header and first IFD, to the letter."""
     lines = [
         "LAYOUT=IFDS_BEFORE_DATA",
         "BLOCK_ORDER=ROW_MAJOR",
         "BLOCK_LEADER=SIZE_AS_UINT4",
         "BLOCK_TRAILER=LAST_4_BYTES_REPEATED",
-        *(["INTERLEAVE=TILE"] if bands > 1 else []),
+        *([f"INTERLEAVE={tiling.interleave.upper()}"] if tiling.planes > 1 else []),
         "KNOWN_INCOMPATIBLE_EDITION=NO",
     ]
     body = "\n".join(lines) + "\n "  # the space leaves room for YES
@@ -192,7 +214,7 @@ def ifd_tags(
         Tag.of(259, SHORT, codec.tag),  # Compression
         Tag.of(262, SHORT, 1),  # PhotometricInterpretation: black is zero
         Tag.of(277, SHORT, tiling.bands),  # SamplesPerPixel
-        Tag.of(284, SHORT, 2 if tiling.bands > 1 else 1),  # PlanarConfiguration
+        Tag.of(284, SHORT, 2 if tiling.planes > 1 else 1),  # PlanarConfiguration
         Tag.of(322, SHORT, tiling.blocksize),  # TileWidth
         Tag.of(323, SHORT, tiling.blocksize),  # TileLength
         Tag.of(339, SHORT, [sample.sample_format] * tiling.bands),  # SampleFormat
@@ -212,8 +234,10 @@ def ifd_tags(
             Tag.of(257, LONG, level.height),
         ]
         if number == 0:
-            gdal = _metadata(quantiser, names, metadata, band_numbers or {})
-            own += [Tag.of(305, ASCII, software), Tag.of(42112, ASCII, gdal), *geo]  # GDAL_METADATA
+            structure = {"INTERLEAVE": "TILE"} if tiling.planes > 1 and tiling.interleave == "tile" else {}
+            domains = {**metadata, "IMAGE_STRUCTURE": structure}
+            gdal = _metadata(quantiser, names, domains, band_numbers or {})
+            own += [Tag.of(305, ASCII, software), Tag.of(GDAL_METADATA, ASCII, gdal), *geo]
         levels.append([*own, *common])
     return levels
 
@@ -225,9 +249,8 @@ def _metadata(
     band_numbers: dict[str, np.ndarray],
 ) -> str:
     """GDAL's XML: the dataset's tags, and name, scale, offset and further numbers of every band."""
-    structure = {"INTERLEAVE": "TILE"} if len(names) > 1 else {}
     items = []
-    for domain, tags in {**metadata, "IMAGE_STRUCTURE": structure}.items():
+    for domain, tags in metadata.items():
         where = f" domain={_attribute(domain)}" if domain else ""
         items += [
             f"<Item name={_attribute(key)}{where}>{_escaped(value)}</Item>" for key, value in tags.items()
@@ -264,13 +287,16 @@ def _attribute(text: str) -> str:
     return f"'{text}'" if "'" not in text else '"' + text.replace('"', "&quot;") + '"'
 
 
-def assemble(layout: CogLayout, indexes: list[TileIndex], spool: Spool) -> None:
+def assemble(layout: CogLayout, indexes: list[TileIndex], spool: Spool, tiling: Tiling) -> None:
     """Write the file into the spool's output: the head, then every level's tiles, copied as they are."""
     target = os.open(spool.output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         _write(target, layout.head)
         for number in reversed(range(len(indexes))):
             source = spool.descriptor(level_file(number))
+            if tiling.band_major:
+                _copy_by_band(source, indexes[number], target, layout.starts[number])
+                continue
             for offset, length in _runs(indexes[number]):
                 _copy(source, offset, target, length)
         if os.fstat(target).st_size != layout.size:
@@ -288,6 +314,32 @@ def _runs(index: TileIndex) -> Iterator[tuple[int, int]]:
     lasts = np.concatenate([breaks, [index.offsets.size - 1]])
     for first, last in zip(firsts, lasts, strict=True):
         yield int(index.offsets[first]), int(ends[last] - index.offsets[first])
+
+
+def _copy_by_band(source: int, index: TileIndex, target: int, start: int) -> None:
+    """Copy a level's tiles by band, in groups of tiles that are read once and written in a run a band."""
+    starts = start + plane_starts(index, band_major=True)
+    lengths = index.sizes.astype(np.int64) + 8
+    groups = np.cumsum(index.lengths) // TRANSPOSED_BYTES
+    edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), index.offsets.size]
+    for first, last in itertools.pairwise(edges):
+        tiles = [
+            os.pread(source, length, offset)
+            for offset, length in zip(
+                index.offsets[first:last].tolist(), index.lengths[first:last].tolist(), strict=True
+            )
+        ]
+        ends = np.cumsum(lengths[first:last], axis=1)
+        for plane in range(lengths.shape[1]):
+            ranges = zip(
+                tiles,
+                (ends[:, plane] - lengths[first:last, plane]).tolist(),
+                ends[:, plane].tolist(),
+                strict=True,
+            )
+            data = b"".join(tile[begin:end] for tile, begin, end in ranges)
+            write_all(target, int(starts[first, plane]), data)
+    os.lseek(target, 0, os.SEEK_END)
 
 
 def _copy(source: int, offset: int, target: int, length: int) -> None:
@@ -320,7 +372,7 @@ def _write(target: int, data: bytes) -> int:
 def check(path: os.PathLike[str], tiling: Tiling) -> None:
     """Read a finished file's structure back and raise OutputError unless it is laid out as described above.
 
-    IFDs come before tiles, overviews before what they show, tiles by row, column and band without gaps;
+    IFDs come before tiles, overviews before what they show, tiles in the order of their bands without gaps;
     leaders and trailers are compared for all tiles of small levels and for a sample of large ones.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -334,7 +386,7 @@ def check(path: os.PathLike[str], tiling: Tiling) -> None:
             raise OutputError(f"{path} has {len(ifds)} levels instead of {len(tiling.levels)}")
         end = 0
         for number in reversed(range(len(ifds))):
-            end = _check_level(ifds[number], tiling.levels[number], tiling.bands, end, read)
+            end = _check_level(ifds[number], tiling.levels[number], tiling, end, read)
         if max(ifd.offset for ifd in ifds) > int(ifds[-1].tags[TILE_OFFSETS].values.min()):
             raise OutputError("an IFD lies behind tiles")
         if end != os.fstat(descriptor).st_size:
@@ -345,21 +397,20 @@ def check(path: os.PathLike[str], tiling: Tiling) -> None:
         os.close(descriptor)
 
 
-def _check_level(ifd: Ifd, level: Level, bands: int, start: int, read: Any) -> int:
+def _check_level(ifd: Ifd, level: Level, tiling: Tiling, start: int, read: Any) -> int:
     """Check one level's tiles, which begin at `start` (0: anywhere); their end is returned."""
     size = ifd.value(257), ifd.value(256)
     if size != (level.height, level.width):
         raise OutputError(f"a level has {size} pixels instead of {(level.height, level.width)}")
-    offsets = ifd.tags[TILE_OFFSETS].values.reshape(bands, -1).T.astype(np.int64).ravel()
-    counts = ifd.tags[TILE_BYTE_COUNTS].values.reshape(bands, -1).T.astype(np.int64).ravel()
-    if offsets.size != level.tiles * bands:
-        raise OutputError(f"a level has {offsets.size} tiles instead of {level.tiles * bands}")
+    offsets, counts = (_in_order(ifd.tags[code].values, tiling) for code in INDEX_TAGS)
+    if offsets.size != level.tiles * tiling.planes:
+        raise OutputError(f"a level has {offsets.size} tiles instead of {level.tiles * tiling.planes}")
     if (
         (start and offsets[0] != start + 4)
         or (np.diff(offsets) != counts[:-1] + 8).any()
         or (counts <= 0).any()
     ):
-        raise OutputError("tiles are not one after the other by row, column and band")
+        raise OutputError("tiles are not one after the other in their order")
     chosen = np.unique(
         np.linspace(0, offsets.size - 1, min(offsets.size, MAX_CHECKED_TILES)).astype(np.int64)
     )
@@ -368,3 +419,9 @@ def _check_level(ifd: Ifd, level: Level, bands: int, start: int, read: Any) -> i
         if int.from_bytes(read(offset - 4, 4), "little") != count or tail[:-4].ljust(4, b"\0") != tail[-4:]:
             raise OutputError(f"the tile at {offset} has a wrong leader or trailer")
     return int(offsets[-1] + counts[-1] + 4)
+
+
+def _in_order(values: np.ndarray, tiling: Tiling) -> np.ndarray:
+    """Entries of a tile index, which is by plane, in the order of the tiles in the file."""
+    planes = values.astype(np.int64).reshape(tiling.planes, -1)
+    return (planes if tiling.band_major else planes.T).ravel()

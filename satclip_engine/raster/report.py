@@ -43,6 +43,7 @@ class Report:
     dtype: str
     compress: str
     blocksize: int
+    interleave: str
     overviews: list[int]  # how many times smaller each is
     bytes: int  # of the file
     raw_bytes: int  # of its pixels before compression, overviews not counted

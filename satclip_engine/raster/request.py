@@ -16,13 +16,19 @@ from satclip_engine.arrays.ranges import RangeRule, range_rule
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
-from satclip_engine.options import RasterOptions, identifying
+from satclip_engine.options import INTERLEAVES, RasterOptions, identifying
 from satclip_engine.quantize import SampleType, sample_type
 from satclip_engine.raster.codec import Codec, codec_for
 from satclip_engine.raster.geotiff_keys import geo_tags
 from satclip_engine.raster.output import DIGEST, check_path
 from satclip_engine.raster.tiff import Tag
-from satclip_engine.raster.tiling import BLOCKSIZES, Tiling, check_blocksize, choose_blocksize, make_tiling
+from satclip_engine.raster.tiling import (
+    Tiling,
+    check_blocksize,
+    choose_blocksize,
+    make_tiling,
+    preferred_blocksize,
+)
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -87,6 +93,7 @@ class Request:
             self.sample,
             self.codec,
             self.blocksize,
+            interleave=self.options.interleave,
             threads=self.threads,
             memory=self.options.memory - shared,
             span=span,
@@ -150,15 +157,32 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
     codec = codec_for(options.compress, sample)
     if bands > MAX_BANDS:
         raise UsageError(f"a TIFF has at most {MAX_BANDS} bands, not {bands}", argument="bands")
-    blocksize = choose_blocksize(pixels.shape, bands) if options.blocksize is None else options.blocksize
-    check_blocksize(blocksize, pixels.shape, bands)
-    threads = options.threads or encoder.threads
-    tiling = _tiling(encoder, pixels, sample, codec, blocksize, threads=threads, memory=options.memory)
-    notes = []
-    if options.blocksize is None and blocksize > BLOCKSIZES[0]:
-        notes.append(
-            f"tiles are {blocksize} pixels wide, not {BLOCKSIZES[0]}, to keep the file's index small"
+    if options.interleave not in INTERLEAVES:
+        raise UsageError(
+            f"interleave must be one of {', '.join(INTERLEAVES)}, not {options.interleave!r}",
+            argument="interleave",
         )
+    interleaved = options.interleave == "pixel" and bands > 1
+    planes = 1 if interleaved else bands
+    preferred = preferred_blocksize(bands * sample.bytes * codec.leaves, interleaved=interleaved)
+    blocksize = options.blocksize
+    if blocksize is None:
+        blocksize = choose_blocksize(pixels.shape, planes, preferred)
+    check_blocksize(blocksize, pixels.shape, planes)
+    threads = options.threads or encoder.threads
+    tiling = _tiling(
+        encoder,
+        pixels,
+        sample,
+        codec,
+        blocksize,
+        interleave=options.interleave,
+        threads=threads,
+        memory=options.memory,
+    )
+    notes = []
+    if options.blocksize is None and blocksize > preferred:
+        notes.append(f"tiles are {blocksize} pixels wide, not {preferred}, to keep the file's index small")
     if tiling.threads < threads:
         notes.append(f"{tiling.threads} of {threads} threads work: more would take more memory than allowed")
     return Request(

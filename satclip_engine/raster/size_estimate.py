@@ -16,7 +16,7 @@ from satclip_engine.raster.tiling import Tiling
 
 SAMPLE_WINDOWS = 8  # windows compressed to estimate the file's size; half as many for every overview
 WINDOW_PIXELS = 64  # along a window's side
-TILE_OVERHEAD_BYTES = 20  # of a tile beside its data: offset, count, leader, trailer
+PLANE_OVERHEAD_BYTES = 20  # of a tile's plane beside its data: offset, count, leader, trailer
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ class DiskEstimate:
 
 
 def estimate_disk(
-    network: Prepared, grid: Any, tiling: Tiling, quantiser: Quantiser, codec: Codec
+    network: Prepared, grid: Any, tiling: Tiling, quantiser: Quantiser, codec: Codec, head: int
 ) -> DiskEstimate:
     """Disk space of a run, from a few windows of every level compressed on trial.
 
+    head: bytes of the IFDs and their values, tile indexes not counted.
     Overviews are sampled by themselves: neighbours differ more there, and a pixel takes half as much again as
     on the level below.
     """
     tile_count = sum(level.tiles for level in tiling.levels)
-    file = tile_count * tiling.bands * TILE_OVERHEAD_BYTES + (1 << 16)
+    file = tile_count * tiling.planes * PLANE_OVERHEAD_BYTES + head
     packing = 0.0
     for number, level in enumerate(tiling.levels):
         rate, seconds = _cost_of_a_pixel(network, grid, tiling, number, quantiser, codec)
@@ -62,33 +63,43 @@ def _cost_of_a_pixel(
     An overview's pixels are replaced by every 2ⁿth one of full resolution, whose means they are.
     """
     level, step, side = tiling.levels[number], 2**number, min(WINDOW_PIXELS, tiling.blocksize)
+    window = WINDOW_PIXELS // side * side
     compress = compressor(codec)
     spent = pixels = 0
     seconds = 0.0
-    statistics = QuantisationStatistics.zero(tiling.bands)
-    inverse_scale, offset = quantiser.factors
-    for row, column in _window_corners((level.height, level.width), side, max(1, SAMPLE_WINDOWS >> number)):
-        rows = np.arange(row, min(row + side, level.height)) * step
-        columns = np.arange(column, min(column + side, level.width)) * step
+    for row, column in _window_corners((level.height, level.width), window, max(1, SAMPLE_WINDOWS >> number)):
+        rows = np.arange(row, min(row + window, level.height)) * step
+        columns = np.arange(column, min(column + window, level.width)) * step
         block = network.encode_pixels(grid, rows, columns, call=Call(tiling.threads))
         started = time.perf_counter()
-        tiles = np.zeros((1, tiling.bands, side, side), quantiser.sample.name)
-        _C.pack_tiles(
-            block,
-            tiles,
-            first_row=0,
-            dtype=quantiser.sample.name,
-            predictor=codec.predictor(quantiser.sample),
-            inverse_scale=inverse_scale,
-            offset=offset,
-            clipped=statistics.clipped,
-            overshoot=statistics.overshoot,
-            valid=np.zeros(1, np.int64),
-        )
-        spent += sum(len(compress(tile)) for tile in tiles[0])
+        for top in range(0, len(rows), side):
+            tiles = _packed(block[top : top + side], side, tiling, quantiser, codec)
+            planes = tiles if tiling.interleaved else tiles.reshape(-1, side, side)
+            spent += sum(len(compress(plane)) for plane in planes)
         seconds += time.perf_counter() - started
         pixels += block.shape[0] * block.shape[1]
     return spent / pixels, seconds / pixels
+
+
+def _packed(pixels: np.ndarray, side: int, tiling: Tiling, quantiser: Quantiser, codec: Codec) -> np.ndarray:
+    """A row of tiles as the raster would have them."""
+    count, statistics = -(-pixels.shape[1] // side), QuantisationStatistics.zero(tiling.bands)
+    tiles = np.zeros((count, *tiling.tile_shape(side)), quantiser.sample.name)
+    inverse_scale, offset = quantiser.factors
+    _C.pack_tiles(
+        pixels,
+        tiles,
+        first_row=0,
+        dtype=quantiser.sample.name,
+        predictor=codec.predictor(quantiser.sample),
+        inverse_scale=inverse_scale,
+        offset=offset,
+        clipped=statistics.clipped,
+        overshoot=statistics.overshoot,
+        valid=np.zeros(count, np.int64),
+        interleaved=tiling.interleaved,
+    )
+    return tiles
 
 
 def _window_corners(shape: tuple[int, int], side: int, count: int) -> list[tuple[int, int]]:

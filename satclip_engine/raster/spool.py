@@ -52,14 +52,14 @@ class MetatileRecord:
 
     key: Key
     tiles: np.ndarray  # (n,) TILE_RECORD
-    sizes: np.ndarray  # (n, E) uint32 bytes of every band's tile, leader and trailer not counted
+    sizes: np.ndarray  # (n, planes) uint32 bytes of a tile's planes, leaders and trailers not counted
     carry_over: int  # offset of the pixels that it carries over
     carry_over_crc: int
     statistics: QuantisationStatistics
 
     @property
     def lengths(self) -> np.ndarray:
-        """Bytes of every tile, all bands, (n,) int64: 4 before and 4 after each included."""
+        """Bytes of every tile, all planes, (n,) int64: 4 before and 4 after each included."""
         return self.sizes.sum(axis=1, dtype=np.int64) + 8 * self.sizes.shape[1]
 
     def pack(self) -> bytes:
@@ -81,14 +81,14 @@ class MetatileRecord:
         number, row, column, carry_over, crc, valid, pixels, bands, count = _BODY.unpack_from(body)
         offset = _BODY.size
         arrays = []
-        for dtype, items in (("<i8", bands), ("<f4", bands), (TILE_RECORD, count), ("<u4", count * bands)):
+        for dtype, items in (("<i8", bands), ("<f4", bands), (TILE_RECORD, count), ("<u4", -1)):
             arrays.append(np.frombuffer(body, dtype, items, offset))
             offset += arrays[-1].nbytes
         clipped, overshoot, tiles, sizes = arrays
         statistics = QuantisationStatistics(
             clipped.astype(np.int64), overshoot.astype(np.float32), valid, pixels
         )
-        return cls((number, row, column), tiles, sizes.reshape(count, bands), carry_over, crc, statistics)
+        return cls((number, row, column), tiles, sizes.reshape(count, -1), carry_over, crc, statistics)
 
 
 class Spool:

@@ -22,8 +22,10 @@ from satclip_engine.errors import Argument, UsageError
 from satclip_engine.progress import size_text
 
 BLOCKSIZES = (64, 128, 256, 512)  # what the default chooses from
+INTERLEAVED_BLOCKSIZES = (16, 32, *BLOCKSIZES)  # where a tile holds all bands
+INTERLEAVED_TILE_BYTES = 1 << 16  # that a compressed tile of all bands should not exceed: one short read
 MAX_BLOCKSIZE = 1024
-DEFAULT_ENTRIES = 2_000_000  # tiles × bands up to which the default takes the smallest blocks
+DEFAULT_ENTRIES = 2_000_000  # tiles × planes up to which the default takes the smallest blocks
 # Of a tile index: 12 bytes each in the file, about 40 in memory while it is laid out.
 MAX_ENTRIES = 8_000_000
 SMALLEST_OVERVIEW = 256  # pixels: overviews stop when both sides are no longer than this (or than a tile)
@@ -32,6 +34,8 @@ SMALLEST_OVERVIEW = 256  # pixels: overviews stop when both sides are no longer 
 METATILES = ((8, True), (4, True), (8, False), (4, False), (2, True), (2, False), (1, True), (1, False))
 MIN_TASKS_PER_THREAD = 16  # so that threads end within a few per cent of each other
 MIN_STRIP_ROWS = 16  # kernels take so many latitudes at once
+# Metatiles and strips of smaller tiles are made of more of them: kernels and caches see the same pixels.
+USUAL_BLOCKSIZE = 64
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,26 @@ class Tiling:
     levels: tuple[Level, ...]
     compressed: float  # at most this part of a tile's bytes is left by compression
     hints: BatchHints = BATCH_HINTS  # how the encoder wants to be called
+    interleave: str = "tile"  # order of the bands: tile, pixel or band; tile where there is one
+
+    @property
+    def interleaved(self) -> bool:
+        """True where a tile holds all bands of its pixels, (side, side, E); else it has a plane for each."""
+        return self.interleave == "pixel"
+
+    @property
+    def band_major(self) -> bool:
+        """True where all tiles of a band come before those of the next one."""
+        return self.interleave == "band"
+
+    @property
+    def planes(self) -> int:
+        """Planes of a tile, which are compressed and indexed one by one."""
+        return 1 if self.interleaved else self.bands
+
+    def tile_shape(self, side: int) -> tuple[int, ...]:
+        """Shape of a tile of `side` pixels in memory."""
+        return (side, side, self.bands) if self.interleaved else (self.bands, side, side)
 
     @property
     def side(self) -> int:
@@ -118,8 +142,8 @@ class Tiling:
 
     @property
     def entries(self) -> int:
-        """Tiles × bands at full resolution."""
-        return self.levels[0].tiles * self.bands
+        """Tiles × planes at full resolution."""
+        return self.levels[0].tiles * self.planes
 
 
 def pyramid(shape: tuple[int, int], blocksize: int) -> tuple[Level, ...]:
@@ -133,33 +157,51 @@ def pyramid(shape: tuple[int, int], blocksize: int) -> tuple[Level, ...]:
         height, width = (height + 1) // 2, (width + 1) // 2
 
 
-def choose_blocksize(shape: tuple[int, int], bands: int) -> int:
-    """The smallest tile with which the index stays small: a pixel of all bands is then one short read."""
-    for blocksize in BLOCKSIZES:
-        if pyramid(shape, blocksize)[0].tiles * bands <= DEFAULT_ENTRIES:
+def choose_blocksize(shape: tuple[int, int], planes: int, preferred: int = BLOCKSIZES[0]) -> int:
+    """The smallest tile, not below the preferred one, with which the index stays small."""
+    larger = [blocksize for blocksize in INTERLEAVED_BLOCKSIZES if blocksize >= preferred]
+    for blocksize in larger:
+        if pyramid(shape, blocksize)[0].tiles * planes <= DEFAULT_ENTRIES:
             return blocksize
-    return BLOCKSIZES[-1]
+    return larger[-1]
 
 
-def check_blocksize(blocksize: int, shape: tuple[int, int], bands: int) -> None:
+def preferred_blocksize(pixel_bytes: float, *, interleaved: bool) -> int:
+    """Side of the tiles of a raster whose index is small anyway.
+
+    Of planes, the smallest that compresses well. Where a tile holds all bands, the largest that stays a short
+    read, at `pixel_bytes` a compressed pixel.
+    """
+    if not interleaved:
+        return BLOCKSIZES[0]
+    short = [side for side in INTERLEAVED_BLOCKSIZES if side**2 * pixel_bytes <= INTERLEAVED_TILE_BYTES]
+    return max(short, default=INTERLEAVED_BLOCKSIZES[0])
+
+
+def check_blocksize(blocksize: int, shape: tuple[int, int], planes: int) -> None:
     """Raise UsageError for tiles that a TIFF cannot have or whose index would not fit into memory."""
     if not isinstance(blocksize, int) or blocksize % 16 or not 16 <= blocksize <= MAX_BLOCKSIZE:
         raise UsageError(
             f"blocksize must be a multiple of 16 from 16 to {MAX_BLOCKSIZE}, not {blocksize!r}",
             argument="blocksize",
         )
-    entries = pyramid(shape, blocksize)[0].tiles * bands
+    entries = pyramid(shape, blocksize)[0].tiles * planes
     if entries > MAX_ENTRIES:
         height, width = shape
+        bands = f" of {planes} bands" if planes > 1 else ""
         raise UsageError(
-            f"{height} × {width} pixels of {bands} bands make {entries:.3g} tiles of {blocksize} pixels; at "
+            f"{height} × {width} pixels{bands} make {entries:.3g} tiles of {blocksize} pixels; at "
             f"most {MAX_ENTRIES:.3g} can be indexed: use a coarser ",
             Argument("resolution"),
             ", a larger ",
             Argument("blocksize"),
-            f" (up to {MAX_BLOCKSIZE}), fewer ",
-            Argument("bands"),
-            ", or several files",
+            f" (up to {MAX_BLOCKSIZE}), ",
+            *(
+                ["fewer ", Argument("bands"), ", ", Argument("interleave", "pixel"), ", "]
+                if planes > 1
+                else []
+            ),
+            "or several files",
             argument="blocksize",
         )
 
@@ -176,6 +218,7 @@ def make_tiling(
     compressed: float = 1.0,
     span: int | None = None,
     hints: BatchHints = BATCH_HINTS,
+    interleave: str = "tile",
 ) -> Tiling:
     """The largest metatiles that `threads` of them fit into `memory` bytes; fewer threads before it fails.
 
@@ -186,7 +229,18 @@ def make_tiling(
     """
     levels = pyramid(shape, blocksize)
     smallest = Tiling(
-        shape, bands, sample_bytes, blocksize, span or 1, 2 * (span or 1), False, 1, levels, compressed, hints
+        shape,
+        bands,
+        sample_bytes,
+        blocksize,
+        span or 1,
+        2 * (span or 1),
+        False,
+        1,
+        levels,
+        compressed,
+        hints,
+        interleave if bands > 1 else "tile",
     )
     if smallest.memory > memory:
         raise UsageError(
@@ -194,10 +248,13 @@ def make_tiling(
             f"{'band' if bands == 1 else 'bands'} need at least {size_text(smallest.memory)}",
             argument="memory",
         )
+    scale = max(1, USUAL_BLOCKSIZE // blocksize)
+    metatiles = [(tiles * scale, pair) for tiles, pair in METATILES]
+    metatiles += [(tiles, pair) for tiles, pair in METATILES if tiles < scale]
     for count in range(threads, 0, -1):
-        for tiles, pair in METATILES if span is None else ((span, True), (span, False)):
+        for tiles, pair in metatiles if span is None else ((span, True), (span, False)):
             tiling = replace(smallest, span=tiles, mirrored=pair, threads=count)
-            if (pair and not mirrored) or (_unbalanced(tiling) and tiles > 2 and span is None):
+            if (pair and not mirrored) or (_unbalanced(tiling) and tiles > 2 * scale and span is None):
                 continue
             tiling = _with_strips(tiling, memory)
             if tiling.memory <= memory:
@@ -224,7 +281,7 @@ def _strip_rows(tiling: Tiling) -> int:
     step = 2 * tiling.span
     width = min(tiling.side, tiling.shape[1]) * (2 if tiling.mirrored else 1)
     rows = max(MIN_STRIP_ROWS, -(-tiling.hints.batch_size // width))
-    return min(-(-rows // step) * step, -(-tiling.blocksize // step) * step)
+    return min(-(-rows // step) * step, -(-max(tiling.blocksize, USUAL_BLOCKSIZE) // step) * step)
 
 
 def _thread_memory(tiling: Tiling, metatiles: int) -> int:

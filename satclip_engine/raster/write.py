@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from satclip_engine._version import __version__
 from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import Argument, OutputError
@@ -63,6 +61,7 @@ from satclip_engine.raster.spool import (
     spool_folder,
     write_state,
 )
+from satclip_engine.raster.tiff import Tag
 from satclip_engine.raster.tiling import PyramidPass, Task, Tiling, pyramid
 
 if TYPE_CHECKING:
@@ -80,6 +79,7 @@ def write_raster(
     range: str | os.PathLike[str] = GLOBE,
     scale: str = SCALES[0],
     compress: str = "zstd",
+    interleave: str = "tile",
     blocksize: int | None = None,
     threads: int | None = None,
     memory: int = 10**9,
@@ -102,8 +102,13 @@ def write_raster(
         the range in this raster, which gives finer steps. Or a file, whose scales are taken: a raster, JSON
         or TOML (`arrays.ranges.ranges_in` has the form).
     scale: "band" or "common", one scale and offset for all bands, for tools that know only one.
-    compress: zstd, deflate, lerc or none. blocksize: pixels along a tile's side, a multiple of 16; default
-        the smallest of 64, 128, 256 and 512 with which the file has at most two million tiles.
+    compress: zstd, deflate, lerc or none.
+    interleave: order of the bands. tile: every band has its own tiles, and those of the same pixels follow
+        each other. pixel: a tile holds all bands, which is best for pixels read over a network. band: all
+        tiles of a band, then those of the next.
+    blocksize: pixels along a tile's side, a multiple of 16; default the smallest of 64, 128, 256 and 512 with
+        which the file has at most two million tiles. Where a tile holds all bands, it is as small as makes
+        it a short read, from 16 on.
     threads: how many work; default the encoder's. memory: bytes that they may take together, the
         interpreter's own not counted; fewer threads work when it is short.
     exact, tolerance: a raster finer than the field is interpolated from a lattice of it, and the error
@@ -124,6 +129,7 @@ def write_raster(
         range=cast(str, range),  # checked with the file that it may name
         scale=scale,
         compress=compress,
+        interleave=interleave,
         blocksize=blocksize,
         threads=threads,
         memory=memory,
@@ -305,7 +311,8 @@ class _Run:
     def _check_disk(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> DiskEstimate:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        disk = estimate_disk(self.network, self.pixels, tiling, quantiser, request.codec)
+        head = cog.head_bytes(raster_ifds(request, tiling, quantiser, self.lattice))
+        disk = estimate_disk(self.network, self.pixels, tiling, quantiser, request.codec, head)
         free = shutil.disk_usage(self.folder).free + spool.bytes
         file, peak = size_text(disk.file), size_text(disk.peak)
         if free < disk.peak:
@@ -359,34 +366,13 @@ class _Run:
         """Lay out, copy, check and name the file; its size."""
         request = self.request
         self.progress.stage("assembling the file")
-        ifds = cog.ifd_tags(
-            tiling,
-            quantiser,
-            request.codec,
-            names=request.encoder.band_names,
-            geo=request.geo,
-            metadata={
-                "": {**_provenance(request), **self._certified(), **request.options.tags},
-                STATE_DOMAIN: {STATE_NAME: json.dumps(request.state)},
-            },
-            software=f"satclip-engine {__version__}",
-            band_numbers=self._errors(),
-        )
-        indexes = cog.collect(spool.finished.values(), tiling.levels, tiling.bands)
-        layout = cog.lay_out(ifds, indexes, tiling.bands)
-        cog.assemble(layout, indexes, spool)
+        ifds = raster_ifds(request, tiling, quantiser, self.lattice)
+        indexes = cog.collect(spool.finished.values(), tiling.levels, tiling.planes)
+        layout = cog.lay_out(ifds, indexes, tiling)
+        cog.assemble(layout, indexes, spool, tiling)
         cog.check(spool.output, tiling)
         publish(spool.output, request.path, replace=bool(spool.state["overwrite"]))
         return layout.size
-
-    def _certified(self) -> dict[str, str]:
-        """Tags that say how pixels were computed."""
-        return EXACT_TAGS if self.lattice is None else self.lattice.tags
-
-    def _errors(self) -> dict[str, np.ndarray]:
-        """Errors of the reconstruction in every band: the largest measured, and the rms."""
-        errors = {} if self.lattice is None else self.lattice.band_errors
-        return {name.upper(): numbers for name, numbers in errors.items()}
 
     def _report(
         self,
@@ -448,6 +434,7 @@ def _constants(request: Request) -> dict[str, Any]:
         "dtype": request.sample.name,
         "compress": request.codec.name,
         "blocksize": request.blocksize,
+        "interleave": request.tiling.interleave,
         "overviews": [2**number for number in range(1, len(pyramid((height, width), request.blocksize)))],
         "raw_bytes": height * width * bands * request.sample.bytes,
         "device": request.encoder.device,
@@ -469,6 +456,29 @@ def _drop_spoiled(tiling: Tiling, pyramid_pass: PyramidPass, spool: Spool) -> No
         length = carry_over_bytes(tiling, pyramid_pass, key[1], key[2])
         if not spool.carry_over_intact(spool.finished[key], length):
             del spool.finished[key]
+
+
+def raster_ifds(request: Request, tiling: Tiling, quantiser: Quantiser, plan: Plan | None) -> list[list[Tag]]:
+    """The tags of every level, tile indexes left out."""
+    errors = {} if plan is None else plan.band_errors
+    return cog.ifd_tags(
+        tiling,
+        quantiser,
+        request.codec,
+        names=request.encoder.band_names,
+        geo=request.geo,
+        metadata={
+            "": {
+                **_provenance(request),
+                **(EXACT_TAGS if plan is None else plan.tags),
+                **request.options.tags,
+            },
+            STATE_DOMAIN: {STATE_NAME: json.dumps(request.state)},
+        },
+        software=f"satclip-engine {__version__}",
+        # Errors of the reconstruction in every band: the largest measured, and the rms.
+        band_numbers={name.upper(): numbers for name, numbers in errors.items()},
+    )
 
 
 def _provenance(request: Request) -> dict[str, str]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import struct
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,12 +12,20 @@ from rio_cogeo import cog_validate
 
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
+from satclip_engine.options import INTERLEAVES
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster import cog
 from satclip_engine.raster.codec import CODECS
 from satclip_engine.raster.cog import TileIndex, check, ifd_tags, lay_out
-from satclip_engine.raster.tiff import ASCII, TILE_BYTE_COUNTS, TILE_OFFSETS, TiffVariant, read_ifds
-from satclip_engine.raster.tiling import make_tiling
+from satclip_engine.raster.tiff import (
+    ASCII,
+    GDAL_METADATA,
+    TILE_BYTE_COUNTS,
+    TILE_OFFSETS,
+    TiffVariant,
+    read_ifds,
+)
+from satclip_engine.raster.tiling import make_tiling, pyramid
 from satclip_engine.raster.write import write_raster
 
 
@@ -61,35 +65,68 @@ def test_gdal_knows_the_layout_and_opens_all_levels(tiny, world):
             assert overview.shape == (level.height, level.width)
 
 
-def test_tiles_of_a_place_are_contiguous_with_leaders_and_trailers(world):
-    path, tiling = world
-    content, found = ifds_of(path)
-    at = None
-    for directory, level in zip(reversed(found), reversed(tiling.levels), strict=True):
-        offsets = directory.tags[TILE_OFFSETS].values.reshape(tiling.bands, level.tiles)
-        counts = directory.tags[TILE_BYTE_COUNTS].values.reshape(tiling.bands, level.tiles)
-        for place in range(level.tiles):
-            for band in range(tiling.bands):
-                offset, count = int(offsets[band, place]), int(counts[band, place])
-                assert at is None or offset == at + 4
-                assert struct.unpack_from("<I", content, offset - 4) == (count,)
-                at = offset + count + 4
-                assert content[at - 8 : at - 4] == content[at - 4 : at]
-    assert at == len(content)
+@pytest.mark.parametrize("interleave", INTERLEAVES)
+def test_tiles_follow_each_other_in_the_order_asked_for_with_leaders_and_trailers(tiny, tmp_path, interleave):
+    path = tmp_path / "out.tif"
+    write_raster(tiny, path, make_grid(resolution=0.5), interleave=interleave, blocksize=64)
+    content, ifds = ifds_of(path)
+    planes, levels = 1 if interleave == "pixel" else 8, pyramid((360, 720), 64)
+    end = None
+    for ifd, level in zip(reversed(ifds), reversed(levels), strict=True):
+        offsets, counts = (
+            ifd.tags[code].values.reshape(planes, level.tiles) for code in (TILE_OFFSETS, TILE_BYTE_COUNTS)
+        )
+        order = itertools.product(range(level.tiles), range(planes))
+        if interleave == "band":
+            order = ((tile, plane) for plane, tile in itertools.product(range(planes), range(level.tiles)))
+        for tile, plane in order:
+            offset, count = int(offsets[plane, tile]), int(counts[plane, tile])
+            assert end is None or offset == end + 4
+            assert struct.unpack_from("<I", content, offset - 4) == (count,)
+            end = offset + count + 4
+            assert content[end - 8 : end - 4] == content[end - 4 : end]
+    assert end == len(content)
+
+
+@pytest.mark.parametrize("interleave", INTERLEAVES)
+def test_gdal_knows_the_order_of_the_bands(tiny, tmp_path, interleave):
+    path = tmp_path / "out.tif"
+    write_raster(tiny, path, make_grid(resolution=2.0), interleave=interleave)
+    content, ifds = ifds_of(path)
+    assert ifds[0].value(284) == (1 if interleave == "pixel" else 2)
+    note = content[: ifds[0].offset]
+    assert (f"INTERLEAVE={interleave.upper()}\n".encode() in note) == (interleave != "pixel")
+    with rasterio.open(path) as dataset:
+        structure = dataset.tags(ns="IMAGE_STRUCTURE")
+        newer = tuple(map(int, rasterio.__gdal_version__.split(".")[:2])) >= (3, 11)
+    expected = "BAND" if interleave == "tile" and not newer else interleave.upper()
+    assert (structure["LAYOUT"], structure["INTERLEAVE"]) == ("COG", expected)
+
+
+def test_tiles_are_ordered_by_band_in_groups_of_any_size(tiny, tmp_path, monkeypatch):
+    contents = set()
+    for size in (1, 5000, 1 << 26):
+        monkeypatch.setattr(cog, "TRANSPOSED_BYTES", size)
+        path = tmp_path / f"{size}.tif"
+        write_raster(tiny, path, make_grid(resolution=1.0), interleave="band")
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
 
 
 def test_ifds_come_first_and_their_values_follow_them(world):
     content, found = ifds_of(world[0])
-    first_tile = int(found[-1].tags[TILE_OFFSETS].values[0]) - 4
+    indexes = [directory.offsets[code] for directory in found for code in (TILE_OFFSETS, TILE_BYTE_COUNTS)]
     assert [directory.value(254) for directory in found] == [0, 1, 1]
     positions = [directory.offset for directory in found]
     assert positions == sorted(positions)
-    for directory, following in zip(found, [*positions[1:], first_tile], strict=True):
+    for directory, following in zip(found, [*positions[1:], found[0].offsets[GDAL_METADATA]], strict=True):
         codes = list(directory.tags)
         assert codes == sorted(codes)
         for code, offset in directory.offsets.items():
-            if code not in (TILE_OFFSETS, TILE_BYTE_COUNTS):
+            if code not in (GDAL_METADATA, TILE_OFFSETS, TILE_BYTE_COUNTS):
                 assert directory.offset < offset < following
+    assert positions[-1] < found[0].offsets[GDAL_METADATA] < min(indexes)
+    assert max(indexes) < int(found[-1].tags[TILE_OFFSETS].values[0])
     assert b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\n" in content[:300]
     assert int(content[8 + 30 : 8 + 36]) == len(content[8 + 43 : content.index(b"EDITION=NO\n ") + 12])
 
@@ -125,8 +162,8 @@ def test_a_file_beyond_four_gigabytes_is_a_bigtiff():
         TileIndex(np.zeros(v.tiles, np.int64), np.full((v.tiles, 256), 3000, np.uint32))
         for v in tiling.levels
     ]
-    assert lay_out(tags, small, 256).head[:4] == b"II*\0"
-    layout = lay_out(tags, large, 256)
+    assert lay_out(tags, small, tiling).head[:4] == b"II*\0"
+    layout = lay_out(tags, large, tiling)
     assert layout.size > 2**32
     assert layout.head[:4] == b"II+\0"
     found = read_ifds(lambda offset, size: layout.head[offset : offset + size])
@@ -208,47 +245,6 @@ def test_a_crs_that_geotiff_cannot_hold_is_refused_before_anything_is_computed(
     with pytest.raises(UsageError, match=f"cannot hold the CRS .*{why}.*EPSG code"):
         write_raster(tiny, tmp_path / "out.tif", grid)
     assert not list(tmp_path.iterdir())
-
-
-class _RangeHandler(SimpleHTTPRequestHandler):
-    """Serves byte ranges, and remembers them."""
-
-    asked: ClassVar[list[tuple[int, int]]] = []
-
-    def do_GET(self):
-        content = Path(self.translate_path(self.path)).read_bytes()
-        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-        part = content[int(first) : int(last) + 1]
-        self.asked.append((int(first), int(last)))
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, *arguments):
-        pass
-
-
-def test_a_pixel_of_all_bands_is_one_range_over_http(world):
-    path, _ = world
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *a, **k: _RangeHandler(*a, directory=os.fspath(path.parent), **k)
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    _RangeHandler.asked.clear()
-    try:
-        options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif"}
-        url = f"/vsicurl/http://127.0.0.1:{server.server_port}/world.tif"
-        with rasterio.Env(**options), rasterio.open(url) as dataset:
-            opened = len(_RangeHandler.asked)
-            values = dataset.read(window=((200, 201), (400, 401)))
-        with rasterio.open(path) as dataset:
-            np.testing.assert_array_equal(values, dataset.read(window=((200, 201), (400, 401))))
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert len(_RangeHandler.asked) - opened <= 2  # GDAL reads whole 16 kB pieces; the place may lie in two
 
 
 def test_text_that_is_not_ascii_and_short_values_fit_an_ifd():

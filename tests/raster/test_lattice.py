@@ -12,6 +12,7 @@ from rio_cogeo import cog_validate
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
+from satclip_engine.options import INTERLEAVES
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster
 from satclip_engine.weights import LocationWeights
@@ -69,12 +70,13 @@ def test_what_the_tags_say_of_the_error_holds_at_every_pixel(weights, tmp_path, 
     assert int(tags["reconstruction_positions"]) >= 2048
 
 
-def test_bytes_depend_on_neither_threads_nor_memory_nor_interruptions(weights, tmp_path):
+@pytest.mark.parametrize("interleave", INTERLEAVES)
+def test_bytes_depend_on_neither_threads_nor_memory_nor_interruptions(weights, tmp_path, interleave):
     grid = GRIDS["antimeridian"]
     whole = tmp_path / "whole.tif"
-    write(weights, whole, grid)
+    write(weights, whole, grid, interleave=interleave)
     other = tmp_path / "other.tif"
-    write(weights, other, grid, threads=1, memory=6_000_000)
+    write(weights, other, grid, threads=1, memory=6_000_000, interleave=interleave)
     assert other.read_bytes() == whole.read_bytes()
 
     class Stop:
@@ -91,10 +93,10 @@ def test_bytes_depend_on_neither_threads_nor_memory_nor_interruptions(weights, t
 
     path = tmp_path / "part.tif"
     with pytest.raises(KeyboardInterrupt):
-        write(weights, path, grid, threads=1, memory=6_000_000, progress=Stop())
+        write(weights, path, grid, threads=1, memory=6_000_000, interleave=interleave, progress=Stop())
     state = json.loads((spool_folder(path) / "state.json").read_text())
     assert state["reconstruction"]["path"] == "lattice"
-    report = write(weights, path, grid, resume=True)
+    report = write(weights, path, grid, interleave=interleave, resume=True)
     assert 0 < report.resumed_from < 1
     assert path.read_bytes() == whole.read_bytes()
 

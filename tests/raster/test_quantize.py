@@ -49,11 +49,13 @@ def packed(
     predictor: int,
     isa: str | None = None,
     first_row: int = 0,
+    interleaved: bool = False,
 ) -> tuple[np.ndarray, QuantisationStatistics]:
     """Tiles with `predictor` undone by imagecodecs, (tiles, E, side, side)."""
     bands = pixels.shape[2]
     count = -(-pixels.shape[1] // side)
-    tiles = np.zeros((count, bands, side, side), quantiser.sample.name)
+    shape = (side, side, bands) if interleaved else (bands, side, side)
+    tiles = np.zeros((count, *shape), quantiser.sample.name)
     valid, statistics = np.zeros(count, np.int64), QuantisationStatistics.zero(bands)
     inverse_scale, offset = quantiser.factors
     _C.pack_tiles(
@@ -67,27 +69,32 @@ def packed(
         clipped=statistics.clipped,
         overshoot=statistics.overshoot,
         valid=valid,
+        interleaved=interleaved,
         isa=isa,
     )
     statistics.valid = int(valid.sum())
+    columns_axis = -2 if interleaved else -1
     if predictor == 2:
-        tiles = imagecodecs.delta_decode(tiles, axis=-1)
+        tiles = imagecodecs.delta_decode(tiles, axis=columns_axis)
     elif predictor == 3:
-        tiles = imagecodecs.floatpred_decode(tiles.copy(), axis=-1)
-    return tiles, statistics
+        tiles = imagecodecs.floatpred_decode(tiles.copy(), axis=columns_axis)
+    return np.moveaxis(tiles, -1, 1) if interleaved else tiles, statistics
 
 
+@pytest.mark.parametrize("interleaved", [False, True], ids=["planes", "interleaved"])
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(
     ("dtype", "predictor"), [(d, p) for d, s in SAMPLE_TYPES.items() for p in (1, s.predictor)]
 )
-def test_packed_tiles_equal_numpy_with_every_type_predictor_and_instruction_set(isa, shape, dtype, predictor):
+def test_packed_tiles_equal_numpy_with_every_type_predictor_and_instruction_set(
+    interleaved, isa, shape, dtype, predictor
+):
     rows, columns, bands, side = shape
     pixels = pixels_of((rows, columns, bands))
     quantiser = quantiser_for(pixels, dtype)
     first_row = min(3, side - rows)
-    tiles, statistics = packed(pixels, quantiser, side, predictor, isa, first_row)
+    tiles, statistics = packed(pixels, quantiser, side, predictor, isa, first_row, interleaved)
     padded = np.pad(quantiser.encode(pixels), ((0, 0), (0, len(tiles) * side - columns), (0, 0)), mode="edge")
     expected = padded.reshape(rows, len(tiles), side, bands).transpose(1, 3, 0, 2)
     np.testing.assert_array_equal(tiles[:, :, first_row : first_row + rows], expected)
@@ -163,6 +170,7 @@ def test_halves_are_means_of_the_valid_values_of_two_by_two(isa, shape, halved):
     [
         ({"tiles": np.zeros((1, 3, 16, 16), np.int16)}, "1-byte"),
         ({"tiles": np.zeros((2, 3, 16, 16), np.int8)}, "number"),
+        ({"interleaved": True}, "side, side, 3"),
         ({"first_row": 13}, "rows"),
         ({"predictor": 3}, "predictor"),
         ({"offset": None}, "one value a band"),

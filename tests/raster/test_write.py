@@ -21,6 +21,7 @@ from satclip_engine.backends.protocols import CALL
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
+from satclip_engine.options import INTERLEAVES
 from satclip_engine.progress import Silence
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster.spool import spool_folder
@@ -47,13 +48,16 @@ def expected_levels(encoder, grid, count, halved):
 
 @pytest.mark.parametrize("dtype", SAMPLE_TYPES)
 @pytest.mark.parametrize("compress", ["zstd", "deflate", "lerc", "none"])
-def test_every_level_holds_the_encoders_values_quantised(tiny, tmp_path, read, halved, dtype, compress):
+@pytest.mark.parametrize("interleave", INTERLEAVES)
+def test_every_level_holds_the_encoders_values_quantised(
+    tiny, tmp_path, read, halved, dtype, compress, interleave
+):
     if (dtype, compress) == ("float16", "lerc"):
         with pytest.raises(UsageError, match="float16"):
             write_raster(tiny, tmp_path / "out.tif", make_grid(**GRID), dtype=dtype, compress=compress)
         return
     path, grid = tmp_path / "out.tif", make_grid(**GRID)
-    report = write_raster(tiny, path, grid, dtype=dtype, compress=compress)
+    report = write_raster(tiny, path, grid, dtype=dtype, compress=compress, interleave=interleave)
     assert cog_validate(path, strict=True, quiet=True)[0]
     quantiser = quantiser_of(path, dtype)
     for number, values in enumerate(expected_levels(tiny, grid, 3, halved)):
@@ -80,33 +84,39 @@ def test_readers_get_real_values_within_half_a_step(tiny, tmp_path):
     "shape", [(1, 1), (16, 16), (17, 40), (63, 257), (300, 129), (513, 511)], ids=lambda s: f"{s[0]}x{s[1]}"
 )
 @pytest.mark.parametrize("blocksize", [16, 48, 64])
-def test_odd_shapes_and_blocks_come_out_right_on_every_level(tiny, tmp_path, read, halved, shape, blocksize):
+@pytest.mark.parametrize("interleave", INTERLEAVES)
+def test_odd_shapes_and_blocks_come_out_right_on_every_level(
+    tiny, tmp_path, read, halved, shape, blocksize, interleave
+):
     from odc.geo.geobox import GeoBox
 
     grid = make_grid(like=GeoBox.from_bbox((10, -20, 50, 20), "EPSG:4326", shape=shape))
     path = tmp_path / "out.tif"
-    report = write_raster(tiny, path, grid, blocksize=blocksize, threads=2, memory=3 << 20)
+    options = {"blocksize": blocksize, "interleave": interleave, "threads": 2, "memory": 3 << 20}
+    report = write_raster(tiny, path, grid, **options)
     assert cog_validate(path, strict=True, quiet=True)[0]
     quantiser = quantiser_of(path, "int8")
     for number, values in enumerate(expected_levels(tiny, grid, len(report.overviews) + 1, halved)):
         np.testing.assert_array_equal(read(path, number), quantiser.encode(values), err_msg=f"level {number}")
 
 
-def test_bytes_do_not_depend_on_threads_or_memory(tiny, tmp_path):
+@pytest.mark.parametrize("interleave", INTERLEAVES)
+def test_bytes_do_not_depend_on_threads_or_memory(tiny, tmp_path, interleave):
     grid = make_grid(resolution=0.4)
     contents = set()
     for threads, memory in [(1, 1 << 30), (2, 1 << 30), (3, 1 << 30), (2, 1 << 20), (3, 2 << 20)]:
-        write_raster(
-            tiny, tmp_path / "out.tif", grid, threads=threads, memory=memory, blocksize=32, overwrite=True
-        )
+        limits = {"threads": threads, "memory": memory}
+        options = {"blocksize": 32, "interleave": interleave, "overwrite": True}
+        write_raster(tiny, tmp_path / "out.tif", grid, **limits, **options)
         contents.add((tmp_path / "out.tif").read_bytes())
     assert len(contents) == 1
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
 @pytest.mark.parametrize("compress", ["zstd", "lerc"])
+@pytest.mark.parametrize("interleave", ["tile", "pixel"])
 def test_pixels_that_are_no_place_are_nodata_and_do_not_enter_means(
-    tiny, tmp_path, read, halved, dtype, compress
+    tiny, tmp_path, read, halved, dtype, compress, interleave
 ):
     if (dtype, compress) == ("float16", "lerc"):
         pytest.skip("LERC does not know float16")
@@ -114,7 +124,7 @@ def test_pixels_that_are_no_place_are_nodata_and_do_not_enter_means(
         crs="ESRI:54030", bounds=(-18e6, -9e6, 18e6, 9e6), resolution=40000
     )  # Robinson, corners empty
     path = tmp_path / "out.tif"
-    report = write_raster(tiny, path, grid, dtype=dtype, compress=compress)
+    report = write_raster(tiny, path, grid, dtype=dtype, compress=compress, interleave=interleave)
     values = tiny.evaluate(grid)
     missing = np.isnan(values[..., 0])
     assert 0.05 < missing.mean() < 0.5
@@ -272,6 +282,7 @@ def test_memory_stays_bounded_while_the_raster_grows(tmp_path):
 BAD = {
     "dtype": ({"dtype": "uint16"}, UsageError, "int8, uint8, int16, float16, float32"),
     "compress": ({"compress": "lzw"}, UsageError, "zstd, deflate, lerc, none"),
+    "interleave": ({"interleave": "line"}, UsageError, "tile, pixel, band, not 'line'"),
     "blocksize": ({"blocksize": 100}, UsageError, "multiple of 16"),
     "threads": ({"threads": 0}, UsageError, "threads"),
     "memory": ({"memory": 1000}, UsageError, "need at least"),

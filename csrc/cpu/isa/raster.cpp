@@ -1,4 +1,4 @@
-// TIFF tiles of pixels: quantise, transpose and difference a block; average it 2×2. One thread, no
+// TIFF tiles of pixels: quantise, transpose (or not) and difference a block; average it 2×2. One thread, no
 // allocation.
 #include <algorithm>
 #include <cstring>
@@ -217,13 +217,70 @@ void pack_row(const float* source, int columns, int bands, int present, BandStat
     }
 }
 
+// One band group of a row of one tile whose bands are interleaved. Differences are taken in registers, from
+// the codes of the pixel before.
+template <Sample S, bool Whole>
+void pack_interleaved_group(const float* pixel, int columns, int bands, int present, BandState& band_state,
+                            Predictor predictor, int side, std::uint8_t* out) {
+    using T = typename Convert<S>::type;
+    const auto read = [&](const float* from) { return Whole ? load(from) : load_first(from, present); };
+    const auto store = [&](auto zero, Words words, std::uint8_t* to) {
+        decltype(zero) samples[kLanes];
+        for (int k = 0; k < kLanes; ++k) samples[k] = static_cast<decltype(zero)>(words[k]);
+        std::memcpy(to, samples, sizeof zero * (Whole ? kLanes : present));
+    };
+    const std::size_t plane_bytes = static_cast<std::size_t>(side) * bands;
+    BandState state = band_state, ignored = band_state;
+    // Beyond the raster's edge the last pixel is repeated.
+    const Words last = convert<S>(read(pixel + static_cast<std::ptrdiff_t>(columns - 1) * bands), ignored);
+    Words before = {};
+    for (int column = 0; column < side; ++column) {
+        const Words code = column < columns
+                               ? convert<S>(read(pixel + static_cast<std::ptrdiff_t>(column) * bands), state)
+                               : last;
+        if (predictor == Predictor::floating) {
+            // Byte planes of the row, most significant first; a plane's first bytes are differences from the
+            // last ones of the plane before.
+            std::uint8_t* plane = out + static_cast<std::size_t>(column) * bands;
+            for (int shift = 8 * (static_cast<int>(sizeof(T)) - 1); shift >= 0;
+                 shift -= 8, plane += plane_bytes) {
+                const bool first_plane = shift == 8 * (static_cast<int>(sizeof(T)) - 1);
+                const Words previous = column > 0    ? before >> shift
+                                       : first_plane ? Words{}
+                                                     : last >> (shift + 8);
+                store(std::uint8_t{}, (code >> shift) - previous, plane);
+            }
+        } else {
+            const Words sample = predictor == Predictor::horizontal ? code - before : code;
+            store(T{}, sample, out + static_cast<std::size_t>(column) * bands * sizeof(T));
+        }
+        before = code;
+    }
+    band_state = state;
+}
+
+// One row of one tile whose bands are interleaved, up to a cache line of bands.
+template <Sample S>
+void pack_interleaved_row(const float* source, int columns, int bands, int present, BandState* states,
+                          Predictor predictor, int side, std::uint8_t* out) {
+    // Bytes of a float's plane lie next to those of the other bands, samples next to samples.
+    const std::size_t step = predictor == Predictor::floating ? 1 : sizeof(typename Convert<S>::type);
+    for (int first = 0; first < present; first += kLanes, ++states, source += kLanes, out += kLanes * step) {
+        const int group = std::min(kLanes, present - first);
+        if (group == kLanes)
+            pack_interleaved_group<S, true>(source, columns, bands, group, *states, predictor, side, out);
+        else
+            pack_interleaved_group<S, false>(source, columns, bands, group, *states, predictor, side, out);
+    }
+}
+
 template <Sample S>
 void pack(const Block& block, const Encoding& encoding, const Tiles& tiles,
           QuantisationStatistics& statistics) {
     using C = Convert<S>;
-    const std::size_t row_bytes = sizeof(typename C::type) * tiles.side;
-    const std::size_t band_bytes = row_bytes * tiles.side;
-    const std::size_t tile_bytes = band_bytes * block.bands;
+    const std::size_t plane_bytes = sizeof(typename C::type) * tiles.side * tiles.side;
+    const std::size_t tile_bytes = plane_bytes * block.bands;
+    const std::size_t row_bytes = (tiles.interleaved ? tile_bytes : plane_bytes) / tiles.side;
     for (int band = 0; band < block.bands; band += kLineBands) {
         BandState states[kLineBands / kLanes];
         const int present = std::min(kLineBands, block.bands - band);
@@ -237,11 +294,20 @@ void pack(const Block& block, const Encoding& encoding, const Tiles& tiles,
             const int columns =
                 static_cast<int>(std::min<std::ptrdiff_t>(tiles.side, block.columns - first_column));
             const float* source = block.data + first_column * block.bands + band;
+            const bool bytewise = encoding.predictor == Predictor::floating;
+            const std::size_t band_bytes = !tiles.interleaved ? plane_bytes
+                                           : bytewise         ? 1
+                                                              : sizeof(typename C::type);
             std::uint8_t* out =
                 tiles.data + tile * tile_bytes + band * band_bytes + tiles.first_row * row_bytes;
-            for (int row = 0; row < block.rows; ++row, source += block.row_stride, out += row_bytes)
-                pack_row<S>(source, columns, block.bands, present, states, encoding.predictor, tiles.side,
-                            out, band_bytes);
+            for (int row = 0; row < block.rows; ++row, source += block.row_stride, out += row_bytes) {
+                if (tiles.interleaved)
+                    pack_interleaved_row<S>(source, columns, block.bands, present, states, encoding.predictor,
+                                            tiles.side, out);
+                else
+                    pack_row<S>(source, columns, block.bands, present, states, encoding.predictor, tiles.side,
+                                out, plane_bytes);
+            }
         }
         for (int k = 0; k < present; ++k) {
             const std::int32_t clipped = states[k / kLanes].clipped[k % kLanes];
