@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satclip_engine import __version__
+from satclip_engine.errors import printable
 from satclip_engine.geo.crs import crs_name
 from satclip_engine.lattice.certificate import up
 from satclip_engine.progress import duration_text, rate_text, size_text
@@ -26,7 +27,7 @@ def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) ->
     """Tags that say where a raster comes from: the same run gives the same tags, so no time and no folder
     names."""
     weights = encoder.weights
-    return {
+    tags = {
         "software": f"satclip-engine {__version__}",
         "command": command_line(options),
         "weights": weights_name(encoder),
@@ -36,6 +37,7 @@ def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) ->
         "backend": f"{encoder.backend} {encoder.isa}",
         **(fit.tags if fit else {}),
     }
+    return {name: printable(value) for name, value in tags.items()}
 
 
 def command_line(options: CommandLine) -> str:
@@ -63,7 +65,7 @@ def command_line(options: CommandLine) -> str:
         words += ["--blocksize", str(raster.blocksize)]
     for name, value in _arithmetic(options).items():
         words += [f"--{name}", value]
-    return shlex.join(words)
+    return printable(shlex.join(words)).replace("\n", "\\n")
 
 
 def _arithmetic(options: CommandLine) -> dict[str, str]:
@@ -75,7 +77,7 @@ def _arithmetic(options: CommandLine) -> dict[str, str]:
 
 def weights_name(encoder: Encoder) -> str:
     """Name of the weights, without the folder that they lie in."""
-    return _short_name(encoder.weights.provenance.source)
+    return printable(_short_name(encoder.weights.provenance.source)).replace("\n", "\\n")
 
 
 def preview_title(encoder: Encoder) -> str:

@@ -84,11 +84,20 @@ def recorded_state(path: Path) -> dict[str, Any] | None:
     import rasterio
 
     try:
-        with rasterio.open(path) as dataset:
+        with path.open("rb") as file, rasterio.open(_utf8_name(path, file.fileno())) as dataset:
             state = json.loads(dataset.tags(ns=STATE_DOMAIN).get(STATE_NAME, "null"))
     except (rasterio.errors.RasterioError, ValueError, RecursionError):
         return None
     return state if isinstance(state, dict) else None
+
+
+def _utf8_name(path: Path, descriptor: int) -> str:
+    """A name that rasterio takes for an open file: it knows none of other bytes than UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{descriptor}"
+    return str(path)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -194,7 +194,8 @@ def make_tiling(
             f"{'band' if bands == 1 else 'bands'} need at least {size_text(smallest.memory)}",
             argument="memory",
         )
-    for count in range(threads, 0, -1):
+    most = min(threads, memory // smallest.memory)  # more would not fit, however small their metatiles are
+    for count in range(most, 0, -1):
         for tiles, pair in METATILES if span is None else ((span, True), (span, False)):
             tiling = replace(smallest, span=tiles, mirrored=pair, threads=count)
             if (pair and not mirrored) or (_unbalanced(tiling) and tiles > 2 and span is None):

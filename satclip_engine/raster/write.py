@@ -128,7 +128,7 @@ def write_raster(
         tolerance=tolerance,
         overwrite=overwrite,
         resume=resume,
-        tags=dict(tags or {}),
+        tags=tags or {},
         progress=progress or Silence(),
     )
     request = check_request(enc, Path(path), grid, options)

@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read a folder's manifest; None without one. Raises DataError for a damaged or newer one."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
