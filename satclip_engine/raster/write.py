@@ -61,6 +61,7 @@ from satclip_engine.raster.spool import (
     Spool,
     carry_over_file,
     empty_folder,
+    own_names,
     read_state,
     remove_folder,
     spool_folder,
@@ -211,11 +212,17 @@ class _Run:
 
     def run(self) -> Report:
         try:
-            spool, tiling, quantiser, disk = self._begin()
+            report = self._written()
         except BaseException:
             if not self._has_finished_work():
-                remove_folder(self.folder)
+                self.folder.dissolve(own_names())
             raise
+        self._remove_spool()
+        return report
+
+    def _written(self) -> Report:
+        """Write the file, and leave the spool closed."""
+        spool, tiling, quantiser, disk = self._begin()
         try:
             before = self._finished_share(tiling, spool)
             with self._timed("tiles"):
@@ -225,7 +232,6 @@ class _Run:
                 size = self._assemble(tiling, quantiser, spool)
         finally:
             spool.close()
-        self._remove_spool()
         return self._report(tiling, quantiser, statistics, size=size, disk=disk, before=before)
 
     def _remove_spool(self) -> None:
@@ -410,7 +416,7 @@ class _Run:
         clipped = clipping(quantiser, statistics, names)
         notes = [*request.notes, *clipped.notes]
         for note in notes:
-            warnings.warn(note, UserWarning, stacklevel=4)
+            warnings.warn(note, UserWarning, stacklevel=5)
         seconds = time.perf_counter() - self.started
         return Report(
             **_constants(request),
