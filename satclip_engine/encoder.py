@@ -28,7 +28,7 @@ from satclip_engine.field import AbsentWeights, Field, NetworkField
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.geo.lonlat import as_lonlat, as_points_tensor, is_tensor, like_tensor
 from satclip_engine.geo.pixels import Index, PixelGrid
-from satclip_engine.options import GLOBE, INTEGERS, SCALES
+from satclip_engine.options import GLOBE, INTEGERS, SCALES, checked_threads
 from satclip_engine.weights import Layers, LocationWeights, read_weights
 
 if TYPE_CHECKING:
@@ -117,11 +117,9 @@ class Encoder:
         head: bool = False,
     ) -> None:
         """Made by `load`, `with_head` and `select`. head: the field ends in a head."""
-        if threads is not None and (not isinstance(threads, (int, np.integer)) or threads < 1):
-            raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
         self._field, self._head = field, head
         self._names = list(band_names(field.embed_dim) if names is None else names)
-        self._threads = None if threads is None else int(threads)
+        self._threads = checked_threads(threads)
         self._lock = threading.Lock()
         self._network: Prepared | None = None
         self._planner: Planner | None = None

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+_UNPRINTED = ("Cc", "Cf", "Zl", "Zp")  # Unicode's categories of control characters and line ends
+
 
 class Argument:  # dataclasses, imported for this alone, would triple the time to import the package
     """An argument that a message speaks of, alone or with the value to give: overwrite=True in Python."""
@@ -29,6 +31,25 @@ def listed(arguments: Sequence[Argument]) -> list[str | Argument]:
     """Pieces of a message: one and two and three."""
     pieces = [piece for argument in arguments for piece in (" and ", argument)]
     return pieces[1:]
+
+
+def printable(text: str) -> str:
+    """Text without what terminals obey: control characters, which files and their names may hold, as escapes.
+
+    Bytes of file names that are no UTF-8 become escapes, too. Lines stay lines.
+    """
+    if text.isprintable():
+        return text
+    try:
+        text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # other halves of characters
+        text = text.encode(errors="backslashreplace").decode()
+    import unicodedata
+
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in _UNPRINTED and letter != "\n" else letter
+        for letter in text
+    )
 
 
 class SatclipError(Exception):

@@ -9,11 +9,13 @@ the tables behind them (backends.TABLE, SAMPLE_TYPES, CODECS) to them: nothing h
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from satclip_engine.errors import refuse_both
+from satclip_engine.errors import UsageError, refuse_both
 
 if TYPE_CHECKING:
     from satclip_engine.progress import Progress
@@ -27,6 +29,7 @@ INTEGERS = ("int8", "uint8", "int16")
 DTYPES = (*INTEGERS, "float16", "float32")
 GLOBE, WINDOW = RANGES = ("globe", "window")  # where the range of a band is looked for; else in a file
 SCALES = ("band", "common")
+MAX_THREADS = 1 << 16  # more than any machine has cores
 COMPRESSIONS = ("zstd", "deflate", "lerc", "none")
 INTERLEAVES = ("tile", "pixel", "band")
 
@@ -115,6 +118,7 @@ class RasterOptions:
                 object.__setattr__(self, name, value.lower())  # as GDAL's users type them: ZSTD
         refuse_both(overwrite=self.overwrite, resume=self.resume)
         refuse_both(exact=self.exact, tolerance=self.tolerance)
+        object.__setattr__(self, "tags", checked_tags(self.tags, "tags"))
 
     @property
     def reconstruction(self) -> str:
@@ -122,6 +126,51 @@ class RasterOptions:
         if self.exact:
             return "exact"
         return "default" if self.tolerance is None else f"{float(self.tolerance)!r} σ"
+
+
+def checked_threads(threads: Any) -> int | None:
+    """A number of threads, no larger than can be of use. Raises UsageError for what is no positive number."""
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, numbers.Integral) or threads < 1:
+        raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
+    return min(int(threads), MAX_THREADS)
+
+
+def check_text(text: Any, name: str, argument: str) -> None:
+    """Raise UsageError for what cannot stand in a file's metadata, such as control characters.
+
+    name: of the text, for the message.
+    """
+    if not isinstance(text, str):
+        raise UsageError(f"{name} must be text, not {text!r}", argument=argument)
+    control = next(
+        (letter for letter in text if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"), ""
+    )
+    if control:
+        raise UsageError(f"{name} holds the control character {control!r}: leave it out", argument=argument)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} holds characters that are no text: {text!r}", argument=argument) from None
+
+
+def checked_tags(tags: Any, argument: str) -> dict[str, str]:
+    """Metadata as a dictionary. Raises UsageError naming the one that no GeoTIFF can hold."""
+    try:
+        checked = dict(tags or {})
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{argument} must be a dictionary of texts, not {tags!r}", argument=argument
+        ) from None
+    for name, value in checked.items():
+        check_text(name, f"the name {name!r} in {argument}", argument)
+        check_text(value, f"{name!r} in {argument}", argument)
+        if not name.strip() or name != name.strip() or set("=:") & set(name) or name == "AREA_OR_POINT":
+            raise UsageError(
+                f"{argument} cannot have the name {name!r}: GDAL would read another one", argument=argument
+            )
+    return checked
 
 
 def option_fields() -> dict[str, dataclasses.Field[Any]]:

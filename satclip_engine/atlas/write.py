@@ -27,6 +27,7 @@ from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.tolerance import tolerance_of
+from satclip_engine.options import checked_threads
 from satclip_engine.progress import Silence
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def write_atlas(
                 limits,
                 float(tolerance),
                 dtype=dtype,
-                threads=threads or enc.threads,
+                threads=checked_threads(threads) or enc.threads,
                 limit=limit,
                 progress=progress,
             )
@@ -132,8 +133,7 @@ def _check(enc: Encoder, path: str | os.PathLike[str], dtype: str, threads: int 
         )
     if dtype not in NODE_DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(NODE_DTYPES)}, not {dtype!r}", argument="dtype")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads must be a positive whole number, not {threads!r}", argument="threads")
+    checked_threads(threads)
     if enc.backend == NAME:
         raise UsageError(
             "this encoder is an atlas already: write one from the weights it was made of", argument="enc"

@@ -128,7 +128,7 @@ def failed(group: Sequence[BenchmarkRecord]) -> list[BenchmarkRecord]:
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of results. Raises UsageError when it is none."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(f"{os.fspath(path)}: cannot be read as benchmark results ({error})") from error
     if not isinstance(content, dict) or not {"machine", "runs"} <= content.keys():

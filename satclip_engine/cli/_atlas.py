@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from satclip_engine import __version__
+from satclip_engine.cli._command import show
 from satclip_engine.cli._report import for_programs, summary, weights_name
 from satclip_engine.progress import duration_text, progress_for, size_text
 
@@ -78,4 +79,4 @@ def run(options: CommandLine, encoder: Encoder, *, dtype_given: bool) -> None:
         ("time", duration_text(time.perf_counter() - started)),
         ("use", f'se.load("{report.path}"), or satclip-grid OUTPUT --weights {report.path}'),
     ]
-    click.echo(summary(str(report.path), lines))
+    show(summary(str(report.path), lines))

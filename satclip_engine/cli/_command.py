@@ -7,6 +7,7 @@ A traceback is shown only with `-v`.
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 import click
 
-from satclip_engine.errors import Argument, SatclipError
+from satclip_engine.errors import Argument, SatclipError, printable
 
 # Arguments of the library that have another name as options.
 OPTION_NAMES = {
@@ -32,6 +33,8 @@ OPTION_NAMES = {
 }
 JSON_FULL = "--json-full"  # --json=full, as click sees it
 _JSON = {"--json=full": JSON_FULL, "--json=short": "--json"}
+# Characters of our texts in words of ASCII, for terminals that have no others.
+ASCII_WORDS = {"σ": "sd", "°": " deg", "×": "x", "·": "-", "…": "...", "−": "-", "—": "-", "²": "^2"}
 EXIT_CODES = (
     "Exit status: 0 done; 1 failed; 2 unusable argument or option; 130 interrupted (Ctrl-C); 143 terminated."
 )
@@ -57,6 +60,7 @@ class Command(click.Command):
         if not standalone_mode:
             return run()
         name = self.name or "satclip"
+        _express_everything()
         status: object = 0
         try:
             status = run()
@@ -114,8 +118,37 @@ def _exit(status: int) -> NoReturn:
 
 def fail(name: str, message: str, status: int) -> int:
     """Say in one line on stderr why `name` failed; returns `status`."""
-    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    say_line(f"{name}: {message}")
     return status
+
+
+def show(text: str) -> None:
+    """Print a result, which may hold names from files, on stdout."""
+    click.echo(printable(text))
+
+
+def say_line(text: str) -> None:
+    """Print one line on stderr."""
+    click.echo(printable(" ".join(text.split())), err=True)
+
+
+def _express_everything() -> None:
+    """Let no character that a terminal's encoding lacks end a command whose work is done."""
+    codecs.register_error("satclip-words", _in_words)
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(
+            stream, "reconfigure"
+        ):
+            stream.reconfigure(errors="satclip-words")
+
+
+def _in_words(error: UnicodeError) -> tuple[str, int]:
+    """Words or escapes for characters that an encoding lacks; a handler of codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    words = (ASCII_WORDS.get(letter) or ascii(letter)[1:-1] for letter in letters)
+    return "".join(words), error.end
 
 
 def _as_typed(ctx: click.Context, argument: Argument) -> str | None:
@@ -129,7 +162,7 @@ def _as_typed(ctx: click.Context, argument: Argument) -> str | None:
 
 
 def _note(name: str, message: Warning | str, *where: Any) -> None:
-    click.echo(f"{name}: note: {' '.join(str(message).split())}", err=True)
+    say_line(f"{name}: note: {message}")
 
 
 def _interrupted(name: str, error: BaseException | None) -> int:

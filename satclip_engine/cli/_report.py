@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satclip_engine import __version__
+from satclip_engine.errors import printable
 from satclip_engine.geo.crs import crs_name
 from satclip_engine.lattice.certificate import up
 from satclip_engine.options import GLOBE, SCALES, RasterOptions
@@ -33,7 +34,7 @@ def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) ->
     """Tags that say where a raster comes from: the same run gives the same tags, so no time and no folder
     names."""
     weights = encoder.weights
-    return {
+    tags = {
         "software": f"satclip-engine {__version__}",
         "command": command_line(options),
         "weights": weights_name(encoder),
@@ -43,6 +44,7 @@ def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) ->
         "backend": f"{encoder.backend} {encoder.isa}",
         **(fit.tags if fit else {}),
     }
+    return {name: printable(value) for name, value in tags.items()}
 
 
 def command_line(options: CommandLine) -> str:
@@ -76,7 +78,7 @@ def command_line(options: CommandLine) -> str:
         words += ["--blocksize", str(raster.blocksize)]
     for name, value in _arithmetic(options).items():
         words += [f"--{name}", value]
-    return shlex.join(words)
+    return printable(shlex.join(words)).replace("\n", "\\n")
 
 
 def _arithmetic(options: CommandLine) -> dict[str, str]:
@@ -88,7 +90,7 @@ def _arithmetic(options: CommandLine) -> dict[str, str]:
 
 def weights_name(encoder: Encoder) -> str:
     """Name of the weights, without the folder that they lie in."""
-    return _short_name(encoder.weights.provenance.source)
+    return printable(_short_name(encoder.weights.provenance.source)).replace("\n", "\\n")
 
 
 def preview_title(encoder: Encoder) -> str:

@@ -176,6 +176,7 @@ def _run(
 def report(file: Path, update: tuple[Path, ...], verbose: bool) -> None:
     """Print kept results as Markdown tables, or put them into documents."""
     from satclip_engine.bench import result_tables, results
+    from satclip_engine.files import write_atomically
 
     content = results.read(file)
     if not update:
@@ -184,7 +185,8 @@ def report(file: Path, update: tuple[Path, ...], verbose: bool) -> None:
         )
     for document in update:
         try:
-            document.write_text(result_tables.fill(document.read_text(), content))
+            text = result_tables.fill(document.read_text(encoding="utf-8"), content)
+            write_atomically(document.resolve(), text.encode())
         except UsageError as error:
             raise UsageError(f"{document}: {error}") from error
 

@@ -14,10 +14,10 @@ import click
 from click.core import ParameterSource
 
 from satclip_engine import __version__
-from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
+from satclip_engine.cli._command import EXIT_CODES, Command, Terminated, say_line, show
 from satclip_engine.cli._options import CommandLine, json_option, raster_options
 from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, ResolutionType, SourceType
-from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.errors import Argument, OutputError, SatclipError, UsageError
 from satclip_engine.options import BACKENDS, HARMONICS, PRECISIONS, option_fields
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def run(options: CommandLine) -> None:
         _show_plan(options, encoder, grid, progress)
         return
     if options.verbose:
-        click.echo(f"satclip-grid: {encoder!r}", err=True)
+        say_line(f"satclip-grid: {encoder!r}")
     try:
         tags = _report.provenance(options, encoder, fit)
         report = _write(options, encoder, grid, tags, progress)
@@ -209,9 +209,9 @@ def run(options: CommandLine) -> None:
         report = replace(report, peak_memory=peak_memory())  # drawing took memory too
     finally:
         progress.finish()
-    show = _report.as_json if options.as_json else _report.as_text
     seconds = time.perf_counter() - started
-    click.echo(show(_report.Result(options, encoder, grid, report, fit, preview, seconds)))
+    result = _report.Result(options, encoder, grid, report, fit, preview, seconds)
+    click.echo(_report.as_json(result)) if options.as_json else show(_report.as_text(result))
 
 
 def _show_plan(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progress) -> None:
@@ -221,7 +221,7 @@ def _show_plan(options: CommandLine, encoder: Encoder, grid: Grid, progress: Pro
         forecast = _plan.forecast(options, encoder, grid, progress)
     finally:
         progress.finish()
-    click.echo(_plan.as_json(forecast) if options.as_json else _plan.as_text(forecast))
+    click.echo(_plan.as_json(forecast)) if options.as_json else show(_plan.as_text(forecast))
 
 
 def _load(options: CommandLine) -> Encoder:
@@ -246,14 +246,22 @@ def _check_paths(options: CommandLine) -> None:
     if options.plan:
         return
     like = None if options.like is None else Path(options.like)
-    if like is not None and output.exists() and like.exists() and output.samefile(like):
-        raise UsageError(
-            f"{like} is OUTPUT itself, which would replace it: give another name", argument="like"
-        )
+    for written, word in ((output, "OUTPUT"), (preview, "the preview")):
+        if like is not None and written is not None and _is_same_file(like, written):
+            raise UsageError(
+                f"{like} is {word} itself, which would replace it: give another name", argument="like"
+            )
     check_path(output, replaceable=raster.overwrite or raster.resume)
     if preview is not None:
         finished = raster.resume and output.exists()  # then a preview is the finished run's own, and kept
         check_preview_path(preview, overwrite=raster.overwrite or finished)
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except (OSError, ValueError):  # one of them is missing, or no file
+        return False
 
 
 def _grid(options: CommandLine) -> Grid:
@@ -295,10 +303,14 @@ def _saying_how_to_resume(output: Path) -> Iterator[None]:
         folder = spool_folder(output)
         if read_state(folder) is None:  # nothing is finished yet
             raise
-        word = "terminated" if isinstance(error, Terminated) else "interrupted"
         raise type(error)(
-            f"{word}; what is finished lies in {folder}: the same command with --resume continues from there"
+            f"{_word(error)}; what is finished lies in {folder}: the same command with --resume continues "
+            "from there"
         ) from error
+
+
+def _word(error: KeyboardInterrupt) -> str:
+    return "terminated" if isinstance(error, Terminated) else "interrupted"
 
 
 def _preview(
@@ -312,7 +324,7 @@ def _preview(
     if path is None or (_report.was_complete(report) and path.exists() and not raster.overwrite):
         return path
     progress.stage("drawing the preview")
-    try:
+    with _saying_the_raster_is_complete(options.output):
         return write_preview(
             whole,
             path,
@@ -321,7 +333,24 @@ def _preview(
             source=_report.preview_source(whole, grid),
             overwrite=raster.overwrite or raster.resume,  # the checks at the start refused a stranger's
         )
-    except OutputError as error:
-        raise OutputError(
-            f"{options.output} is complete, but its picture is not: ", *error.message
-        ) from error
+
+
+@contextmanager
+def _saying_the_raster_is_complete(output: Path) -> Iterator[None]:
+    """Tell whoever's picture fails or is stopped that the raster needs no second run."""
+    complete = f"{output} is complete and right, but its picture is not: "
+    advice = (
+        "; ",
+        Argument("resume", True),
+        " in place of ",
+        Argument("overwrite"),
+        " draws the picture alone",
+    )
+    try:
+        yield
+    except SatclipError as error:
+        raise OutputError(complete, *error.message) from error
+    except (MemoryError, OSError) as error:
+        raise OutputError(complete, str(error) or "there is not enough memory", *advice) from error
+    except KeyboardInterrupt as error:
+        raise type(error)(f"{complete}{_word(error)}; the same command with --resume draws it") from error

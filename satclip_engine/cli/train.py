@@ -15,7 +15,7 @@ import click
 
 from satclip_engine import __version__
 from satclip_engine._optional import need
-from satclip_engine.cli._command import EXIT_CODES, Command, Terminated
+from satclip_engine.cli._command import EXIT_CODES, Command, Terminated, say_line, show
 from satclip_engine.errors import SatclipError
 from satclip_engine.progress import duration_text, progress_for, size_text
 from satclip_engine.training.config import TrainConfig, flag_of, read_toml, respelled, setting_type, settings
@@ -182,7 +182,7 @@ def main(
             raise
         raise typed from error
     if result is not None:
-        click.echo(_as_json(result) if as_json else _as_text(result, out))
+        click.echo(_as_json(result)) if as_json else show(_as_text(result, out))
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: boo
             progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
         )
         if verbose and processes.is_main:
-            click.echo(f"satclip-train: {inputs.description}", err=True)
+            say_line(f"satclip-train: {inputs.description}")
         result = train(
             config,
             inputs.features,

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satclip_engine import __version__
-from satclip_engine.errors import Argument, OutputError
-from satclip_engine.files import write_atomically
+from satclip_engine.errors import Argument, OutputError, UsageError
+from satclip_engine.files import check_name, existing, write_atomically
+from satclip_engine.options import check_text
 from satclip_engine.preview.map_frame import MapFrame, equal_earth_frame, frame_for, graticule, shortest_arc
 from satclip_engine.preview.pca import GlobalPCA, global_pca, scores_of
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
 
+SUFFIX = ".png"
+MAX_KEY_LETTERS = 79  # of the name of a PNG's text
 MAP_WIDTH, MAP_HEIGHT = 1624, 1240  # pixels; a world map fills the width, a tall region the height
 LOCATOR_WIDTH = 230
 
@@ -59,25 +62,41 @@ def write_preview(
 
     path = Path(path)
     check_preview_path(path, overwrite=overwrite)
-    picture = render_preview(enc, grid, title=title, source=source)
     chunks = PngInfo()
     text = {"Title": title, "Source": source, "Software": f"satclip-engine {__version__}", **(metadata or {})}
     for key, value in text.items():
+        _check_chunk(key, value)
         if value:
             chunks.add_itxt(key, value)
-    write_atomically(path, lambda file: picture.save(file, format="PNG", pnginfo=chunks, compress_level=6))
+    picture = render_preview(enc, grid, title=title, source=source)
+
+    def save(file: BinaryIO) -> None:
+        picture.save(file, format="PNG", pnginfo=chunks, compress_level=6)
+
+    write_atomically(path, save, replace=overwrite)
     return path
 
 
+def _check_chunk(key: str, value: str) -> None:
+    """Raise UsageError for a text that a PNG cannot hold."""
+    argument = {"Title": "title", "Source": "source"}.get(key, "metadata")
+    check_text(key, f"the name {key!r} in {argument}", argument)
+    check_text(value, f"{key!r} in {argument}", argument)
+    if not 1 <= len(key) <= MAX_KEY_LETTERS or not key.isascii():
+        raise UsageError(
+            f"metadata cannot have the name {key!r}: a PNG's are 1 to {MAX_KEY_LETTERS} letters of ASCII",
+            argument=argument,
+        )
+
+
 def check_preview_path(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError before anything is drawn where writing `path` would fail."""
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write the preview {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise OutputError(f"cannot write the preview {path}: it is a folder")
-    if path.exists() and not overwrite:
+    """Raise OutputError, or UsageError, before anything is drawn where writing `path` would fail."""
+    check_name(path, "the preview ")
+    if path.suffix.lower() != SUFFIX:
+        raise UsageError(f"{path}: a preview's name ends in {SUFFIX}", argument="path")
+    if not overwrite and (status := existing(path)):
         raise OutputError(
-            f"the preview {path} exists already: remove it, give another name as ",
+            f"the preview {path} {status}: remove it, give another name as ",
             Argument("preview"),
             ", or use ",
             Argument("overwrite", True),

@@ -8,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.quantize import SampleType
+
+LERC_HEADER_BYTES = 8192  # more than header and ranges of a tile take
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,16 @@ def compressor(codec: Codec) -> Callable[[np.ndarray], bytes]:
 
 def _lerc(tile: np.ndarray) -> bytes:
     """Lossless; pixels without data are masked, as libtiff does it for floats."""
-    import imagecodecs
-
     missing = np.isnan(tile) if tile.dtype.kind == "f" else np.zeros(1, bool)
     if not missing.any():
-        return bytes(imagecodecs.lerc_encode(tile, planar=False))
+        return _lerc_encoded(tile)
     mask = ~missing if tile.ndim == 2 else ~missing[..., 0]  # a pixel has all bands or none
-    return bytes(
-        imagecodecs.lerc_encode(np.where(missing, 0, tile).astype(tile.dtype), masks=mask, planar=False)
-    )
+    return _lerc_encoded(np.where(missing, 0, tile).astype(tile.dtype), masks=mask)
+
+
+def _lerc_encoded(tile: np.ndarray, **options: Any) -> bytes:
+    """Encode into zeroed memory: LERC's Huffman coder does not write the last four bytes that it counts."""
+    import imagecodecs
+
+    room = tile.nbytes + tile.nbytes // 4 + LERC_HEADER_BYTES  # noise is a little larger than it was
+    return bytes(imagecodecs.lerc_encode(tile, planar=False, out=bytearray(room), **options))

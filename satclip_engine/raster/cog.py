@@ -26,7 +26,7 @@ import numpy as np
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.quantize import Quantiser
 from satclip_engine.raster.codec import Codec
-from satclip_engine.raster.spool import MetatileRecord, Spool, level_file, write_all
+from satclip_engine.raster.spool import OUTPUT, MetatileRecord, Spool, level_file, write_all
 from satclip_engine.raster.tiff import (
     ASCII,
     GDAL_METADATA,
@@ -289,7 +289,7 @@ def _attribute(text: str) -> str:
 
 def assemble(layout: CogLayout, indexes: list[TileIndex], spool: Spool, tiling: Tiling) -> None:
     """Write the file into the spool's output: the head, then every level's tiles, copied as they are."""
-    target = os.open(spool.output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    target = spool.folder.create(OUTPUT)
     try:
         _write(target, layout.head)
         for number in reversed(range(len(indexes))):

@@ -6,31 +6,77 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from satclip_engine.errors import Argument, OutputError
-from satclip_engine.files import sync_folder
+from satclip_engine.errors import Argument, OutputError, UsageError
+from satclip_engine.files import WorkingFolder, check_name, existing, open_folder
 
 # GDAL's metadata domain and name of a finished file's record of what it is, by which resuming can tell.
 STATE_DOMAIN, STATE_NAME = "SATCLIP", "STATE"
 DIGEST = "sha256:"  # begins values that say nothing to people
+SUFFIXES = (".tif", ".tiff")
+SIDE_SUFFIXES = (".ovr", ".msk", ".msk.ovr", ".ovr.msk", ".aux.xml", ".aux", ".vat.dbf")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_path(path: Path, *, replaceable: bool) -> None:
-    """Raise OutputError for a name under which no file can be written."""
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.exists() and not replaceable:
+    """Raise UsageError for a name that is no GeoTIFF's, OutputError for one that cannot be written."""
+    check_name(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{path}: expected a GeoTIFF's name, ending in {' or '.join(SUFFIXES)}", argument="path"
+        )
+    if not replaceable and (status := existing(path)):
         raise OutputError(
-            f"{path} exists already: remove it, choose another name, or use ", Argument("overwrite", True)
+            f"{path} {status}: remove it, choose another name, or use ", Argument("overwrite", True)
+        )
+    if not replaceable and (beside := side_files(path)):
+        raise OutputError(
+            f"{beside[0]} of a former {path.name} would be read as the new one's: remove it, choose another "
+            "name, or use ",
+            Argument("overwrite", True),
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: the folder {path.parent} is not writable")
+
+
+def side_files(path: Path) -> list[Path]:
+    """Files beside a GeoTIFF from which GDAL takes its overviews, masks, georeference and statistics.
+
+    GDAL takes their names in any case; those of a GeoTIFF whose name differs in case alone are its own.
+    """
+    beside = []
+    for entry in path.parent.iterdir():
+        name = entry.name.lower()
+        stem = entry.name[: len(path.name)]
+        if not name.startswith(path.stem.lower()) or not _is_removable(entry):
+            continue
+        own = stem == path.name or (stem.lower() == path.name.lower() and not path.with_name(stem).exists())
+        is_suffixed = name[len(path.name) :] in SIDE_SUFFIXES
+        if (own and is_suffixed) or (name == f"{path.stem}.aux".lower() and _is_erdas_of(entry, path.name)):
+            beside.append(entry)
+    return sorted(beside)
+
+
+def _is_removable(path: Path) -> bool:
+    """True for a file or a link, also one that leads nowhere."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+def _is_erdas_of(path: Path, name: str) -> bool:
+    """True for an Erdas file of overviews that names `name` as its own; LaTeX's files end in .aux, too."""
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return False
+    return content.startswith(b"EHFA_HEADER_TAG") and os.fsencode(name) in content
 
 
 def recorded_state(path: Path) -> dict[str, Any] | None:
@@ -38,11 +84,20 @@ def recorded_state(path: Path) -> dict[str, Any] | None:
     import rasterio
 
     try:
-        with rasterio.open(path) as dataset:
+        with path.open("rb") as file, rasterio.open(_utf8_name(path, file.fileno())) as dataset:
             state = json.loads(dataset.tags(ns=STATE_DOMAIN).get(STATE_NAME, "null"))
-    except (rasterio.errors.RasterioError, ValueError):
+    except (rasterio.errors.RasterioError, ValueError, RecursionError):
         return None
     return state if isinstance(state, dict) else None
+
+
+def _utf8_name(path: Path, descriptor: int) -> str:
+    """A name that rasterio takes for an open file: it knows none of other bytes than UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{descriptor}"
+    return str(path)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -55,24 +110,23 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(differing)
 
 
-def publish(complete: Path, path: Path, *, replace: bool) -> None:
-    """Give a complete file its name.
+def publish(spool: WorkingFolder, complete: str, path: Path, *, replace: bool) -> None:
+    """Give a complete file in the spool its name.
 
-    Without `replace` a file that has appeared there is left alone (OutputError).
+    With `replace` the side files of the former one go before it does, so that they are never read as the new
+    one's. Without, a file that has appeared there is left alone (OutputError).
     """
-    if replace:
-        os.replace(complete, path)
-        path.with_name(f"{path.name}.aux.xml").unlink(missing_ok=True)  # GDAL's statistics of the old file
-    else:
+    with open_folder(path.parent) as folder:
+        if replace:
+            for beside in side_files(path):
+                beside.unlink(missing_ok=True)
         try:
-            os.link(complete, path)
+            spool.give_name(complete, folder, path.name, replace=replace)
         except FileExistsError:
             raise OutputError(
                 f"{path} has appeared while it was being computed: it is left as it is"
             ) from None
-        except OSError:  # a file system without hard links
-            os.rename(complete, path)
-    sync_folder(path.parent)
+        folder.confirm(path.name)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from satclip_engine.arrays.ranges import RangeRule, range_rule
 from satclip_engine.backends import grids_only
 from satclip_engine.errors import UsageError
 from satclip_engine.lattice.tolerance import check_tolerance
-from satclip_engine.options import INTERLEAVES, RasterOptions, identifying
+from satclip_engine.options import INTERLEAVES, RasterOptions, check_text, checked_threads, identifying
 from satclip_engine.quantize import SampleType, sample_type
 from satclip_engine.raster.codec import Codec, codec_for
 from satclip_engine.raster.geotiff_keys import geo_tags
@@ -145,12 +145,11 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
     check_tolerance(options.tolerance)
     if encoder.plan is not None:
         encoder.check(exact=options.exact, tolerance=options.tolerance)
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(
-            f"threads must be a positive whole number, not {options.threads!r}", argument="threads"
-        )
+    threads = checked_threads(options.threads) or encoder.threads
     _check_made_by(encoder, grid)
     check_path(path, replaceable=options.overwrite or options.resume)
+    for name in encoder.band_names:
+        check_text(name, f"the band name {name!r}", "enc")
     pixels = _grid(encoder, grid)
     sample, bands = sample_type(options.dtype), encoder.embed_dim
     rule = range_rule(options.range, options.scale, sample, encoder.band_names)
@@ -169,7 +168,6 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
     if blocksize is None:
         blocksize = choose_blocksize(pixels.shape, planes, preferred)
     check_blocksize(blocksize, pixels.shape, planes)
-    threads = options.threads or encoder.threads
     tiling = _tiling(
         encoder,
         pixels,

@@ -9,17 +9,22 @@ For OUTPUT `folder/name.tif` the spool is the folder `folder/.name.tif.satclip-s
     tier-0.remainder …   float32 pixels carried over, of which the next pass makes its metatiles
     output.tif           the assembled file, before it is checked and moved to its name
 
-Nothing is forced to disk on the way. A record and every piece of data it names carry a CRC-32, which is
-verified when a run is resumed: after a crash, what did not reach the disk is computed again.
+Nothing is forced to disk on the way. state.json carries the sha256 of itself; a record, which belongs to one
+state, and every piece of data it names carry a CRC-32. All are verified when a run is resumed: after a crash,
+what did not reach the disk is computed again, and a state that is not what was written is not resumed.
+
+The folder is this user's own, and only files of these names are ever removed from it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-import shutil
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,8 +34,9 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.errors import Argument, OutputError
-from satclip_engine.files import replace_file
+from satclip_engine.files import WorkingFolder, hidden_name, open_folder, temporary_name
 from satclip_engine.quantize import QuantisationStatistics
+from satclip_engine.raster.tiling import Tiling
 
 Key = tuple[int, int, int]  # pass, row and column of a metatile
 
@@ -38,6 +44,9 @@ _MAGIC = b"SCSB"
 _HEADER = struct.Struct("<4sII")  # magic, bytes of the body, CRC-32 of the body
 _BODY = struct.Struct("<IIIQIQQII")  # key; carry-over's offset and CRC; valid, pixels; bands; tiles
 READ_BYTES = 8 << 20
+MAX_LEVELS = 32  # of a raster: sides of 2³² pixels
+STATE, INDEX, OUTPUT = "state.json", "index", "output.tif"
+_SEAL = "sha256"  # key of the state's own digest
 
 # A finished tile: its row and column in a level, and where its bands lie, compressed: one after the other in
 # the level's file, as the raster will have them.
@@ -62,7 +71,7 @@ class MetatileRecord:
         """Bytes of every tile, all planes, (n,) int64: 4 before and 4 after each included."""
         return self.sizes.sum(axis=1, dtype=np.int64) + 8 * self.sizes.shape[1]
 
-    def pack(self) -> bytes:
+    def pack(self, seed: int) -> bytes:
         statistics = self.statistics
         head = (*self.key, self.carry_over, self.carry_over_crc, statistics.valid, statistics.pixels)
         arrays = [
@@ -74,7 +83,7 @@ class MetatileRecord:
         body = _BODY.pack(*head, statistics.clipped.size, self.tiles.size) + b"".join(
             a.tobytes() for a in arrays
         )
-        return _HEADER.pack(_MAGIC, len(body), zlib.crc32(body)) + body
+        return _HEADER.pack(_MAGIC, len(body), zlib.crc32(body, seed)) + body
 
     @classmethod
     def unpack(cls, body: bytes) -> MetatileRecord:
@@ -94,9 +103,10 @@ class MetatileRecord:
 class Spool:
     """An open spool. Threads may append and commit at once."""
 
-    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
+    def __init__(self, folder: WorkingFolder, state: dict[str, Any]) -> None:
         self.folder = folder
         self.state = state
+        self._seed = zlib.crc32(_digest(state).encode())  # of records' checksums
         self.finished: dict[Key, MetatileRecord] = {}
         self._files: dict[str, int] = {}
         self._ends: dict[str, int] = {}
@@ -107,7 +117,7 @@ class Spool:
     @property
     def output(self) -> Path:
         """The path where the file is assembled."""
-        return self.folder / "output.tif"
+        return self.folder.path / OUTPUT
 
     def reserve(self, name: str, size: int) -> int:
         """Offset of `size` bytes at the end of a file that nobody else will write."""
@@ -137,19 +147,20 @@ class Spool:
             count = os.preadv(descriptor, [into], offset)
             if count == 0:
                 raise OutputError(
-                    f"{self.folder / name} is shorter than it was: run again without ", Argument("resume")
+                    f"{self.folder.path / name} is shorter than it was: run again without ",
+                    Argument("resume"),
                 )
             into, offset = into[count:], offset + count
 
     def commit(self, record: MetatileRecord) -> None:
         """Add a metatile whose data is all written to the index; nothing after the spool is closed."""
-        packed = record.pack()
+        packed = record.pack(self._seed)
         with self._mutex:
             if self._closed:
                 return
-            self._descriptor("index")
-            write_all(self._files["index"], self._ends["index"], packed)
-            self._ends["index"] += len(packed)
+            self._descriptor(INDEX)
+            write_all(self._files[INDEX], self._ends[INDEX], packed)
+            self._ends[INDEX] += len(packed)
             self.finished[record.key] = record
 
     def drop(self, name: str) -> None:
@@ -157,12 +168,12 @@ class Spool:
         with self._mutex:
             if name in self._files:
                 os.close(self._files.pop(name))
-            (self.folder / name).unlink(missing_ok=True)
+            self.folder.remove(name)
 
     @property
     def bytes(self) -> int:
         """Disk space that the spool takes."""
-        return sum(entry.stat().st_size for entry in self.folder.iterdir())
+        return sum(map(self.folder.size, self.folder.names()))
 
     def close(self) -> None:
         """Close all files once nobody writes; threads that come later get an OutputError."""
@@ -171,7 +182,8 @@ class Spool:
             while self._writing:
                 self._mutex.wait()
             for descriptor in self._files.values():
-                os.close(descriptor)
+                with contextlib.suppress(OSError):  # whoever resumes verifies what is there
+                    os.close(descriptor)
             self._files.clear()
 
     def descriptor(self, name: str) -> int:
@@ -180,30 +192,27 @@ class Spool:
 
     def _descriptor(self, name: str) -> int:
         if self._closed:
-            raise OutputError(f"{self.folder} is closed")
+            raise OutputError(f"{self.folder.path} is closed")
         if name not in self._files:
-            self._files[name] = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._files[name] = self.folder.open(name)
             self._ends.setdefault(name, os.fstat(self._files[name]).st_size)
         return self._files[name]
 
-    def recover(self) -> None:
+    def recover(self, tiling: Tiling) -> None:
         """Read the index, keep metatiles whose data is intact, cut the files behind the last of them."""
-        path = self.folder / "index"
-        intact = [r for r in _records(path.read_bytes() if path.exists() else b"") if self._intact(r)]
-        packed = b"".join(record.pack() for record in intact)
-        replace_file(path, packed)
+        records = _records(self.folder.read(INDEX) or b"", self._seed)
+        intact = [record for record in records if _fits(record, tiling) and self._intact(record)]
+        packed = b"".join(record.pack(self._seed) for record in intact)
+        self.folder.write(INDEX, packed)
         self.finished = {record.key: record for record in intact}
-        ends: dict[str, int] = {"index": len(packed)}
-        for file in self.folder.glob("level-*.tiles"):
-            ends[file.name] = 0
+        ends = {name: 0 for level in range(MAX_LEVELS) if self.folder.has(name := level_file(level))}
         for record in intact:
             for tile, length in zip(record.tiles, record.lengths, strict=True):
                 name = level_file(tile["level"])
                 ends[name] = max(ends[name], int(tile["offset"]) + int(length))
         for name, end in ends.items():
-            if name != "index":
-                os.truncate(self.folder / name, end)
-        self._ends.update(ends)
+            os.truncate(self.descriptor(name), end)
+        self._ends.update(ends, index=len(packed))
 
     def _intact(self, record: MetatileRecord) -> bool:
         return all(
@@ -213,7 +222,7 @@ class Spool:
 
     def _crc(self, name: str, offset: int, length: int) -> int | None:
         """CRC-32 of a part of a file, None when it is not there."""
-        if not (self.folder / name).exists():
+        if offset + length > self.folder.size(name) or not length:
             return None
         crc = 0
         descriptor = self.descriptor(name)
@@ -240,35 +249,56 @@ def carry_over_file(number: int) -> str:
 
 def spool_folder(path: Path) -> Path:
     """The spool of an output."""
-    return path.parent / f".{path.name}.satclip-spool"
+    return path.parent / hidden_name(path.name, ".satclip-spool", path.parent)
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
-    """The state that an interrupted run left; None when there is none that can be used."""
+def own_names() -> list[str]:
+    """Names of all files that a spool may hold, but the lock."""
+    levels = range(MAX_LEVELS)
+    names = [STATE, INDEX, OUTPUT, *map(level_file, levels), *map(carry_over_file, levels)]
+    return [*names, *(temporary_name(name, Path()) for name in (STATE, INDEX))]
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The state that an interrupted run left in a folder; None when there is none that can be used."""
     try:
-        state = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError):
+        with open_folder(path, named=False) as folder:
+            return state_of(folder)
+    except OSError:
         return None
-    whole = isinstance(state, dict) and {"request", "quantiser", "span", "overwrite"} <= state.keys()
+
+
+def state_of(folder: WorkingFolder) -> dict[str, Any] | None:
+    """The state that an interrupted run left in an open folder, to the letter as it was written, or None."""
+    try:
+        state = json.loads(folder.read(STATE) or b"null")
+        whole = isinstance(state, dict) and state.pop(_SEAL, None) == _digest(state)
+    except (ValueError, RecursionError):
+        return None
     return state if whole else None
 
 
-def empty_folder(folder: Path) -> None:
-    """Remove what an earlier run left, but the lock."""
-    for entry in folder.iterdir():
-        if entry.name != "lock":
-            entry.unlink()
+def write_state(folder: WorkingFolder, state: dict[str, Any]) -> None:
+    """Write state.json whole or not at all, with its digest."""
+    folder.write(STATE, json.dumps({_SEAL: _digest(state), **state}).encode())
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a spool; the lock goes last, so that no other run takes a folder that is about to go."""
-    empty_folder(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+def _digest(state: dict[str, Any]) -> str:
+    """Digest of a state, which JSON does not change: of floats it keeps every bit."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def write_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write state.json whole or not at all."""
-    replace_file(folder / "state.json", json.dumps(state).encode())
+def empty_folder(folder: WorkingFolder) -> None:
+    """Remove what an earlier run left, but the lock. Raises OutputError for what is not ours."""
+    folder.remove(*own_names())
+
+
+def remove_folder(folder: WorkingFolder) -> None:
+    """Remove a spool; what is not ours in it stays, and a note says so."""
+    if foreign := folder.dissolve(own_names()):
+        warnings.warn(
+            f"{folder.path} is left, because it holds {foreign[0]}, which is not ours", stacklevel=2
+        )
 
 
 def write_all(descriptor: int, offset: int, data: bytes | memoryview) -> None:
@@ -279,13 +309,36 @@ def write_all(descriptor: int, offset: int, data: bytes | memoryview) -> None:
         view, offset = view[count:], offset + count
 
 
-def _records(data: bytes) -> Iterator[MetatileRecord]:
-    """Records of an index up to the first that is incomplete or damaged."""
+def _records(data: bytes, seed: int) -> Iterator[MetatileRecord]:
+    """Records of an index up to the first that is incomplete, damaged or of another state."""
     start = 0
     while start + _HEADER.size <= len(data):
         magic, length, crc = _HEADER.unpack_from(data, start)
-        body = data[start + _HEADER.size : start + _HEADER.size + length]
-        if magic != _MAGIC or len(body) != length or zlib.crc32(body) != crc:
+        packed = data[start : start + _HEADER.size + length]
+        body = packed[_HEADER.size :]
+        if magic != _MAGIC or len(body) != length or zlib.crc32(body, seed) != crc:
             return
-        yield MetatileRecord.unpack(body)
-        start += _HEADER.size + length
+        try:
+            record = MetatileRecord.unpack(body)
+            if record.pack(seed) != packed:
+                return
+        except (struct.error, ValueError):  # shorter than its own counts
+            return
+        yield record
+        start += len(packed)
+
+
+def _fits(record: MetatileRecord, tiling: Tiling) -> bool:
+    """True for a record of a metatile and of tiles that the raster has."""
+    number, row, column = record.key
+    tiles, passes = record.tiles, tiling.passes
+    if number >= len(passes) or row >= passes[number].rows or column >= passes[number].columns:
+        return False
+    if not tiles.size or tiles["level"].max() >= len(tiling.levels):
+        return False
+    down, across = np.array([(level.tiles_down, level.tiles_across) for level in tiling.levels]).T
+    inside = (tiles["row"] < down[tiles["level"]]) & (tiles["column"] < across[tiles["level"]])
+    planes = record.sizes.shape[1]  # one where a tile holds all bands
+    return (
+        bool(inside.all()) and planes in (1, tiling.bands) and record.statistics.clipped.size == tiling.bands
+    )

@@ -251,7 +251,8 @@ def make_tiling(
     scale = max(1, USUAL_BLOCKSIZE // blocksize)
     metatiles = [(tiles * scale, pair) for tiles, pair in METATILES]
     metatiles += [(tiles, pair) for tiles, pair in METATILES if tiles < scale]
-    for count in range(threads, 0, -1):
+    most = min(threads, memory // smallest.memory)  # more would not fit, however small their metatiles are
+    for count in range(most, 0, -1):
         for tiles, pair in metatiles if span is None else ((span, True), (span, False)):
             tiling = replace(smallest, span=tiles, mirrored=pair, threads=count)
             if (pair and not mirrored) or (_unbalanced(tiling) and tiles > 2 * scale and span is None):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from satclip_engine._version import __version__
 from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import Argument, OutputError
-from satclip_engine.files import locked_folder
+from satclip_engine.files import WorkingFolder, locked_folder
 from satclip_engine.geo.pixels import PixelGrid
 from satclip_engine.lattice.choose import approximated
 from satclip_engine.lattice.nodes import CACHE_BYTES
@@ -53,12 +53,17 @@ from satclip_engine.raster.report import Report, clipping, largest_error, peak_m
 from satclip_engine.raster.request import Request, check_request
 from satclip_engine.raster.size_estimate import DiskEstimate, estimate_disk
 from satclip_engine.raster.spool import (
+    INDEX,
+    OUTPUT,
+    STATE,
     Spool,
     carry_over_file,
     empty_folder,
+    own_names,
     read_state,
     remove_folder,
     spool_folder,
+    state_of,
     write_state,
 )
 from satclip_engine.raster.tiff import Tag
@@ -66,6 +71,8 @@ from satclip_engine.raster.tiling import PyramidPass, Task, Tiling, pyramid
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
+
+MAX_SPAN = 1024  # tiles along a metatile's side, far more than any tiling has
 
 __all__ = ["Progress", "Report", "write_raster"]
 
@@ -137,7 +144,7 @@ def write_raster(
         tolerance=tolerance,
         overwrite=overwrite,
         resume=resume,
-        tags=dict(tags or {}),
+        tags=tags or {},
         progress=progress or Silence(),
     )
     request = check_request(enc, Path(path), grid, options)
@@ -167,16 +174,16 @@ def _is_finished(request: Request) -> bool:
     raise OutputError(f"{request.path} {problem}; to replace it, use ", Argument("overwrite", True))
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(path: Path) -> None:
     """Remove the spool of a run that was stopped after it had named its file."""
-    if folder.exists():
-        with contextlib.suppress(OSError), locked_folder(folder):
+    if path.exists():
+        with contextlib.suppress(OSError), locked_folder(path) as folder:
             remove_folder(folder)
 
 
-def _replaces(folder: Path) -> bool:
+def _replaces(path: Path) -> bool:
     """True where the interrupted run that left this spool was to replace an existing file."""
-    return bool((read_state(folder) or {}).get("overwrite"))
+    return (read_state(path) or {}).get("overwrite") is True
 
 
 def cache_bytes(memory: int) -> int:
@@ -213,7 +220,7 @@ def fit_and_plan(request: Request, stage: Callable[[str], None]) -> tuple[Quanti
 class _Run:
     """One run, from ranges and plan to the finished file, while its spool is locked."""
 
-    def __init__(self, request: Request, folder: Path, started: float) -> None:
+    def __init__(self, request: Request, folder: WorkingFolder, started: float) -> None:
         self.request, self.folder, self.started = request, folder, started
         self.network, self.pixels = request.encoder.network, cast(PixelGrid, request.grid)
         self.tiling: Tiling | None = None
@@ -222,14 +229,21 @@ class _Run:
         self.clock = Clock()
         self.stages: dict[str, float] = {}
         self.computed = 0  # pixels, in this run
+        self.notes: list[str] = []  # that were given already
 
     def run(self) -> Report:
         try:
-            spool, tiling, quantiser, disk = self._begin()
+            report = self._written()
         except BaseException:
             if not self._has_finished_work():
-                remove_folder(self.folder)
+                self.folder.dissolve(own_names())
             raise
+        self._remove_spool()
+        return report
+
+    def _written(self) -> Report:
+        """Write the file, and leave the spool closed."""
+        spool, tiling, quantiser, disk = self._begin()
         try:
             before = self._finished_share(tiling, spool)
             with self._timed("tiles"):
@@ -239,8 +253,18 @@ class _Run:
                 size = self._assemble(tiling, quantiser, spool)
         finally:
             spool.close()
-        remove_folder(self.folder)
         return self._report(tiling, quantiser, statistics, size=size, disk=disk, before=before)
+
+    def _remove_spool(self) -> None:
+        """Remove the spool of the complete file; a failure is a note."""
+        try:
+            remove_folder(self.folder)
+        except OSError as error:
+            warnings.warn(
+                f"{self.request.path} is complete and right, but {self.folder.path} could not be removed: "
+                f"{error.strerror or error}",
+                stacklevel=4,
+            )
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -250,7 +274,7 @@ class _Run:
 
     def _begin(self) -> tuple[Spool, Tiling, Quantiser, DiskEstimate]:
         """Resume or start: state, plan and spool; refuse when the disk does not suffice."""
-        replaceable = self.request.options.overwrite or _replaces(self.folder)
+        replaceable = self.request.options.overwrite or _replaces(self.folder.path)
         check_path(self.request.path, replaceable=replaceable)  # again, now that no other run can finish
         with self._timed("survey"):
             state = self._interrupted_state() or self._fresh_state()
@@ -258,15 +282,21 @@ class _Run:
             self._use_plan_of(state)
             tiling = self.tiling or self.request.tiling_beside(self._shared_bytes(), state["span"])
             spool = Spool(self.folder, state)
-            spool.recover()
+            spool.recover(tiling)
             for pyramid_pass in tiling.passes:
                 _drop_spoiled(tiling, pyramid_pass, spool)
             return spool, tiling, quantiser, self._check_disk(tiling, quantiser, spool)
 
     def _interrupted_state(self) -> dict[str, Any] | None:
         """State of the interrupted run that this one resumes; None to start over."""
-        state = read_state(self.folder) if self.request.options.resume else None
-        if state is not None and (different := differences(state["request"], self.request.state)):
+        if not self.request.options.resume or not self.folder.has(STATE):
+            return None
+        state = state_of(self.folder)
+        if state is None or not _is_sound(state, self.request):
+            self.notes.append("what the interrupted run left is damaged: starting over")
+            warnings.warn(self.notes[-1], stacklevel=5)
+            return None
+        if different := differences(state["request"], self.request.state):
             raise OutputError(
                 f"the interrupted run of {self.request.path} cannot be resumed: {different}; "
                 "to start over, run again without ",
@@ -305,15 +335,14 @@ class _Run:
         return state
 
     def _has_finished_work(self) -> bool:
-        index = self.folder / "index"
-        return index.exists() and index.stat().st_size > 0
+        return self.folder.size(INDEX) > 0
 
     def _check_disk(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> DiskEstimate:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
         head = cog.head_bytes(raster_ifds(request, tiling, quantiser, self.lattice))
         disk = estimate_disk(self.network, self.pixels, tiling, quantiser, request.codec, head)
-        free = shutil.disk_usage(self.folder).free + spool.bytes
+        free = shutil.disk_usage(self.folder.path).free + spool.bytes
         file, peak = size_text(disk.file), size_text(disk.peak)
         if free < disk.peak:
             raise OutputError(
@@ -371,7 +400,7 @@ class _Run:
         layout = cog.lay_out(ifds, indexes, tiling)
         cog.assemble(layout, indexes, spool, tiling)
         cog.check(spool.output, tiling)
-        publish(spool.output, request.path, replace=bool(spool.state["overwrite"]))
+        publish(self.folder, OUTPUT, request.path, replace=bool(spool.state["overwrite"]))
         return layout.size
 
     def _report(
@@ -388,7 +417,7 @@ class _Run:
         clipped = clipping(quantiser, statistics, names)
         notes = [*request.notes, *clipped.notes]
         for note in notes:
-            warnings.warn(note, UserWarning, stacklevel=4)
+            warnings.warn(note, UserWarning, stacklevel=5)
         seconds = time.perf_counter() - self.started
         return Report(
             **_constants(request),
@@ -407,7 +436,7 @@ class _Run:
             quantisation=request.rule.summary(quantiser, names),
             resumed_from=before,
             reconstruction=None if self.lattice is None else self.lattice.summary(),
-            notes=notes,
+            notes=[*self.notes, *notes],
         )
 
 
@@ -440,6 +469,21 @@ def _constants(request: Request) -> dict[str, Any]:
         "device": request.encoder.device,
         "precision": request.encoder.precision,
     }
+
+
+def _is_sound(state: dict[str, Any], request: Request) -> bool:
+    """True for a state from which a run can be resumed."""
+    bands = request.encoder.embed_dim
+    try:
+        quantiser = Quantiser.from_dict(state["quantiser"])
+        if state["reconstruction"] is not None:
+            Plan.from_dict(state["reconstruction"])
+        numbers = (quantiser.scale, quantiser.offset)
+        shapes = all(values is None or values.shape == (bands,) for values in numbers)
+        span, kinds = state["span"], (type(state["request"]), type(state["overwrite"]), type(state["span"]))
+        return shapes and kinds == (dict, bool, int) and 0 < span <= MAX_SPAN and not span & (span - 1)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _is_built(task: Task, spool: Spool) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
+import operator
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -19,9 +24,10 @@ from factories.planned import OtherNetwork, WithNetwork
 from satclip_engine.backends.protocols import CALL
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.files import open_folder
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.raster import cog, write
-from satclip_engine.raster.spool import spool_folder
+from satclip_engine.raster.spool import Spool, read_state, spool_folder, write_state
 from satclip_engine.raster.write import write_raster as write_raster_by_plan
 
 BLOCKSIZE = 16
@@ -255,6 +261,7 @@ def flip(path, where):
         (empty_the_state, "none"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:what the interrupted run left is damaged")
 def test_a_damaged_spool_costs_only_what_was_damaged(interrupted, tiny_file, whole, damage, kept):
     folder = spool_folder(interrupted)
     damage(folder)
@@ -264,6 +271,203 @@ def test_a_damaged_spool_costs_only_what_was_damaged(interrupted, tiny_file, who
     assert bounds[0] <= report.resumed_from <= bounds[1]
     assert pixels == round((1 - report.resumed_from) * 360 * 720)
     assert not folder.exists()
+
+
+REPLACEMENTS = (
+    *(None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e300, 2**63, 10**400, float("nan"), float("inf")),
+    *("", "x", "int16", "exact", "\0", "1"),
+    *([], [1], [[]], {}, {"scale": [1.0]}),
+)
+
+
+def leaves(content, path=()):
+    """Paths to all values of a JSON document."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in items:
+        if isinstance(value, (dict, list)):
+            yield from leaves(value, (*path, key))
+        yield (*path, key)
+
+
+def replaced(content, path, value):
+    copied = copy.deepcopy(content)
+    parent = functools.reduce(operator.getitem, path[:-1], copied)
+    parent[path[-1]] = value
+    return copied
+
+
+@pytest.fixture
+def coarse(tiny_file, tmp_path):
+    """An interrupted run of few pixels: its output's path, how it is resumed, what it has to become."""
+    grid, options = make_grid(resolution=3), {"blocksize": 16, "threads": 1, "memory": MEMORY}
+    write_raster(load(tiny_file), tmp_path / "whole.tif", grid, **options)
+    whole, path = (tmp_path / "whole.tif").read_bytes(), tmp_path / "out.tif"
+    failing = Counting(load(tiny_file), fail_after=60 * 60, error=RuntimeError("stop here"))
+    with pytest.raises(RuntimeError, match="stop here"):
+        write_raster(failing, path, grid, **options)
+    encoder = load(tiny_file)
+    return path, lambda: write_raster(encoder, path, grid, resume=True, **options), whole
+
+
+def each_tampered_state(path, states):
+    """Puts the spool back with one state after the other."""
+    folder, kept = spool_folder(path), path.with_name("kept")
+    shutil.copytree(folder, kept)
+    for state in states:
+        shutil.rmtree(folder, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        shutil.copytree(kept, folder)
+        (folder / "state.json").write_bytes(state)
+        yield
+
+
+def test_a_state_as_it_was_left_is_resumed(coarse):
+    path, resumed, whole = coarse
+    assert resumed().resumed_from > 0
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.filterwarnings("ignore:what the interrupted run left is damaged")
+def test_a_state_in_which_a_value_has_changed_is_started_over(coarse):
+    path, resumed, whole = coarse
+    state = json.loads((spool_folder(path) / "state.json").read_text())
+    random = np.random.default_rng(0)
+    changed = [
+        replaced(state, leaf, REPLACEMENTS[random.integers(len(REPLACEMENTS))]) for leaf in leaves(state)
+    ]
+    nested = b"[" * 100_000
+    states = [json.dumps(content).encode() for content in changed if content != state]
+    assert len(states) > 40
+    for _ in each_tampered_state(path, [*states, nested, b"", b"\xff", b"9" * 5000]):
+        report = resumed()
+        assert report.resumed_from == 0
+        assert report.notes[0] == "what the interrupted run left is damaged: starting over"
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.filterwarnings("ignore:what the interrupted run left is damaged")
+@pytest.mark.parametrize("name", ["quantiser", "reconstruction", "span", "overwrite"])
+def test_a_state_of_other_types_that_bears_its_digest_is_started_over(coarse, name):
+    path, resumed, whole = coarse
+    state = read_state(spool_folder(path))
+    values = [value for value in REPLACEMENTS if name != "overwrite" or not isinstance(value, bool)]
+    values = [value for value in values if value != state[name] and value not in (1, 2)]
+    sealed = path.with_name("sealed")
+    sealed.mkdir()
+    states = []
+    for value in values:
+        with open_folder(sealed) as folder:
+            write_state(folder, {**state, name: value})
+            states.append(folder.read("state.json"))
+    for _ in each_tampered_state(path, states):
+        assert resumed().resumed_from == 0
+        assert path.read_bytes() == whole
+
+
+def test_records_of_another_state_and_records_shorter_than_their_counts_are_no_records(coarse):
+    path, resumed, whole = coarse
+    folder = spool_folder(path)
+    header, state = struct.Struct("<4sII"), read_state(folder)
+    seed = Spool(None, state)._seed
+    index = (folder / "index").read_bytes()
+    _, length, _ = header.unpack_from(index)
+    body = index[header.size : header.size + length]
+    forged = [
+        header.pack(b"SCSB", len(part), zlib.crc32(part, seed)) + part
+        for part in (body[:-8], body[:20], b"", body + bytes(8), bytes([255] * 12) + body[12:])
+    ]
+    foreign = header.pack(b"SCSB", len(body), zlib.crc32(body)) + body
+    kept = path.with_name("kept")
+    shutil.copytree(folder, kept)
+    for content in (*forged, foreign):
+        shutil.rmtree(folder, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        shutil.copytree(kept, folder)
+        (folder / "index").write_bytes(content)
+        assert resumed().resumed_from == 0
+        assert path.read_bytes() == whole
+
+
+def linked_spool(folder, precious):
+    folder.symlink_to(precious)
+
+
+def linked_lock(folder, precious):
+    folder.mkdir()
+    (folder / "lock").symlink_to(precious / "thesis.tex")
+
+
+def second_name_of_lock(folder, precious):
+    folder.mkdir()
+    (folder / "lock").hardlink_to(precious / "thesis.tex")
+
+
+def linked_tiles(folder, precious):
+    folder.mkdir()
+    (folder / "level-0.tiles").symlink_to(precious / "thesis.tex")
+
+
+def linked_state(folder, precious):
+    folder.mkdir()
+    (folder / "state.json").symlink_to(precious / "thesis.tex")
+
+
+def folder_as_index(folder, precious):
+    (folder / "index").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [linked_spool, linked_lock, second_name_of_lock, linked_tiles, linked_state, folder_as_index],
+)
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_what_is_not_ours_in_the_way_of_a_spool_is_refused_and_stays(tiny, tmp_path, obstacle, options):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("precious")
+    folder = spool_folder(tmp_path / "out.tif")
+    obstacle(folder, precious)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(OutputError, match="is in the way: it is a"):
+        write_raster(tiny, tmp_path / "out.tif", make_grid(resolution=9), **options)
+    assert (precious / "thesis.tex").read_text() == "precious"
+    assert os.listdir(precious) == ["thesis.tex"]
+    assert set(before) <= {path.name for path in folder.iterdir()}
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_files_that_are_not_ours_in_a_spool_stay_and_a_note_says_so(tiny, tmp_path):
+    folder = spool_folder(tmp_path / "out.tif")
+    folder.mkdir()
+    (folder / "notes.txt").write_text("precious")
+    (folder / "level-0.tiles").write_text("of a killed run")
+    with pytest.warns(UserWarning, match=r"is left, because it holds notes\.txt, which is not ours"):
+        write_raster(tiny, tmp_path / "out.tif", make_grid(resolution=9))
+    assert os.listdir(folder) == ["notes.txt"]
+    assert (tmp_path / "out.tif").exists()
+
+
+def test_a_run_that_fails_before_anything_is_finished_leaves_no_spool(tiny_file, tmp_path):
+    failing = Counting(load(tiny_file), fail_after=0, error=OSError(24, "Too many open files"))
+    with pytest.raises(OutputError, match="Too many open files"):
+        write_raster(failing, tmp_path / "out.tif", make_grid(**GRID), blocksize=BLOCKSIZE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_spool_that_cannot_be_removed_after_the_file_has_its_name_is_a_note(
+    tiny_file, tmp_path, monkeypatch
+):
+    def failing(folder):
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "out.tif"
+    with monkeypatch.context() as patched:
+        patched.setattr(write, "remove_folder", failing)
+        with pytest.warns(UserWarning, match=r"complete and right, but .*spool could not be removed"):
+            resume(path, tiny_file)
+    report, pixels = resume(path, tiny_file)
+    assert (report.resumed_from, pixels) == (1.0, 0)
+    assert os.listdir(tmp_path) == ["out.tif"]
 
 
 def test_threads_and_memory_may_change_between_runs(interrupted, tiny_file, whole):

@@ -135,3 +135,12 @@ def test_an_index_that_would_not_fit_is_a_usage_error_naming_its_size():
     assert pyramid((18000, 36000), 16)[0].tiles * 256 > MAX_ENTRIES
     with pytest.raises(UsageError, match="larger blocks"):
         check_blocksize(16, (18000, 36000), 256)
+
+
+def test_any_number_of_threads_is_cut_to_what_memory_allows_at_once():
+    """As many as counting down one by one from a number that it can do finds."""
+    for bands, memory in ((1, 10**6), (64, 10**8), (256, GB)):
+        tilings = [tiling_of((1, 1), bands, threads=count, memory=memory) for count in (10_000, 10**12)]
+        assert tilings[0] == tilings[1]
+        assert tilings[0].memory <= memory
+        assert tiling_of((1, 1), bands, threads=tilings[0].threads + 1, memory=memory) == tilings[0]

@@ -20,7 +20,7 @@ import numpy as np
 
 from satclip_engine._optional import need
 from satclip_engine.errors import Argument, DataError, OutputError, UsageError
-from satclip_engine.files import TEMPORARY_SUFFIX, locked_folder
+from satclip_engine.files import LOCK, WorkingFolder, locked_folder
 from satclip_engine.progress import Progress, Silence, size_text
 from satclip_engine.training.features.feature_cache import FeatureCache
 from satclip_engine.training.features.shards import (
@@ -28,6 +28,7 @@ from satclip_engine.training.features.shards import (
     MANIFEST,
     REBUILD,
     file_crc,
+    is_temporary,
     read_manifest,
     rebuild_advice,
     remove_cache,
@@ -132,8 +133,8 @@ def build_cache(
     _check_folder(folder)
     progress = progress or Silence()
     try:
-        with locked_folder(folder):
-            manifest = _start_manifest(content, folder, rebuild)
+        with locked_folder(folder, named=True) as locked:
+            manifest = _start_manifest(content, locked, rebuild)
             _compute(content, folder, manifest, workers or reader_threads(), progress)
             _finish(content, folder, manifest)
     finally:
@@ -151,9 +152,7 @@ def _check_folder(folder: Path) -> None:
         )
     if folder.is_dir() and not (folder / MANIFEST).exists():
         other = [
-            entry.name
-            for entry in folder.iterdir()
-            if entry.name != "lock" and entry.suffix != TEMPORARY_SUFFIX
+            entry.name for entry in folder.iterdir() if entry.name != LOCK and not is_temporary(entry.name)
         ]
         if other:
             raise OutputError(
@@ -167,12 +166,13 @@ def _check_folder(folder: Path) -> None:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def _start_manifest(content: _CacheContent, folder: Path, rebuild: bool) -> dict[str, Any]:
+def _start_manifest(content: _CacheContent, locked: WorkingFolder, rebuild: bool) -> dict[str, Any]:
     """The folder's manifest without damaged shards, to be completed, or a fresh one."""
-    remove_temporary(folder)
+    folder = locked.path
+    remove_temporary(locked)
     manifest = None if rebuild else read_manifest(folder)
     if manifest is None:
-        remove_cache(folder)
+        remove_cache(locked)
         fresh = {
             "format": FORMAT,
             "complete": False,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine.errors import Argument, DataError, OutputError
-from satclip_engine.files import TEMPORARY_SUFFIX, write_atomically
+from satclip_engine.files import TEMPORARY_SUFFIX, WorkingFolder, write_atomically
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
@@ -33,6 +34,7 @@ _KEYS: Final = {
     "shards": dict,
     "skipped": list,
 }
+_ARRAYS: Final = re.compile(r"features-\d{5,}\.npy|lonlat\.npy|rows\.npy")
 _CHUNK_BYTES: Final = 1 << 22  # of a file that are read at once
 
 
@@ -45,7 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read a folder's manifest; None without one. Raises DataError for a damaged or newer one."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -131,18 +133,20 @@ def file_crc(path: Path) -> int:
     return crc
 
 
-def remove_cache(folder: Path) -> None:
+def remove_cache(folder: WorkingFolder) -> None:
     """Remove a cache's own files; the manifest goes first, so that nothing half removed looks whole."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("features-*.npy", "lonlat.npy", "rows.npy"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    folder.remove(MANIFEST, *(name for name in folder.names() if _ARRAYS.fullmatch(name)))
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove files that a killed run was writing."""
-    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink()
+def remove_temporary(folder: WorkingFolder) -> None:
+    """Remove files of a cache that a killed run was writing."""
+    folder.remove(*(name for name in folder.names() if is_temporary(name)))
+
+
+def is_temporary(name: str) -> bool:
+    """True for the temporary file of a cache's file."""
+    own = name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
+    return name == f".{own}{TEMPORARY_SUFFIX}" and (own == MANIFEST or bool(_ARRAYS.fullmatch(own)))
 
 
 def completion_advice(folder: Path) -> str:
