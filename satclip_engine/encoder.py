@@ -267,26 +267,37 @@ class Encoder:
         )
 
     def __call__(
-        self, lonlat: Any, *, exact: bool = False, tolerance: float | None = None, out: Any = None
+        self,
+        lonlat: Any,
+        *,
+        crs: Any = None,
+        exact: bool = False,
+        tolerance: float | None = None,
+        out: Any = None,
     ) -> Any:
         """Embed points.
 
-        lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
-            tensor.
+        lonlat: (..., 2) degrees, longitude first, array-like or torch tensor; or anything with longitudes and
+            latitudes by name, in any order: a table of pandas, polars or pyarrow, a mapping, a structured
+            array, a Dataset; or a GeoDataFrame, GeoSeries or shapely points, in any CRS.
+        crs: of points that are (x, y) in this CRS instead of degrees: `enc(table, crs="EPSG:27700")`.
         exact, tolerance: many points (10⁵ and more) are interpolated from a lattice of the field where that
             is faster, the error measured and at most `tolerance` σ of each band, default 1e-4; `exact` never
             interpolates. Tensors on a GPU are computed exactly.
         out: (..., E) float32 ndarray to fill and return, contiguous; not for tensors.
 
         Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. Tensors on the
-        GPU where backend "triton" computes never leave it. NaN or infinite points give NaN. Raises UsageError
-        (a ValueError) naming the index where |latitude| > 90.
+        GPU where backend "triton" computes never leave it. NaN or infinite points, missing geometries and
+        those outside the domain of their CRS give NaN. Raises UsageError (a ValueError) naming the index
+        where |latitude| > 90, and for names that do not say plainly which column is the longitude.
         """
         if is_tensor(lonlat):
+            if crs is not None:
+                raise UsageError("crs is for arrays and tables; a tensor holds degrees", argument="crs")
             if out is not None:
                 raise UsageError("out is for arrays; a tensor gives a new tensor", argument="out")
             return self._embed_tensor(lonlat, exact, tolerance)
-        points = as_lonlat(lonlat)
+        points = as_lonlat(lonlat, crs)
         shape = (*points.shape[:-1], self.embed_dim)
         embedding = aligned(shape) if out is None else check_out(out, shape)
         self._embed(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rioxarray  # noqa: F401  (registers .rio, by which CRSs are found)
@@ -19,11 +19,12 @@ from satclip_engine.arrays import lazy
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo import xarray_grid
-from satclip_engine.geo.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
+from satclip_engine.geo.crs import degrees_of, is_lonlat
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import CurvilinearGrid, PixelGrid, RectilinearGrid
 
-_MAX_RETURN_ERROR = 1.0  # metres, of a valid point's way to longitude and latitude and back
+if TYPE_CHECKING:
+    import pyproj
 
 
 @xarray.register_dataarray_accessor("satclip")
@@ -120,53 +121,48 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         assert dims is not None
         grid = Grid.from_geobox(geobox, name="the xarray object")
         return Located(grid, dims, grid.shape)
+    crs = xarray_grid.crs_of(obj)
+    if crs is not None and (labels := xarray_grid.xy_of(obj, crs)) is not None:
+        return _located_labels(*labels, crs)
     if (lonlat := xarray_grid.lonlat_of(obj)) is not None:
-        return _located_lonlat(*lonlat)
-    if (labels := xarray_grid.xy_of(obj)) is not None and xarray_grid.crs_of(obj) is not None:
-        return _located_labels(obj, *labels)
+        return _located_lonlat(*(coordinate.variable for coordinate in lonlat))
     if hidden := xarray_grid.lonlat_variables(obj):
         raise UsageError(
             f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
         )
+    has_crs = "" if crs is None else "; it has a CRS alone"
     raise UsageError(
-        "the xarray object does not say where it is: it needs longitude and latitude coordinates, "
-        'or x and y with a CRS (obj.rio.write_crs("EPSG:4326") for degrees)'
+        "the xarray object does not say where it is: it needs longitude and latitude coordinates, or x and y "
+        f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){has_crs}'
     )
 
 
-def _located_lonlat(lon: xarray.DataArray, lat: xarray.DataArray) -> Located:
+def _located_lonlat(lon: xarray.Variable, lat: xarray.Variable) -> Located:
     if lon.ndim == lat.ndim == 1 and lon.dims != lat.dims:
         axes = RectilinearGrid(lat.values, lon.values)
         return Located(axes, (lat.dims[0], lon.dims[0]), axes.shape)
     lon_all, lat_all = _broadcast(lon, lat)
-    shape = lon_all.shape
-    rows = lon_all.values if len(shape) == 2 else lon_all.values.reshape(1, -1)
-    return Located(CurvilinearGrid(rows, lat_all.values.reshape(rows.shape)), lon_all.dims, shape)
+    return _free_points(lon_all.values, lat_all.values, lon_all.dims)
 
 
-def _broadcast(lon: xarray.DataArray, lat: xarray.DataArray) -> tuple[xarray.Variable, xarray.Variable]:
-    """Both with the same dimensions, those of the one that has more first."""
-    first = lon if lon.ndim > lat.ndim else lat
-    sizes = {**first.sizes, **lon.sizes, **lat.sizes}
-    return lon.variable.set_dims(sizes), lat.variable.set_dims(sizes)
-
-
-def _located_labels(
-    obj: xarray.DataArray | xarray.Dataset, x: xarray.DataArray, y: xarray.DataArray
-) -> Located:
-    """Labels in a CRS that are not evenly spaced, or too few to tell."""
-    crs = xarray_grid.crs_of(obj)
-    assert crs is not None
+def _located_labels(x: xarray.Variable, y: xarray.Variable, crs: pyproj.CRS) -> Located:
+    """Labels in a CRS that are not evenly spaced, too few to tell, or of points."""
     if is_lonlat(crs):
         return _located_lonlat(x, y)
     x_all, y_all = _broadcast(x, y)
-    x_values, y_values = x_all.values.astype(np.float64), y_all.values.astype(np.float64)
-    lon, lat, back_x, back_y = to_lonlat(parse_crs(crs).to_wkt(), x_values, y_values)
-    with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; labels alone have no pixel size
-        error = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
-        valid = (error <= _MAX_RETURN_ERROR) & np.isfinite(lon + lat)
-    pixels = CurvilinearGrid(np.where(valid, lon, np.nan), np.where(valid, lat, np.nan))
-    return Located(pixels, x_all.dims, x_all.shape)
+    return _free_points(*degrees_of(crs, x_all.values, y_all.values), x_all.dims)
+
+
+def _broadcast(lon: xarray.Variable, lat: xarray.Variable) -> tuple[xarray.Variable, xarray.Variable]:
+    """Both with the same dimensions, those of the one that has more first."""
+    first = lon if lon.ndim > lat.ndim else lat
+    sizes = {**first.sizes, **lon.sizes, **lat.sizes}
+    return lon.set_dims(sizes), lat.set_dims(sizes)
+
+
+def _free_points(lon: np.ndarray, lat: np.ndarray, dims: tuple[Hashable, ...]) -> Located:
+    rows = lon if lon.ndim == 2 else lon.reshape(1, -1)
+    return Located(CurvilinearGrid(rows, lat.reshape(rows.shape)), dims, lon.shape)
 
 
 def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: Any) -> Any:

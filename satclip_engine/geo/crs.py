@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FULL_TURN = 2.0 * np.pi
 _EARTH_RADIUS = 6.4e6  # metres
+_MAX_RETURN_ERROR = 1.0  # metres, of a valid free point's way to longitude and latitude and back
 _AXIS_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
 
 
@@ -39,7 +40,7 @@ def parse_crs(crs: Any) -> pyproj.CRS:
         ) from error
     if not (parsed.is_geographic or parsed.is_projected):
         raise UsageError(
-            f"CRS {_short(crs)} is a {parsed.type_name}; a raster needs a geographic or projected one",
+            f"CRS {_short(crs)} is {_article(parsed.type_name)}; it must be a geographic or projected one",
             argument="crs",
         )
     try:
@@ -79,6 +80,49 @@ def to_lonlat(
         back_y = np.where(np.abs(own_lat) <= pole * (1 + 1e-11), back_y, np.inf)
     lon, lat = (own_lon, own_lat) if is_wgs84 else transformers(wkt)[0].transform(x, y)
     return lon, lat, back_x, back_y
+
+
+def degrees_of(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude of free points (x, y) in a CRS; NaN outside its domain.
+
+    Raises UsageError for degrees in place of a projected CRS's own coordinates.
+    """
+    if is_lonlat(crs):
+        return x, y
+    _refuse_degrees(crs, x, y)
+    lon, lat, back_x, back_y = to_lonlat(crs.to_wkt(), x, y)
+    with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; points alone have no pixel size
+        off_x, turn = back_x - x, full_turn(crs)
+        if np.isfinite(turn):
+            off_x = np.remainder(off_x + turn / 2, turn) - turn / 2
+        error = np.hypot(off_x, back_y - y) * unit_metres(crs)
+        valid = (error <= _MAX_RETURN_ERROR) & np.isfinite(lon + lat)
+    return np.where(valid, lon, np.nan), np.where(valid, lat, np.nan)
+
+
+def look_like_degrees(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> bool:
+    """True where coordinates would be degrees, but in a projected CRS lie outside its area of use."""
+    finite = np.isfinite(x) & np.isfinite(y)
+    if crs.is_geographic or not finite.any() or not np.any((x != 0) | (y != 0)):
+        return False
+    x, y = x[finite], y[finite]
+    if np.abs(x).max() > 360.0 or np.abs(y).max() > 90.0:
+        return False
+    try:
+        west, south, east, north = area_of_use(crs)
+    except UsageError:
+        return False
+    return bool(((x < west) | (x > east) | (y < south) | (y > north)).all())
+
+
+def _refuse_degrees(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> None:
+    if look_like_degrees(crs, x, y):
+        raise UsageError(
+            f"the points look like degrees, and {_short(crs)} counts in {unit_name(crs)}s: leave out ",
+            Argument("crs"),
+            " for longitude and latitude",
+            argument="crs",
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -209,6 +253,10 @@ def _samples(west: float, south: float, east: float, north: float) -> tuple[np.n
     edges_lon = [lon, lon, np.full(lat.shape, west), np.full(lat.shape, east), inside[0].ravel()]
     edges_lat = [np.full(lon.shape, south), np.full(lon.shape, north), lat, lat, inside[1].ravel()]
     return np.concatenate(edges_lon), np.concatenate(edges_lat)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].upper() in 'AEIO' else 'a'} {noun}"
 
 
 def _short(crs: Any) -> str:
