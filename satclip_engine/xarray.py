@@ -8,7 +8,7 @@ scene.satclip.embed("default")      # (band, y, x), the scene's coordinates, laz
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Located:
     pixels: PixelGrid
     dims: tuple[Hashable, ...]
     shape: tuple[int, ...]
+    names: tuple[Hashable, ...] = ()  # coordinates that say so, also where they are single numbers
 
     @property
     def raster(self) -> bool:
@@ -123,9 +124,9 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         return Located(grid, dims, grid.shape)
     crs = xarray_grid.crs_of(obj)
     if crs is not None and (labels := xarray_grid.xy_of(obj, crs)) is not None:
-        return _located_labels(*labels, crs)
+        return _named(_located_labels(labels[0].variable, labels[1].variable, crs), *labels)
     if (lonlat := xarray_grid.lonlat_of(obj)) is not None:
-        return _located_lonlat(*(coordinate.variable for coordinate in lonlat))
+        return _named(_located_lonlat(lonlat[0].variable, lonlat[1].variable), *lonlat)
     if hidden := xarray_grid.lonlat_variables(obj):
         raise UsageError(
             f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
@@ -135,6 +136,10 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         "the xarray object does not say where it is: it needs longitude and latitude coordinates, or x and y "
         f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){has_crs}'
     )
+
+
+def _named(located: Located, *coordinates: xarray.DataArray) -> Located:
+    return replace(located, names=tuple(coordinate.name for coordinate in coordinates))
 
 
 def _located_lonlat(lon: xarray.Variable, lat: xarray.Variable) -> Located:
@@ -206,12 +211,24 @@ def _coordinates(
 
     def is_spatial(name: Hashable) -> bool:
         coord = obj.coords[name]
-        spatial = coord.ndim > 0 and set(coord.dims) <= set(located.dims)
+        spatial = name in located.names or (coord.ndim > 0 and set(coord.dims) <= set(located.dims))
         return name != "band" and (spatial or name == xarray_grid.grid_mapping(obj))
 
+    obj = _without_bands(obj, located)
     others = [name for name in obj.coords if not is_spatial(name)]
     coords = obj.coords.to_dataset().drop_vars(others).coords
     added: dict[Hashable, Any] = dict(lazy.band_coordinates(planned))
     if isinstance(located.pixels, Grid) and xarray_grid.grid_mapping(obj) is None:
         added["spatial_ref"] = lazy.spatial_ref(located.pixels)
     return xarray.Coordinates(coords).merge(xarray.Coordinates(added)).coords
+
+
+def _without_bands(
+    obj: xarray.DataArray | xarray.Dataset, located: Located
+) -> xarray.DataArray | xarray.Dataset:
+    """The object with its own bands out of the way, where they are stacked with its pixels."""
+    bands = obj.coords.get("band")
+    if bands is None or not set(bands.dims) & set(located.dims):
+        return obj
+    stacked = next((dim for dim in bands.dims if "band" in obj.indexes[dim].names), None)
+    return (obj if stacked is None else obj.reset_index(stacked)).drop_vars("band")

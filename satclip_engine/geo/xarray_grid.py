@@ -99,7 +99,7 @@ def grid_mapping(obj: Object) -> str | None:
     return name if name in obj.coords else None
 
 
-def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.Variable, xarray.Variable] | None:
+def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:
     """x and y in units of a CRS, float64, of any dimensions; None without.
 
     Of a raster its labels, along its dimensions or 2-d xc and yc; else those of points. Raises UsageError for
@@ -137,7 +137,7 @@ def _label(obj: Object, axis: str) -> xarray.DataArray | None:
     return None
 
 
-def _in_crs_unit(label: xarray.DataArray, crs: pyproj.CRS, axis: str) -> xarray.Variable:
+def _in_crs_unit(label: xarray.DataArray, crs: pyproj.CRS, axis: str) -> xarray.DataArray:
     """Labels in the unit of a CRS. Raises UsageError where they are something else."""
     standard, units = (_attribute_of(label, key) for key in ("standard_name", "units"))
     other = {"x": "y", "y": "x"}[axis]
@@ -151,8 +151,15 @@ def _in_crs_unit(label: xarray.DataArray, crs: pyproj.CRS, axis: str) -> xarray.
     factor = to_crs_unit(units, crs, axis=axis) if units else 1.0
     if factor is None:
         raise refuse_unit(label.name, units, f"CRS {crs.name!r}, which counts in {unit_name(crs)}s")
-    values = label.variable.to_base_variable().astype(np.float64)
-    return values if factor == 1.0 else values * factor
+    return _scaled(label, factor)
+
+
+def _scaled(coordinate: xarray.DataArray, factor: float) -> xarray.DataArray:
+    """A coordinate in another unit, float64, without coordinates of its own."""
+    import xarray
+
+    values = coordinate.variable.to_base_variable().astype(np.float64)
+    return xarray.DataArray(values if factor == 1.0 else values * factor, name=coordinate.name)
 
 
 def lonlat_of(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
@@ -176,16 +183,11 @@ def lonlat_of(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
 
 def _in_degrees(coordinate: xarray.DataArray, axis: str) -> xarray.DataArray:
     """Longitudes or latitudes in degrees. Raises UsageError for what is no angle."""
-    import xarray
-
     units = _attribute_of(coordinate, "units")
     factor = to_degrees(units, axis=axis) if units else 1.0
     if factor is None:
         raise refuse_unit(coordinate.name, units, "a longitude" if axis == "x" else "a latitude")
-    if factor == 1.0:
-        return coordinate
-    degrees = coordinate.variable.to_base_variable().astype(np.float64) * factor
-    return xarray.DataArray(degrees, name=coordinate.name)
+    return coordinate if factor == 1.0 else _scaled(coordinate, factor)
 
 
 def _check_lonlat(obj: Object, dims: tuple[str, str], crs: pyproj.CRS, transform: Affine) -> None:
