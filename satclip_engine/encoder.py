@@ -358,10 +358,12 @@ class Encoder:
         self,
         geobox: Any = None,
         *,
-        resolution: float | Sequence[float] | None = None,
+        resolution: float | str | Sequence[float | str] | None = None,
         bounds: Sequence[float] | None = None,
         crs: Any = None,
         like: Any = None,
+        bounds_crs: Any = None,
+        align: bool = False,
         chunks: Any = None,
         bands: Any = None,
         out: Any = None,
@@ -372,8 +374,8 @@ class Encoder:
     ) -> xarray.DataArray:
         """Embed every pixel of a raster, as an xarray.DataArray (band, y, x) float32.
 
-        geobox: odc-geo GeoBox (or Grid); or describe one as `make_grid` does by resolution, bounds and crs,
-            or like.
+        geobox: odc-geo GeoBox (or Grid); or describe one as `make_grid` does by resolution, bounds (in
+            `bounds_crs`, widened with `align`) and crs, or like.
         chunks: makes it a dask array: "auto", one number for y and x, or per dimension as dask takes it.
         bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0) or names; default all.
         out: (H, W, E) or (E, H, W) memory of that dtype with the band fastest, or such a DataArray: filled
@@ -398,7 +400,18 @@ class Encoder:
         """
         from satclip_engine.arrays import lazy
 
-        encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
+        encoder, pixels = (
+            self._selected(bands),
+            _grid_of(
+                geobox,
+                like,
+                resolution=resolution,
+                bounds=bounds,
+                crs=crs,
+                bounds_crs=bounds_crs,
+                align=align,
+            ),
+        )
         codes = _code_type(dtype, out)
         if chunks is not None and (out is not None or codes is not None):
             raise UsageError(
@@ -424,10 +437,12 @@ class Encoder:
         self,
         geobox: Any = None,
         *,
-        resolution: float | Sequence[float] | None = None,
+        resolution: float | str | Sequence[float | str] | None = None,
         bounds: Sequence[float] | None = None,
         crs: Any = None,
         like: Any = None,
+        bounds_crs: Any = None,
+        align: bool = False,
         chunks: Any = None,
         bands: Any = None,
         exact: bool = False,
@@ -441,7 +456,18 @@ class Encoder:
         """
         from satclip_engine.arrays.lazy import PlannedPixels
 
-        encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
+        encoder, pixels = (
+            self._selected(bands),
+            _grid_of(
+                geobox,
+                like,
+                resolution=resolution,
+                bounds=bounds,
+                crs=crs,
+                bounds_crs=bounds_crs,
+                align=align,
+            ),
+        )
         return PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=chunks is None).plan
 
     def with_head(self, weight: Any, bias: Any = None, names: Sequence[str] | None = None) -> Encoder:
@@ -480,10 +506,10 @@ class Encoder:
         return self if bands is None else self.select(bands)
 
 
-def _grid_of(geobox: Any, resolution: Any, bounds: Any, crs: Any, like: Any) -> Grid:
+def _grid_of(geobox: Any, like: Any, **description: Any) -> Grid:
     """The grid that arguments of `Encoder.grid` describe. Raises UsageError."""
     refuse_both(geobox=geobox, like=like)
-    return make_grid(resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox)
+    return make_grid(like=like if geobox is None else geobox, **description)
 
 
 def _code_type(dtype: Any, out: Any) -> np.dtype[Any] | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from odc.geo.crs import CRS
 
 _FULL_TURN = 2.0 * np.pi
+_EDGE_SAMPLES = 2001  # points along an edge of a box that is followed into another CRS
 _EARTH_RADIUS = 6.4e6  # metres
 _MAX_RETURN_ERROR = 1.0  # metres, of a valid free point's way to longitude and latitude and back
 _AXIS_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
@@ -246,9 +247,74 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
+def bounds_in(
+    own: pyproj.CRS, edges: tuple[float, float, float, float], crs: pyproj.CRS
+) -> tuple[float, float, float, float] | None:
+    """Bounds in a CRS around a box in its own one, curved edges, poles and the antimeridian included.
+
+    Longitudes run on beyond 180 where the box crosses the antimeridian. None for a box that is nowhere in the
+    CRS, or on both sides of its map.
+    """
+    x, y = _samples(*edges)
+    lon, lat = degrees_of(own, x, y)
+    if crs.is_geographic:
+        return _bounds_on_globe(own, edges, crs, x, lon, lat)
+    to_degrees, from_degrees = transformers(crs.to_wkt())
+    first, second = from_degrees.transform(lon, lat)
+    lon2, lat2 = to_degrees.transform(first, second)
+    with np.errstate(invalid="ignore"):
+        off_lon = np.abs(np.remainder(lon2 - lon + 180.0, 360.0) - 180.0) * np.cos(np.radians(lat))
+        valid = np.isfinite(first + second) & (off_lon < 1e-3) & (np.abs(lat2 - lat) < 1e-3)
+    if not valid.any() or _torn(first, second):
+        return None
+    first, second = first[valid], second[valid]
+    return float(first.min()), float(second.min()), float(first.max()), float(second.max())
+
+
+def _torn(x: np.ndarray, y: np.ndarray) -> bool:
+    """True where neighbours along the edges of `_samples` lie far apart: on both sides of a map."""
+    edges = np.stack([x, y])[:, : 4 * _EDGE_SAMPLES].reshape(2, 4, _EDGE_SAMPLES)
+    with np.errstate(invalid="ignore"):
+        steps = np.nanmax(np.hypot(*np.diff(edges, axis=-1)), initial=0.0)
+        extent = np.hypot(*(np.nanmax(edges, axis=(1, 2)) - np.nanmin(edges, axis=(1, 2))))
+    return bool(steps > extent / 4)
+
+
+def _bounds_on_globe(
+    own: pyproj.CRS,
+    edges: tuple[float, float, float, float],
+    crs: pyproj.CRS,
+    x: np.ndarray,
+    lon: np.ndarray,
+    lat: np.ndarray,
+) -> tuple[float, float, float, float] | None:
+    """As `bounds_in`, in units of a geographic CRS, of samples in degrees."""
+    turn, finite = full_turn(crs), np.isfinite(lon) & np.isfinite(lat)
+    if not finite.any():
+        return None
+    along, across = transformers(crs.to_wkt())[1].transform(lon[finite], lat[finite])
+    # Longitudes are followed beyond 180; others lie around one of those inside, the last of the samples.
+    middle = x[finite] * (turn / full_turn(own)) if own.is_geographic else along[len(along) // 2]
+    along = middle + np.remainder(along - middle + turn / 2, turn) - turn / 2
+    west, east, south, north = along.min(), along.max(), across.min(), across.max()
+    for pole in (-90.0, 90.0):
+        if not own.is_geographic and _holds_pole(own, edges, pole):
+            west, east = -turn / 2, turn / 2
+            south, north = min(south, pole * turn / 360), max(north, pole * turn / 360)
+    return float(west), float(south), float(east), float(north)
+
+
+def _holds_pole(crs: pyproj.CRS, edges: tuple[float, float, float, float], pole: float) -> bool:
+    """True where a pole lies inside a box, as a point of the map."""
+    x, y = transformers(crs.to_wkt())[1].transform(np.array([0.0, 90.0]), np.full(2, pole))
+    west, south, east, north = edges
+    inside = np.isfinite(x + y) & (x > west) & (x < east) & (y > south) & (y < north)
+    return bool(inside.all() and np.hypot(np.ptp(x), np.ptp(y)) * unit_metres(crs) < 1.0)
+
+
 def _samples(west: float, south: float, east: float, north: float) -> tuple[np.ndarray, np.ndarray]:
     """Longitudes and latitudes along the edges and inside of a box."""
-    lon, lat = np.linspace(west, east, 2001), np.linspace(south, north, 2001)
+    lon, lat = np.linspace(west, east, _EDGE_SAMPLES), np.linspace(south, north, _EDGE_SAMPLES)
     inside = np.meshgrid(lon[::20], lat[::20])
     edges_lon = [lon, lon, np.full(lat.shape, west), np.full(lat.shape, east), inside[0].ravel()]
     edges_lat = [np.full(lon.shape, south), np.full(lon.shape, north), lat, lat, inside[1].ravel()]

@@ -11,6 +11,10 @@ from satclip_engine.errors import UsageError
 if TYPE_CHECKING:
     import pyproj
 
+STANDARD_NAMES = {  # CF's, of labels along the axes of a raster
+    "x": ("projection_x_coordinate", "projection_x_angular_coordinate", "longitude", "grid_longitude"),
+    "y": ("projection_y_coordinate", "projection_y_angular_coordinate", "latitude", "grid_latitude"),
+}
 _DEGREE = math.pi / 180  # radians
 _ANGLES = {  # radians
     **dict.fromkeys(("degree", "degrees", "deg", "degs", "arc_degree", "arcdeg", "°"), _DEGREE),

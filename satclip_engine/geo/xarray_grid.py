@@ -17,7 +17,7 @@ from satclip_engine.errors import UsageError
 from satclip_engine.geo.agreement import check_agreement
 from satclip_engine.geo.columns import plain_role
 from satclip_engine.geo.crs import odc_crs, parse_crs, unit_name
-from satclip_engine.geo.units import refuse_unit, to_crs_unit, to_degrees
+from satclip_engine.geo.units import STANDARD_NAMES, refuse_unit, to_crs_unit, to_degrees
 
 if TYPE_CHECKING:
     import pyproj
@@ -33,10 +33,6 @@ LATITUDE = ("lat", "latitude", "nav_lat", "xlat", "gphit")
 _UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
 _UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
 _DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
-_STANDARD_NAMES = {
-    "x": ("projection_x_coordinate", "projection_x_angular_coordinate", "longitude", "grid_longitude"),
-    "y": ("projection_y_coordinate", "projection_y_angular_coordinate", "latitude", "grid_latitude"),
-}
 _MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
 _MAX_SINGLE_PIXELS = 1e-2  # the same of float32 labels of small pixels, as geostationary satellites have them
 _MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
@@ -129,7 +125,7 @@ def _label(obj: Object, axis: str) -> xarray.DataArray | None:
     names = [pair["yx".index(axis)] for pair in _DIMS]
     for rule in (
         lambda name: _attribute(obj, name, "axis") == axis,
-        lambda name: _attribute(obj, name, "standard_name") in _STANDARD_NAMES[axis],
+        lambda name: _attribute(obj, name, "standard_name") in STANDARD_NAMES[axis],
         lambda name: name in names,
     ):
         if matches := [name for name in numeric if rule(name)]:
@@ -143,7 +139,7 @@ def _in_crs_unit(label: xarray.DataArray, crs: pyproj.CRS, axis: str) -> xarray.
     other = {"x": "y", "y": "x"}[axis]
     rotated = standard.startswith("grid_") and crs.is_geographic and not crs.is_derived
     degrees = standard in ("longitude", "latitude") and not crs.is_geographic
-    if standard in _STANDARD_NAMES[other] or rotated or degrees:
+    if standard in STANDARD_NAMES[other] or rotated or degrees:
         raise UsageError(
             f"coordinate {str(label.name)!r} has the standard_name {standard!r}: it is not the {axis} of "
             f"CRS {crs.name!r}"

@@ -56,7 +56,8 @@ def projected(
     if beside:
         axes["lat"] = (dims, lat, {"units": "degrees_north", "standard_name": "latitude"})
         axes["lon"] = (dims, lon, {"units": "degrees_east", "standard_name": "longitude"})
-    variables = {"value": (dims, np.zeros(lon.shape), {"grid_mapping": "crs"}), "crs": ((), 0, mapping)}
+    rows = np.indices(lon.shape, float)[0]
+    variables = {"value": (dims, rows, {"grid_mapping": "crs"}), "crs": ((), 0, mapping)}
     return Product(xr.Dataset(variables, axes), "value", lon, lat)
 
 
@@ -86,10 +87,13 @@ def goes(units: str = "rad", *, wkt: bool = True, beside: bool = False) -> Produ
     return projected(GEOSTATIONARY, x, y, unit * 35786023.0, units, names=("x", "y"), wkt=wkt, beside=beside)
 
 
-def goes_packing() -> dict[str, dict[str, object]]:
+def goes_packing(*, add_offset: bool = True) -> dict[str, dict[str, object]]:
     """How GOES stores its labels: 16-bit integers, those of y from north to south by a negative scale."""
     x = {"dtype": "int16", "scale_factor": 0.01, "add_offset": -0.14, "_FillValue": -32768}
-    return {"x": x, "y": {**x, "scale_factor": -0.01, "add_offset": 0.15}}
+    packing = {"x": x, "y": {**x, "scale_factor": -0.01, "add_offset": 0.15}}
+    if not add_offset:
+        packing = {name: {**axis, "add_offset": None} for name, axis in packing.items()}
+    return {name: {k: v for k, v in axis.items() if v is not None} for name, axis in packing.items()}
 
 
 def modis(*, units: str | None = "m") -> Product:

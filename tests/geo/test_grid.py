@@ -298,7 +298,7 @@ ERRORS = {
     "not a number": ({"resolution": math.nan}, "positive"),
     "text": ({"resolution": "fine"}, "one number or two"),
     "three resolutions": ({"resolution": (1, 2, 3)}, "one number or two"),
-    "like and more": ({"like": "x.tif", "crs": "EPSG:4326"}, "leave out crs"),
+    "like and more": ({"like": "x.tif", "resolution": 1, "align": True}, "leave out resolution and align"),
     "a missing file": ({"like": "missing.tif"}, "missing.tif: cannot be read"),
     "like a number": ({"like": 7}, "not int"),
 }  # fmt: skip

@@ -6,9 +6,20 @@ import dask.array as da
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 import xarray as xr
 from affine import Affine
-from factories.cf_files import GEOSTATIONARY, LAYOUTS, RASTERS, osi_saf, roms
+from factories.cf_files import (
+    GEOSTATIONARY,
+    LAYOUTS,
+    RASTERS,
+    era5,
+    goes,
+    goes_packing,
+    modis,
+    osi_saf,
+    roms,
+)
 from odc.geo.geobox import GeoBox
 
 import satclip_engine.xarray  # noqa: F401
@@ -243,3 +254,88 @@ def test_points_of_a_raster_too_long_to_store_its_labels(tiny):
     expected = tiny(np.stack([sample.x.values, sample.y.values], axis=-1)).T
     np.testing.assert_allclose(sample.satclip.embed(tiny).values, expected, rtol=0, atol=1e-5)
     assert "spatial_ref" in sample.satclip.embed(tiny).coords
+
+
+@pytest.mark.parametrize("case", RASTERS)
+def test_like_a_netcdf_file_lies_where_pyproj_says_whatever_gdal_makes_of_its_units(case, tmp_path):
+    product = LAYOUTS[case]()
+    assert_near(make_grid(like=product.write(tmp_path / "a.nc")).lonlat(), product)
+
+
+@pytest.mark.parametrize("packing", [goes_packing(), goes_packing(add_offset=False)], ids=["offset", "none"])
+@pytest.mark.parametrize("wkt", [True, False])
+def test_like_a_goes_file_with_packed_labels_lies_where_pyproj_says(wkt, packing, tmp_path):
+    product = goes(wkt=wkt)
+    name = product.write(tmp_path / "a.nc", **packing)
+    with rasterio.open(name) as file:
+        rows = file.read(1)  # their numbers; GDAL turns some over
+    first = np.argsort(rows[:, 0])
+    assert_near(make_grid(like=name).lonlat()[first], product, degrees=1e-5)
+
+
+def test_like_a_zarr_store_takes_its_labels_in_their_units(tmp_path):
+    product = osi_saf()
+    product.dataset.to_zarr(tmp_path / "a.zarr", zarr_format=2)
+    assert_near(make_grid(like=f'ZARR:"{tmp_path}/a.zarr":/value').lonlat(), product)
+    with pytest.raises(
+        UsageError, match=r"holds \d rasters; name one of them, such as ZARR:.*a\.zarr:/value$"
+    ):
+        make_grid(like=tmp_path / "a.zarr")
+
+
+def test_a_netcdf_file_whose_coordinates_contradict_is_refused(tmp_path):
+    for units in ("m", None):
+        with pytest.raises(UsageError, match=r"a\.nc.* 'lon' and 'lat' contradict each other"):
+            make_grid(like=osi_saf(units).write(tmp_path / "a.nc"))
+    with pytest.raises(UsageError, match=r"a\.nc.*'xc' is in 'furlong', which is no unit of CRS .* metres"):
+        make_grid(like=osi_saf("furlong").write(tmp_path / "a.nc"))
+
+
+def test_a_file_without_a_crs_is_given_one(tmp_path):
+    product = era5()
+    name = product.write(tmp_path / "a.nc")
+    with pytest.raises(UsageError, match=r"a\.nc.* no CRS.* crs='EPSG:4326'"):
+        make_grid(like=name)
+    grid = make_grid(like=name, crs="EPSG:4326")
+    assert_near(grid.lonlat(), product)
+    assert grid.lat().tolist() == product.dataset.latitude.values.tolist()
+    with rasterio.open(name) as file:
+        assert make_grid(like=file, crs=4326) == grid
+    with pytest.raises(UsageError, match="'longitude' is in 'degrees_east', which is no unit of CRS"):
+        make_grid(like=name, crs="EPSG:32633")
+    assert_near(make_grid(like=product.array().isel(time=0), crs=4326).lonlat(), product)
+    radians = product.dataset.assign_coords(
+        {name: (name, np.radians(product.dataset[name].values, dtype=float), {"units": "radian"})
+         for name in ("latitude", "longitude")}
+    )  # fmt: skip
+    radians.to_netcdf(tmp_path / "b.nc", engine="scipy")
+    assert_near(make_grid(like=tmp_path / "b.nc", crs=4326).lonlat(), product, degrees=1e-5)
+
+
+def test_a_file_with_another_crs_than_the_one_given_is_refused(tmp_path):
+    name = modis().write(tmp_path / "a.nc")
+    assert make_grid(like=name, crs=make_grid(like=name).crs.proj) == make_grid(like=name)
+    with pytest.raises(UsageError, match=r"its CRS is .*, not 'WGS 84': leave out crs"):
+        make_grid(like=name, crs="EPSG:4326")
+    grid = make_grid(resolution=10)
+    for like in (grid, grid.geobox, tiny_scene(grid)):
+        with pytest.raises(UsageError, match="has CRS 'WGS 84', not"):
+            make_grid(like=like, crs="EPSG:3857")
+
+
+def tiny_scene(grid):
+    return xr.DataArray(
+        np.zeros(grid.shape), dims=("y", "x"), coords={"y": grid.axis("y"), "x": grid.axis("x")}
+    ).rio.write_crs(4326)
+
+
+def test_a_profile_of_rasterio_describes_a_raster():
+    grid = make_grid(resolution=10_000, crs=32633, bounds=(300_000, 5_000_000, 420_000, 5_100_000))
+    profile = {"driver": "GTiff", "dtype": "uint8", "crs": rasterio.crs.CRS.from_epsg(32633)}
+    profile |= {"transform": grid.transform, "width": 12, "height": 10}
+    assert make_grid(like=profile).geobox == grid.geobox
+    assert make_grid(like={**profile, "crs": None}, crs=32633).geobox == grid.geobox
+    with pytest.raises(UsageError, match="has no CRS"):
+        make_grid(like={**profile, "crs": None})
+    with pytest.raises(UsageError, match="no width"):
+        make_grid(like={**profile, "width": None})
