@@ -108,7 +108,7 @@ same bytes, and a run without --resume starts over.
 @click.option(
     "--bounds-crs",
     metavar="CRS",
-    help="CRS of --bounds, where it is another one; the raster surrounds them in whole pixels, as with --snap.",
+    help="CRS of --bounds, if another one; the raster surrounds them in whole pixels, as with --snap.",
 )
 @click.option(
     "--snap",

@@ -157,7 +157,7 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
 def _other_order(bounds: tuple[float, float, float, float], crs: pyproj.CRS) -> str:
     """Advice for bounds that would be right in another order of the four; empty where none is."""
     turn = _crs.full_turn(crs)
-    west, south, east, north = bounds
+    _, south, _, north = bounds
     overshoot = max(-south, north) - turn / 4  # that of a pixel's half is no longitude
     if south < north and 0 < overshoot <= turn / 360:
         return ""
@@ -250,6 +250,7 @@ def _fit(edges: tuple[float, float, float, float], res: tuple[float, float], crs
                 f"of {_pair(res)}, not whole ones; the nearest resolution that fits is "
                 f"{_pair(_nearest(extents, res))}",
                 *_or_other_bounds(edges, res, crs),
+                *_or_degrees(edges, crs),
                 argument="resolution",
             )
     x_step, y_step = (
@@ -325,6 +326,14 @@ def _or_other_bounds(
         if _fits(right - left, res[0]) and _fits(high - low, res[1]):
             return [f"; or keep {_pair(res)} with ", Argument("bounds"), f" {_show(*grown)}", *_OR_ALIGN]
     return _OR_ALIGN
+
+
+def _or_degrees(edges: tuple[float, float, float, float], crs: pyproj.CRS) -> list[object]:
+    """Parts of a message: bounds of a projected CRS that may be meant in degrees."""
+    west, south, east, north = edges
+    if crs.is_geographic or max(abs(west), abs(east)) > 360 or max(abs(south), abs(north)) > 90:
+        return []
+    return ["; if they are degrees, give ", Argument("bounds_crs", "EPSG:4326")]
 
 
 def _show(*numbers: float) -> str:

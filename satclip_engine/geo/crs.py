@@ -301,6 +301,8 @@ def _bounds_on_globe(
         if not own.is_geographic and _holds_pole(own, edges, pole):
             west, east = -turn / 2, turn / 2
             south, north = min(south, pole * turn / 360), max(north, pole * turn / 360)
+    if not own.is_geographic and west < -turn / 2:  # eastward beyond 180
+        west, east = west + turn, east + turn
     return float(west), float(south), float(east), float(north)
 
 

@@ -233,13 +233,18 @@ def make_grid(
 
 
 def outside_area_of_use(grid: Grid) -> str:
-    """Sentence that a raster lies wholly outside its projected CRS's area of use; empty when it does not.
+    """Sentence that a raster lies wholly outside its projected CRS's area of use, or looks like degrees.
 
-    Such a raster is possible, but most often its bounds were meant in degrees.
+    Such a raster is possible, but most often its bounds were meant in another CRS. Empty for others.
     """
     crs = grid.crs.proj
     if crs.is_geographic:
         return ""
+    if max(abs(edge) for edge in grid.bounds) <= 360:
+        return (
+            f"the raster's bounds look like degrees, but are counted in the {_crs.unit_name(crs)} of "
+            f"{_crs.crs_name(grid.crs)}; for degrees give their own CRS, EPSG:4326"
+        )
     try:
         area = _crs.area_of_use(crs)
     except UsageError:  # it has none

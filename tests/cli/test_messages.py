@@ -147,7 +147,10 @@ def test_a_wrong_value_is_one_line_that_names_its_option(pictures, weights, name
             ["--crs", "EPSG:32633", "--resolution", 1000, "--bounds", "10,45,12,47"],
             "--bounds 10 45 12 47 look like degrees, .* metres: give --bounds-crs EPSG:4326 too",
         ),
-        (["--bounds", "0,0,1,1", "--resolution", "0.3"], "or widen them to whole pixels by --snap"),
+        (
+            ["--bounds", "0,0,1,1", "--resolution", "0.3"],
+            r".*with --bounds 0 0 1\.2 1\.2; or widen them to whole pixels by --snap",
+        ),
         (
             ["--crs", "EPSG:3857", "--resolution", 1e6, "--bounds", 3e7, 0, 4e7, 1e7],
             "none of the 10 × 10 pixels lies on Earth: .*; choose other --bounds",
