@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from satclip_engine import backends
-from satclip_engine.arrays.bands import band_names, parse_bands
+from satclip_engine.arrays.bands import band_names, component_count, parse_bands
 from satclip_engine.backends.buffers import aligned, check_out, kernel_order
 from satclip_engine.backends.protocols import BatchHints, Call, Prepared
 from satclip_engine.device import parse_device
@@ -123,7 +123,7 @@ class Encoder:
         self._lock = threading.Lock()
         self._network: Prepared | None = None
         self._planner: Planner | None = None
-        self._selections: OrderedDict[tuple[int, ...], Encoder] = OrderedDict()
+        self._selections: OrderedDict[tuple[Any, ...], Encoder] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Encoder, (self._field, self._names, self._threads, self._head)
@@ -377,7 +377,8 @@ class Encoder:
         geobox: odc-geo GeoBox (or Grid); or describe one as `make_grid` does by resolution, bounds (in
             `bounds_crs`, widened with `align`) and crs, or like.
         chunks: makes it a dask array: "auto", one number for y and x, or per dimension as dask takes it.
-        bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0) or names; default all.
+        bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0), names or "pca:3";
+            default all.
         out: (H, W, E) or (E, H, W) memory of that dtype with the band fastest, or such a DataArray: filled
             now and returned.
         exact, tolerance: a raster of 10⁵ pixels and more that is finer than the field is interpolated from a
@@ -489,18 +490,30 @@ class Encoder:
     def select(self, bands: Any) -> Encoder:
         """An Encoder with only these outputs; of the latest choices the same one again.
 
-        "1-64" (from 1), indices or a slice (from 0), or names. Raises UsageError.
+        "1-64" (from 1), indices or a slice (from 0), or names; or "pca:K", the first K principal components
+        over the globe, pca1 to pcaK, as `satclip-grid --bands pca:K` has them. Raises UsageError.
         """
-        index = tuple(parse_bands(bands, self._names))
+        count = component_count(bands)
+        choice = ("pca", count) if count else tuple(parse_bands(bands, self._names))
         with self._lock:
-            if index not in self._selections:
-                names = [self._names[i] for i in index]
-                field = self._field.select(list(index))
-                self._selections[index] = Encoder(field, names, self._threads, self._head)
-                if len(self._selections) > _MAX_SELECTIONS:
-                    self._selections.popitem(last=False)
-            self._selections.move_to_end(index)
-            return self._selections[index]
+            chosen = self._selections.get(choice)
+        if chosen is None:
+            chosen = self._components(count) if count else self._outputs(choice)
+        with self._lock:
+            chosen = self._selections.setdefault(choice, chosen)
+            self._selections.move_to_end(choice)
+            if len(self._selections) > _MAX_SELECTIONS:
+                self._selections.popitem(last=False)
+            return chosen
+
+    def _outputs(self, index: Sequence[Any]) -> Encoder:
+        names = [self._names[i] for i in index]
+        return Encoder(self._field.select(list(index)), names, self._threads, self._head)
+
+    def _components(self, count: int) -> Encoder:
+        from satclip_engine.arrays.pca import pca_head
+
+        return pca_head(self, count)[0]
 
     def _selected(self, bands: Any) -> Encoder:
         return self if bands is None else self.select(bands)

@@ -15,10 +15,10 @@ from satclip_engine.lattice.certificate import up
 from satclip_engine.progress import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
+    from satclip_engine.arrays.pca import GlobalPCA
     from satclip_engine.cli._options import CommandLine
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
-    from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.raster.write import Report
 
 

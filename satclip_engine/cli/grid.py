@@ -21,9 +21,9 @@ from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.options import BACKENDS, HARMONICS, PRECISIONS, option_fields
 
 if TYPE_CHECKING:
+    from satclip_engine.arrays.pca import GlobalPCA
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
-    from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.progress import Progress
     from satclip_engine.raster.write import Report
 
@@ -279,7 +279,7 @@ def _grid(options: CommandLine) -> Grid:
 
 def _select(whole: Encoder, bands: Bands) -> tuple[Encoder, GlobalPCA | None]:
     """The encoder of the chosen bands, and the components' fit when they are principal components."""
-    from satclip_engine.preview.pca import pca_head
+    from satclip_engine.arrays.pca import pca_head
 
     if bands.pca:
         return pca_head(whole, bands.pca)

@@ -41,8 +41,10 @@ def fit_geobox(
     size = _resolution(resolution, crs)
     if bounds is None:
         if bounds_crs is not None or align:
-            given = Argument("bounds_crs") if bounds_crs is not None else Argument("align", True)
-            raise UsageError(given, " is about ", Argument("bounds"), ": give them too", argument=given.name)
+            argument = Argument("bounds_crs") if bounds_crs is not None else Argument("align", True)
+            raise UsageError(
+                argument, " is about ", Argument("bounds"), ": give them too", argument=argument.name
+            )
         return _fit(_default_bounds(crs, size), size, crs)
     other = None if bounds_crs is None else _bounds_crs(bounds_crs)
     if other is None or other.equals(crs, ignore_axis_order=True):
@@ -52,9 +54,9 @@ def fit_geobox(
     return _fit(_widened(edges, size) if align else edges, size, crs)
 
 
-def _bounds_crs(given: Any) -> pyproj.CRS:
+def _bounds_crs(argument: Any) -> pyproj.CRS:
     try:
-        return _crs.parse_crs(given)
+        return _crs.parse_crs(argument)
     except UsageError as error:
         error.argument = "bounds_crs"
         raise

@@ -328,11 +328,11 @@ def _with_crs(geobox: Any, crs: Any) -> Grid:
     return Grid.from_geobox(geobox)
 
 
-def _refuse_other(own: pyproj.CRS | None, given: Any, name: str) -> None:
+def _refuse_other(own: pyproj.CRS | None, crs: Any, name: str) -> None:
     """Raise UsageError when a CRS is given beside another one that is there."""
-    if own is None or given is None:
+    if own is None or crs is None:
         return
-    parsed = _crs.parse_crs(given)
+    parsed = _crs.parse_crs(crs)
     if not own.equals(parsed, ignore_axis_order=True):
         raise UsageError(f"{name} has CRS {own.name!r}, not {parsed.name!r}: leave out ", Argument("crs"))
 

@@ -86,16 +86,16 @@ def _largest_latitude(points: Any) -> float:
     return float(torch.where(lat.isfinite(), lat, 0.0).max())
 
 
-def _crs_of_geometries(own: Any, given: pyproj.CRS | None) -> pyproj.CRS | None:
+def _crs_of_geometries(own: Any, crs: pyproj.CRS | None) -> pyproj.CRS | None:
     """The CRS of geometries that may bring their own. Raises UsageError where another one is given."""
     parsed = None if own is None else parse_crs(own)
-    if parsed is not None and given is not None and not parsed.equals(given, ignore_axis_order=True):
+    if parsed is not None and crs is not None and not parsed.equals(crs, ignore_axis_order=True):
         raise UsageError(
-            f"the geometries are in {parsed.name}, not {given.name}: leave out ",
+            f"the geometries are in {parsed.name}, not {crs.name}: leave out ",
             Argument("crs"),
             argument="crs",
         )
-    return given if parsed is None else parsed
+    return crs if parsed is None else parsed
 
 
 def is_tensor(points: Any) -> bool:

@@ -86,22 +86,22 @@ def _largest_name(names: list[str]) -> str:
     return (own or names)[0]
 
 
-def _crs_of(dataset: Any, given: Any) -> pyproj.CRS:
+def _crs_of(dataset: Any, crs: Any) -> pyproj.CRS:
     name = dataset.name
     try:
         own = None if dataset.crs is None else _crs.parse_crs(dataset.crs.to_wkt())
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
-    if own is None and given is None:
+    if own is None and crs is None:
         degrees = max(map(abs, dataset.bounds)) <= 400 and abs(dataset.bounds.top) <= 100
         raise UsageError(
             f"{name}: has no CRS, so its pixels have no location on Earth: say which it is by ",
             Argument("crs", "EPSG:4326" if degrees else "EPSG:…"),
         )
-    if given is None:
+    if crs is None:
         assert own is not None
         return own
-    parsed = _crs.parse_crs(given)
+    parsed = _crs.parse_crs(crs)
     if own is not None and not own.equals(parsed, ignore_axis_order=True):
         raise UsageError(f"{name}: its CRS is {own.name!r}, not {parsed.name!r}: leave out ", Argument("crs"))
     return parsed
@@ -162,7 +162,7 @@ def _axis(dataset: Any, axis: str) -> _Stored | None:
     """The labels along x or y of a netCDF variable; None when the file has none, or not as it has pixels."""
     tags = dataset.tags()
     attributes = {key: str(value).lower() for key, value in tags.items() if "#" in key}
-    told = [
+    by_attributes = [
         key.partition("#")[0]
         for key, value in attributes.items()
         if (key.endswith("#standard_name") and value in STANDARD_NAMES[axis])
@@ -171,7 +171,7 @@ def _axis(dataset: Any, axis: str) -> _Stored | None:
     size = dataset.width if axis == "x" else dataset.height
     variables = {key.partition("#")[0] for key in attributes}
     named = [name for name in variables if name.lower() in _NAMES[axis]] or list(_NAMES[axis])
-    for name in dict.fromkeys((*told, *named)):
+    for name in dict.fromkeys((*by_attributes, *named)):
         stored = _read_labels(_beside(dataset, name))
         if stored is not None and 1 in stored.values.shape and stored.values.size == size:
             return replace(stored, values=stored.values.ravel())
@@ -215,8 +215,8 @@ def _fitted(
         return None
     factor = to_crs_unit(stored.units, crs, axis=axis) if stored.units else 1.0
     if factor is None:
-        wanted = f"CRS {crs.name!r}, which counts in {_crs.unit_name(crs)}s"
-        raise UsageError(f"{dataset.name}: {refuse_unit(stored.name, stored.units, wanted)}")
+        crs_words = f"CRS {crs.name!r}, which counts in {_crs.unit_name(crs)}s"
+        raise UsageError(f"{dataset.name}: {refuse_unit(stored.name, stored.units, crs_words)}")
     labels = stored.values * factor
     if axis == "x" and math.isfinite(turn := _crs.full_turn(crs)):
         labels = np.unwrap(labels, period=turn)

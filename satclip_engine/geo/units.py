@@ -65,10 +65,10 @@ def to_crs_unit(units: str, crs: pyproj.CRS, *, axis: str) -> float | None:
     return None if metres is None else _tidy(metres / factor)
 
 
-def refuse_unit(name: object, units: str, wanted: str) -> UsageError:
+def refuse_unit(name: object, units: str, subject: str) -> UsageError:
     """The error that a coordinate's unit is not one that is wanted."""
     return UsageError(
-        f"coordinate {str(name)!r} is in {units!r}, which is no unit of {wanted}: convert it, or correct its "
+        f"coordinate {str(name)!r} is in {units!r}, which is no unit of {subject}: convert it, or correct its "
         "attribute units"
     )
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satclip_engine import __version__
+from satclip_engine.arrays.pca import GlobalPCA, global_pca, scores_of
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import write_atomically
 from satclip_engine.preview.map_frame import MapFrame, equal_earth_frame, frame_for, graticule, shortest_arc
-from satclip_engine.preview.pca import GlobalPCA, global_pca, scores_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
