@@ -19,7 +19,7 @@ from satclip_engine.arrays import lazy
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo import xarray_grid
-from satclip_engine.geo.crs import degrees_of, is_lonlat
+from satclip_engine.geo.crs import degrees_of, is_lonlat, look_like_degrees, unit_name
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import CurvilinearGrid, PixelGrid, RectilinearGrid
 
@@ -155,6 +155,11 @@ def _located_labels(x: xarray.Variable, y: xarray.Variable, crs: pyproj.CRS) -> 
     if is_lonlat(crs):
         return _located_lonlat(x, y)
     x_all, y_all = _broadcast(x, y)
+    if look_like_degrees(crs, x_all.values, y_all.values):
+        raise UsageError(
+            f"the xarray object's coordinates look like degrees, and its CRS {crs.name!r} counts in "
+            f"{unit_name(crs)}s"
+        )
     return _free_points(*degrees_of(crs, x_all.values, y_all.values), x_all.dims)
 
 

@@ -199,10 +199,10 @@ def _widened(
     def outward(low: float, high: float, step: float) -> tuple[float, float]:
         first, last = math.floor(low / step + _MAX_MISFIT), math.ceil(high / step - _MAX_MISFIT)
         last = max(last, first + 1)
-        return tuple(
-            edge if abs(count * step - edge) <= _MAX_MISFIT * step else count * step
-            for count, edge in ((first, low), (last, high))
-        )
+        return multiple(first, low, step), multiple(last, high, step)
+
+    def multiple(count: int, edge: float, step: float) -> float:
+        return edge if abs(count * step - edge) <= _MAX_MISFIT * step else count * step
 
     west, south, east, north = edges
     west, east = outward(west, east, res[0])

@@ -84,13 +84,9 @@ def to_lonlat(
 
 
 def degrees_of(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude of free points (x, y) in a CRS; NaN outside its domain.
-
-    Raises UsageError for degrees in place of a projected CRS's own coordinates.
-    """
+    """Longitude and latitude of free points (x, y) in a CRS; NaN outside its domain."""
     if is_lonlat(crs):
         return x, y
-    _refuse_degrees(crs, x, y)
     lon, lat, back_x, back_y = to_lonlat(crs.to_wkt(), x, y)
     with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; points alone have no pixel size
         off_x, turn = back_x - x, full_turn(crs)
@@ -114,16 +110,6 @@ def look_like_degrees(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> bool:
     except UsageError:
         return False
     return bool(((x < west) | (x > east) | (y < south) | (y > north)).all())
-
-
-def _refuse_degrees(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> None:
-    if look_like_degrees(crs, x, y):
-        raise UsageError(
-            f"the points look like degrees, and {_short(crs)} counts in {unit_name(crs)}s: leave out ",
-            Argument("crs"),
-            " for longitude and latitude",
-            argument="crs",
-        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -211,7 +197,7 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     """
     import pyproj
 
-    area = crs.area_of_use or horizontal(crs).area_of_use
+    area = crs.area_of_use or horizontal(crs).area_of_use or _registered_area(crs.to_wkt())
     if area is None:
         raise UsageError(
             f"CRS {_short(crs)} has no area of use: give ",
@@ -245,6 +231,16 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
         )
     x, y = x[valid], y[valid]
     return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+
+
+@functools.lru_cache(maxsize=64)
+def _registered_area(wkt: str) -> Any:
+    """The area of use of a CRS by its EPSG code: WKT as GDAL writes it has none."""
+    import pyproj
+
+    crs = horizontal(pyproj.CRS.from_wkt(wkt))
+    code = crs.to_epsg()
+    return None if code is None else pyproj.CRS.from_epsg(code).area_of_use
 
 
 def bounds_in(

@@ -62,8 +62,9 @@ class Grid:
             raise UsageError(f"{name} has a transform that cannot be inverted: {tuple(transform[:6])}")
         if min(geobox.shape) < 1:
             raise UsageError(f"{name} has no pixels: {geobox.shape[0]} rows by {geobox.shape[1]} columns")
-        _crs.parse_crs(geobox.crs.proj)
-        return cls(geobox)
+        grid = cls(geobox)
+        _check_place(grid, _crs.parse_crs(geobox.crs.proj), name)
+        return grid
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -259,6 +260,22 @@ def outside_area_of_use(grid: Grid) -> str:
     )
 
 
+def _check_place(grid: Grid, crs: pyproj.CRS, name: str) -> None:
+    """Raise UsageError for rows that all lie beyond the poles, and for degrees in a projected CRS."""
+    west, south, east, north = grid.bounds
+    pole = _crs.full_turn(crs) / 4
+    if south >= pole or north <= -pole:
+        raise UsageError(
+            f"{name}: its rows lie beyond the poles (y from {south:.8g} to {north:.8g}): they are not in CRS "
+            f"{crs.name!r}"
+        )
+    if _crs.look_like_degrees(crs, np.array([west, east]), np.array([south, north])):
+        raise UsageError(
+            f"{name}: its bounds {west:.6g} {south:.6g} {east:.6g} {north:.6g} look like degrees, and CRS "
+            f"{crs.name!r} counts in {_crs.unit_name(crs)}s"
+        )
+
+
 def _grid_like(like: Any, crs: Any) -> Grid:
     """The Grid of an existing raster; crs: of one that has none."""
     from satclip_engine.geo.raster_file import geobox_of_dataset, geobox_of_file
@@ -277,7 +294,7 @@ def _grid_like(like: Any, crs: Any) -> Grid:
     if isinstance(like, Mapping):
         return Grid.from_geobox(_geobox_of_profile(like, crs), name="the profile")
     raise UsageError(
-        f"like must be a raster's path, a dataset or profile of rasterio, a GeoBox or an xarray object, not "
+        "a raster is told by its path, a dataset or profile of rasterio, a GeoBox or an xarray object, not "
         f"{type(like).__name__}"
     )
 

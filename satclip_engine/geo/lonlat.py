@@ -9,7 +9,7 @@ import numpy as np
 
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.geo.columns import coordinate_columns as coordinate_columns
-from satclip_engine.geo.crs import degrees_of, parse_crs
+from satclip_engine.geo.crs import degrees_of, look_like_degrees, parse_crs, unit_name
 from satclip_engine.geo.tables import geometries, table_points, xy_of_points
 
 if TYPE_CHECKING:
@@ -48,8 +48,20 @@ def as_lonlat(points: Any, crs: Any = None) -> np.ndarray:
             argument="lonlat",
         )
     if source is not None:
+        _refuse_degrees(source, array)
         array = np.stack(degrees_of(source, array[..., 0], array[..., 1]), axis=-1)
     return without_round_off(array)
+
+
+def _refuse_degrees(crs: pyproj.CRS, points: np.ndarray) -> None:
+    """Raise UsageError for degrees where a projected CRS's own coordinates are wanted."""
+    if look_like_degrees(crs, points[..., 0], points[..., 1]):
+        raise UsageError(
+            f"the points look like degrees, and CRS {crs.name!r} counts in {unit_name(crs)}s: leave out ",
+            Argument("crs"),
+            " for longitude and latitude",
+            argument="crs",
+        )
 
 
 def as_points_tensor(points: Any) -> Any:

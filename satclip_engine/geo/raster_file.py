@@ -56,7 +56,6 @@ def geobox_of_dataset(dataset: Any, crs: Any = None) -> GeoBox:
     if dataset.driver in ("netCDF", "Zarr"):
         transform = _transform_of_labels(dataset, parsed)
         _check_beside(dataset, parsed, transform)
-    _check_place(dataset.name, parsed, transform, dataset.shape)
     return GeoBox(dataset.shape, transform, _crs.odc_crs(parsed))
 
 
@@ -105,23 +104,6 @@ def _crs_of(dataset: Any, crs: Any) -> pyproj.CRS:
     if own is not None and not own.equals(parsed, ignore_axis_order=True):
         raise UsageError(f"{name}: its CRS is {own.name!r}, not {parsed.name!r}: leave out ", Argument("crs"))
     return parsed
-
-
-def _check_place(name: str, crs: pyproj.CRS, transform: Affine, shape: tuple[int, int]) -> None:
-    """Raise UsageError for rows that all lie beyond the poles, and for degrees in a projected CRS."""
-    y = transform.f + transform.e * np.array([0.5, shape[0] - 0.5])
-    x = transform.c + transform.a * np.array([0.5, shape[1] - 0.5])
-    pole = _crs.full_turn(crs) / 4
-    if transform.d == 0 and (y.min() > pole or y.max() < -pole):
-        raise UsageError(
-            f"{name}: its rows lie beyond the poles (y from {y.max():.6g} to {y.min():.6g}): they are not in "
-            f"CRS {crs.name!r}"
-        )
-    if transform.d == 0 and _crs.look_like_degrees(crs, x, y):
-        raise UsageError(
-            f"{name}: its coordinates look like degrees (x from {x.min():.6g} to {x.max():.6g}), and CRS "
-            f"{crs.name!r} counts in {_crs.unit_name(crs)}s"
-        )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ STANDARD_NAMES = {  # CF's, of labels along the axes of a raster
 _DEGREE = math.pi / 180  # radians
 _ANGLES = {  # radians
     **dict.fromkeys(("degree", "degrees", "deg", "degs", "arc_degree", "arcdeg", "°"), _DEGREE),
+    **dict.fromkeys(("decimal_degree", "decimal_degrees", "degrees_true", "dd"), _DEGREE),
     **dict.fromkeys(("radian", "radians", "rad", "rads"), 1.0),
     **dict.fromkeys(("grad", "grads", "grade", "gon", "gons", "gradian", "gradians"), _DEGREE * 0.9),
     **dict.fromkeys(("arcminute", "arcminutes", "arc_minute", "arc_minutes", "arcmin", "'"), _DEGREE / 60),
@@ -36,7 +37,9 @@ _PREFIXES = {
     **{"kilo": 1e3, "hecto": 1e2, "deci": 1e-1, "centi": 1e-2, "milli": 1e-3, "micro": 1e-6},
     **{"k": 1e3, "h": 1e2, "d": 1e-1, "c": 1e-2, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "μ": 1e-6},
 }
-_HEMISPHERE = re.compile(r"deg(?:ree)?s?_?(east|west|north|south|e|w|n|s)")
+_HEMISPHERE = re.compile(
+    r"(?:decimal_)?deg(?:ree)?s?\.?_?\(?(east|west|north|south|e|w|n|s|longitude|latitude|lon|lat)\)?"
+)
 _MULTIPLE = re.compile(r"([-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|\d+\^[-+]?\d+)[ *.]+(.+)")
 
 
@@ -68,8 +71,8 @@ def to_crs_unit(units: str, crs: pyproj.CRS, *, axis: str) -> float | None:
 def refuse_unit(name: object, units: str, subject: str) -> UsageError:
     """The error that a coordinate's unit is not one that is wanted."""
     return UsageError(
-        f"coordinate {str(name)!r} is in {units!r}, which is no unit of {subject}: convert it, or correct its "
-        "attribute units"
+        f"coordinate {str(name)!r} is in {units!r}, which is no unit of {subject}: convert it, or correct "
+        "its attribute units"
     )
 
 
@@ -85,10 +88,10 @@ def _angle(units: str, axis: str) -> float | None:
     """Radians, negative for degrees west and south."""
     text = _normal(units)
     if text not in _ANGLES and (match := _HEMISPHERE.fullmatch(text)):
-        first = match[1][0]
-        if first not in ("ew" if axis == "x" else "ns"):
+        direction = match[1][:2] if match[1].startswith("l") else match[1][0]
+        if direction not in (("e", "w", "lo") if axis == "x" else ("n", "s", "la")):
             return None
-        return -_DEGREE if first in "ws" else _DEGREE
+        return -_DEGREE if direction in ("w", "s") else _DEGREE
     return _size(text, _ANGLES)
 
 

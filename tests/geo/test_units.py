@@ -58,7 +58,15 @@ def test_units_are_understood_as_cf_udunits_and_proj_write_them():
         assert to_crs_unit(units, GEOSTATIONARY, axis="y") == pytest.approx(factor, rel=1e-14)
     for units, code in NO_CRS_UNITS:
         assert to_crs_unit(units, pyproj.CRS(code), axis="x") is None, (units, code)
-    for units in ("degree_N", "degreesN", "degrees"):
+    for units in (
+        "degree_N",
+        "degreesN",
+        "degrees",
+        "Degrees North",
+        "deg. N",
+        "degrees (north)",
+        "decimal degrees",
+    ):
         assert to_degrees(units, axis="y") == 1
     assert to_degrees("degrees_south", axis="y") == -1
     assert to_degrees("degrees_east", axis="y") is None
@@ -310,6 +318,24 @@ def test_a_file_without_a_crs_is_given_one(tmp_path):
     )  # fmt: skip
     radians.to_netcdf(tmp_path / "b.nc", engine="scipy")
     assert_near(make_grid(like=tmp_path / "b.nc", crs=4326).lonlat(), product, degrees=1e-5)
+
+
+def test_coordinates_that_are_not_their_crss_are_refused():
+    metres = xr.DataArray(np.zeros((3, 4)), dims=("y", "x")).assign_coords(
+        x=3e5 + 1000.0 * np.arange(4), y=5e6 - 1000.0 * np.arange(3)
+    )
+    degrees = metres.assign_coords(x=np.arange(10.0, 14), y=np.arange(47.0, 50))
+    for obj, crs, message in (
+        (
+            metres,
+            4326,
+            r"rows lie beyond the poles \(y from 4997500 to 5000500\): they are not in CRS 'WGS 84'",
+        ),
+        (degrees, 32633, r"bounds 9\.5 46\.5 13\.5 49\.5 look like degrees, and CRS .* metres"),
+        (degrees.isel(x=[0, 1, 3]), 32633, r"look like degrees, and its CRS .* metres"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            locate(obj.rio.write_crs(crs))
 
 
 def test_a_file_with_another_crs_than_the_one_given_is_refused(tmp_path):
