@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from satclip_engine import backends
-from satclip_engine.arrays.bands import band_names, parse_bands
+from satclip_engine.arrays.bands import band_names, component_count, parse_bands
 from satclip_engine.backends.buffers import aligned, check_out, kernel_order
 from satclip_engine.backends.protocols import BatchHints, Call, Prepared
 from satclip_engine.device import parse_device
@@ -123,7 +123,7 @@ class Encoder:
         self._lock = threading.Lock()
         self._network: Prepared | None = None
         self._planner: Planner | None = None
-        self._selections: OrderedDict[tuple[int, ...], Encoder] = OrderedDict()
+        self._selections: OrderedDict[tuple[Any, ...], Encoder] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Encoder, (self._field, self._names, self._threads, self._head)
@@ -272,26 +272,37 @@ class Encoder:
         )
 
     def __call__(
-        self, lonlat: Any, *, exact: bool = False, tolerance: float | None = None, out: Any = None
+        self,
+        lonlat: Any,
+        *,
+        crs: Any = None,
+        exact: bool = False,
+        tolerance: float | None = None,
+        out: Any = None,
     ) -> Any:
         """Embed points.
 
-        lonlat: (..., 2) degrees, longitude first: array-like, pandas table with lon and lat columns, or torch
-            tensor.
+        lonlat: (..., 2) degrees, longitude first, array-like or torch tensor; or anything with longitudes and
+            latitudes by name, in any order: a table of pandas, polars or pyarrow, a mapping, a structured
+            array, a Dataset; or a GeoDataFrame, GeoSeries or shapely points, in any CRS.
+        crs: of points that are (x, y) in this CRS instead of degrees: `enc(table, crs="EPSG:27700")`.
         exact, tolerance: many points (10⁵ and more) are interpolated from a lattice of the field where that
             is faster, the error measured and at most `tolerance` σ of each band, default 1e-4; `exact` never
             interpolates. Tensors on a GPU are computed exactly.
         out: (..., E) float32 ndarray to fill and return, contiguous; not for tensors.
 
         Returns (..., E) float32: a tensor on the same device for a tensor, else an ndarray. Tensors on the
-        GPU where backend "triton" computes never leave it. NaN or infinite points give NaN. Raises UsageError
-        (a ValueError) naming the index where |latitude| > 90.
+        GPU where backend "triton" computes never leave it. NaN or infinite points, missing geometries and
+        those outside the domain of their CRS give NaN. Raises UsageError (a ValueError) naming the index
+        where |latitude| > 90, and for names that do not say plainly which column is the longitude.
         """
         if is_tensor(lonlat):
+            if crs is not None:
+                raise UsageError("crs is for arrays and tables; a tensor holds degrees", argument="crs")
             if out is not None:
                 raise UsageError("out is for arrays; a tensor gives a new tensor", argument="out")
             return self._embed_tensor(lonlat, exact, tolerance)
-        points = as_lonlat(lonlat)
+        points = as_lonlat(lonlat, crs)
         shape = (*points.shape[:-1], self.embed_dim)
         embedding = aligned(shape) if out is None else check_out(out, shape)
         self._embed(
@@ -352,10 +363,12 @@ class Encoder:
         self,
         geobox: Any = None,
         *,
-        resolution: float | Sequence[float] | None = None,
+        resolution: float | str | Sequence[float | str] | None = None,
         bounds: Sequence[float] | None = None,
         crs: Any = None,
         like: Any = None,
+        bounds_crs: Any = None,
+        align: bool = False,
         chunks: Any = None,
         bands: Any = None,
         out: Any = None,
@@ -368,10 +381,11 @@ class Encoder:
     ) -> xarray.DataArray:
         """Embed every pixel of a raster, as an xarray.DataArray (band, y, x) float32.
 
-        geobox: odc-geo GeoBox (or Grid); or describe one as `make_grid` does by resolution, bounds and crs,
-            or like.
+        geobox: odc-geo GeoBox (or Grid); or describe one as `make_grid` does by resolution, bounds (in
+            `bounds_crs`, widened with `align`) and crs, or like.
         chunks: makes it a dask array: "auto", one number for y and x, or per dimension as dask takes it.
-        bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0) or names; default all.
+        bands: which dimensions of the embedding, e.g. "1-64" (from 1), [0, 5] (from 0), names or "pca:3";
+            default all.
         out: (H, W, E) or (E, H, W) memory of that dtype with the band fastest, or such a DataArray: filled
             now and returned.
         exact, tolerance: a raster of 10⁵ pixels and more that is finer than the field is interpolated from a
@@ -396,7 +410,18 @@ class Encoder:
         """
         from satclip_engine.arrays import lazy
 
-        encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
+        encoder, pixels = (
+            self._selected(bands),
+            _grid_of(
+                geobox,
+                like,
+                resolution=resolution,
+                bounds=bounds,
+                crs=crs,
+                bounds_crs=bounds_crs,
+                align=align,
+            ),
+        )
         codes = _code_type(dtype, out)
         rule = lazy.coding_rule(encoder, codes, range=range, scale=scale, scale_offset=scale_offset)
         if chunks is not None and (out is not None or codes is not None):
@@ -417,10 +442,12 @@ class Encoder:
         self,
         geobox: Any = None,
         *,
-        resolution: float | Sequence[float] | None = None,
+        resolution: float | str | Sequence[float | str] | None = None,
         bounds: Sequence[float] | None = None,
         crs: Any = None,
         like: Any = None,
+        bounds_crs: Any = None,
+        align: bool = False,
         chunks: Any = None,
         bands: Any = None,
         exact: bool = False,
@@ -434,7 +461,18 @@ class Encoder:
         """
         from satclip_engine.arrays.lazy import PlannedPixels
 
-        encoder, pixels = self._selected(bands), _grid_of(geobox, resolution, bounds, crs, like)
+        encoder, pixels = (
+            self._selected(bands),
+            _grid_of(
+                geobox,
+                like,
+                resolution=resolution,
+                bounds=bounds,
+                crs=crs,
+                bounds_crs=bounds_crs,
+                align=align,
+            ),
+        )
         return PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=chunks is None).plan
 
     def with_head(self, weight: Any, bias: Any = None, names: Sequence[str] | None = None) -> Encoder:
@@ -456,27 +494,39 @@ class Encoder:
     def select(self, bands: Any) -> Encoder:
         """An Encoder with only these outputs; of the latest choices the same one again.
 
-        "1-64" (from 1), indices or a slice (from 0), or names. Raises UsageError.
+        "1-64" (from 1), indices or a slice (from 0), or names; or "pca:K", the first K principal components
+        over the globe, pca1 to pcaK, as `satclip-grid --bands pca:K` has them. Raises UsageError.
         """
-        index = tuple(parse_bands(bands, self._names))
+        count = component_count(bands)
+        choice = ("pca", count) if count else tuple(parse_bands(bands, self._names))
         with self._lock:
-            if index not in self._selections:
-                names = [self._names[i] for i in index]
-                field = self._field.select(list(index))
-                self._selections[index] = Encoder(field, names, self._threads, self._head)
-                if len(self._selections) > _MAX_SELECTIONS:
-                    self._selections.popitem(last=False)
-            self._selections.move_to_end(index)
-            return self._selections[index]
+            chosen = self._selections.get(choice)
+        if chosen is None:
+            chosen = self._components(count) if count else self._outputs(choice)
+        with self._lock:
+            chosen = self._selections.setdefault(choice, chosen)
+            self._selections.move_to_end(choice)
+            if len(self._selections) > _MAX_SELECTIONS:
+                self._selections.popitem(last=False)
+            return chosen
+
+    def _outputs(self, index: Sequence[Any]) -> Encoder:
+        names = [self._names[i] for i in index]
+        return Encoder(self._field.select(list(index)), names, self._threads, self._head)
+
+    def _components(self, count: int) -> Encoder:
+        from satclip_engine.arrays.pca import pca_head
+
+        return pca_head(self, count)[0]
 
     def _selected(self, bands: Any) -> Encoder:
         return self if bands is None else self.select(bands)
 
 
-def _grid_of(geobox: Any, resolution: Any, bounds: Any, crs: Any, like: Any) -> Grid:
+def _grid_of(geobox: Any, like: Any, **description: Any) -> Grid:
     """The grid that arguments of `Encoder.grid` describe. Raises UsageError."""
     refuse_both(geobox=geobox, like=like)
-    return make_grid(resolution=resolution, bounds=bounds, crs=crs, like=like if geobox is None else geobox)
+    return make_grid(like=like if geobox is None else geobox, **description)
 
 
 def _code_type(dtype: Any, out: Any) -> np.dtype[Any] | None:

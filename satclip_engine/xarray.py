@@ -8,8 +8,8 @@ scene.satclip.embed("default")      # (band, y, x), the scene's coordinates, laz
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rioxarray  # noqa: F401  (registers .rio, by which CRSs are found)
@@ -20,11 +20,12 @@ from satclip_engine.arrays.band_variable import named_array
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo import xarray_grid
-from satclip_engine.geo.crs import is_lonlat, parse_crs, to_lonlat, unit_metres
+from satclip_engine.geo.crs import degrees_of, is_lonlat, look_like_degrees, unit_name
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import CurvilinearGrid, PixelGrid, RectilinearGrid
 
-_MAX_RETURN_ERROR = 1.0  # metres, of a valid point's way to longitude and latitude and back
+if TYPE_CHECKING:
+    import pyproj
 
 
 @xarray.register_dataarray_accessor("satclip")
@@ -58,6 +59,7 @@ class Located:
     pixels: PixelGrid
     dims: tuple[Hashable, ...]
     shape: tuple[int, ...]
+    names: tuple[Hashable, ...] = ()  # coordinates that say so, also where they are single numbers
 
     @property
     def raster(self) -> bool:
@@ -119,53 +121,57 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         assert dims is not None
         grid = Grid.from_geobox(geobox, name="the xarray object")
         return Located(grid, dims, grid.shape)
+    crs = xarray_grid.crs_of(obj)
+    if crs is not None and (labels := xarray_grid.xy_of(obj, crs)) is not None:
+        return _named(_located_labels(labels[0].variable, labels[1].variable, crs), *labels)
     if (lonlat := xarray_grid.lonlat_of(obj)) is not None:
-        return _located_lonlat(*lonlat)
-    if (labels := xarray_grid.xy_of(obj)) is not None and xarray_grid.crs_of(obj) is not None:
-        return _located_labels(obj, *labels)
+        return _named(_located_lonlat(lonlat[0].variable, lonlat[1].variable), *lonlat)
     if hidden := xarray_grid.lonlat_variables(obj):
         raise UsageError(
             f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
         )
+    has_crs = "" if crs is None else "; it has a CRS alone"
     raise UsageError(
-        "the xarray object does not say where it is: it needs longitude and latitude coordinates, "
-        'or x and y with a CRS (obj.rio.write_crs("EPSG:4326") for degrees)'
+        "the xarray object does not say where it is: it needs longitude and latitude coordinates, or x and y "
+        f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){has_crs}'
     )
 
 
-def _located_lonlat(lon: xarray.DataArray, lat: xarray.DataArray) -> Located:
+def _named(located: Located, *coordinates: xarray.DataArray) -> Located:
+    return replace(located, names=tuple(coordinate.name for coordinate in coordinates))
+
+
+def _located_lonlat(lon: xarray.Variable, lat: xarray.Variable) -> Located:
     if lon.ndim == lat.ndim == 1 and lon.dims != lat.dims:
         axes = RectilinearGrid(lat.values, lon.values)
         return Located(axes, (lat.dims[0], lon.dims[0]), axes.shape)
     lon_all, lat_all = _broadcast(lon, lat)
-    shape = lon_all.shape
-    rows = lon_all.values if len(shape) == 2 else lon_all.values.reshape(1, -1)
-    return Located(CurvilinearGrid(rows, lat_all.values.reshape(rows.shape)), lon_all.dims, shape)
+    return _free_points(lon_all.values, lat_all.values, lon_all.dims)
 
 
-def _broadcast(lon: xarray.DataArray, lat: xarray.DataArray) -> tuple[xarray.Variable, xarray.Variable]:
-    """Both with the same dimensions, those of the one that has more first."""
-    first = lon if lon.ndim > lat.ndim else lat
-    sizes = {**first.sizes, **lon.sizes, **lat.sizes}
-    return lon.variable.set_dims(sizes), lat.variable.set_dims(sizes)
-
-
-def _located_labels(
-    obj: xarray.DataArray | xarray.Dataset, x: xarray.DataArray, y: xarray.DataArray
-) -> Located:
-    """Labels in a CRS that are not evenly spaced, or too few to tell."""
-    crs = xarray_grid.crs_of(obj)
-    assert crs is not None
+def _located_labels(x: xarray.Variable, y: xarray.Variable, crs: pyproj.CRS) -> Located:
+    """Labels in a CRS that are not evenly spaced, too few to tell, or of points."""
     if is_lonlat(crs):
         return _located_lonlat(x, y)
     x_all, y_all = _broadcast(x, y)
-    x_values, y_values = x_all.values.astype(np.float64), y_all.values.astype(np.float64)
-    lon, lat, back_x, back_y = to_lonlat(parse_crs(crs).to_wkt(), x_values, y_values)
-    with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; labels alone have no pixel size
-        error = np.hypot(back_x - x_values, back_y - y_values) * unit_metres(crs)
-        valid = (error <= _MAX_RETURN_ERROR) & np.isfinite(lon + lat)
-    pixels = CurvilinearGrid(np.where(valid, lon, np.nan), np.where(valid, lat, np.nan))
-    return Located(pixels, x_all.dims, x_all.shape)
+    if look_like_degrees(crs, x_all.values, y_all.values):
+        raise UsageError(
+            f"the xarray object's coordinates look like degrees, and its CRS {crs.name!r} counts in "
+            f"{unit_name(crs)}s"
+        )
+    return _free_points(*degrees_of(crs, x_all.values, y_all.values), x_all.dims)
+
+
+def _broadcast(lon: xarray.Variable, lat: xarray.Variable) -> tuple[xarray.Variable, xarray.Variable]:
+    """Both with the same dimensions, those of the one that has more first."""
+    first = lon if lon.ndim > lat.ndim else lat
+    sizes = {**first.sizes, **lon.sizes, **lat.sizes}
+    return lon.set_dims(sizes), lat.set_dims(sizes)
+
+
+def _free_points(lon: np.ndarray, lat: np.ndarray, dims: tuple[Hashable, ...]) -> Located:
+    rows = lon if lon.ndim == 2 else lon.reshape(1, -1)
+    return Located(CurvilinearGrid(rows, lat.reshape(rows.shape)), dims, lon.shape)
 
 
 def _chunks(obj: xarray.DataArray | xarray.Dataset, located: Located, chunks: Any) -> Any:
@@ -209,12 +215,24 @@ def _coordinates(
 
     def is_spatial(name: Hashable) -> bool:
         coord = obj.coords[name]
-        spatial = coord.ndim > 0 and set(coord.dims) <= set(located.dims)
+        spatial = name in located.names or (coord.ndim > 0 and set(coord.dims) <= set(located.dims))
         return name != "band" and (spatial or name == xarray_grid.grid_mapping(obj))
 
+    obj = _without_bands(obj, located)
     others = [name for name in obj.coords if not is_spatial(name)]
     coords = obj.coords.to_dataset().drop_vars(others).coords
     added: dict[Hashable, Any] = dict(lazy.band_coordinates(planned))
     if isinstance(located.pixels, Grid) and xarray_grid.grid_mapping(obj) is None:
         added["spatial_ref"] = lazy.spatial_ref(located.pixels)
     return xarray.Coordinates(coords).merge(xarray.Coordinates(added)).coords
+
+
+def _without_bands(
+    obj: xarray.DataArray | xarray.Dataset, located: Located
+) -> xarray.DataArray | xarray.Dataset:
+    """The object with its own bands out of the way, where they are stacked with its pixels."""
+    bands = obj.coords.get("band")
+    if bands is None or not set(bands.dims) & set(located.dims):
+        return obj
+    stacked = next((dim for dim in bands.dims if "band" in obj.indexes[dim].names), None)
+    return (obj if stacked is None else obj.reset_index(stacked)).drop_vars("band")

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pandas as pd
+import pyproj
 import pytest
 import xarray as xr
 from affine import Affine
@@ -102,7 +103,7 @@ def test_ragged_lists_and_wide_tables_are_refused(tiny):
         tiny([[1, 2], [3]])
     with pytest.raises(UsageError, match="columns lon and lat"):
         tiny(pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
-    with pytest.raises(UsageError, match=r"columns lon and lat .* not \['Lat', 'Meridian'\]"):
+    with pytest.raises(UsageError, match=r"'Lat' is the latitude, but none is the longitude.*'Meridian'"):
         tiny(pd.DataFrame({"Lat": [1.0], "Meridian": [2.0]}))
 
 
@@ -125,7 +126,7 @@ def test_a_single_number_is_told_the_form_of_a_place(tiny):
 
 
 @pytest.mark.parametrize(
-    "places", ["2,48", [["2", "48"]], [[1j, 2]], [[True, False]], [[None, 1]], {"lon": 1, "lat": 2}, None],
+    "places", ["2,48", [["2", "48"]], [[1j, 2]], [[True, False]], [[None, 1]], {"lon": "1", "lat": 2}, None],
     ids=str,
 )  # fmt: skip
 def test_what_is_not_real_numbers_is_a_type_error(tiny, places):
@@ -148,6 +149,14 @@ def test_swapped_coordinates_are_pointed_out(tiny):
     with pytest.raises(UsageError) as error:
         tiny([[120.0, 120.0]])
     assert "swapped" not in str(error.value)
+
+
+def test_points_in_another_crs_are_taken_to_degrees(tiny):
+    to_grid = pyproj.Transformer.from_crs(4326, 27700, always_xy=True)
+    x, y = to_grid.transform([-0.1278, -3.19], [51.5074, 55.95])
+    expected = tiny([[-0.1278, 51.5074], [-3.19, 55.95]])
+    for points in (np.stack([x, y], axis=-1), pd.DataFrame({"northing": y, "easting": x})):
+        np.testing.assert_allclose(tiny(points, crs="EPSG:27700"), expected, rtol=0, atol=1e-5)
 
 
 def test_nowhere_is_nan_and_leaves_its_neighbours_alone(tiny):

@@ -13,6 +13,7 @@ import numpy as np
 
 from satclip_engine.errors import UsageError
 
+_COMPONENTS = re.compile(r"pca:(\d+)", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
@@ -20,6 +21,14 @@ def band_names(count: int) -> list[str]:
     """The names of an embedding's dimensions: e001, e002, … with as many digits as the last one needs."""
     digits = max(3, len(str(count)))
     return [f"e{number:0{digits}d}" for number in range(1, count + 1)]
+
+
+def component_count(bands: Any) -> int:
+    """The number of principal components that "pca:3" asks for; 0 for any other choice. Raises UsageError."""
+    match = _COMPONENTS.fullmatch("".join(bands.split())) if isinstance(bands, str) else None
+    if match is not None and int(match[1]) < 1:
+        raise UsageError(f"bands: {bands!r} asks for no component; give pca:1 or more", argument="bands")
+    return 0 if match is None else int(match[1])
 
 
 def parse_bands(bands: Any, names: Sequence[str]) -> list[int]:
@@ -56,7 +65,9 @@ def _parse_text(text: str, count: int) -> list[int]:
     for item in text.split(","):
         match = _RANGE.fullmatch(item.strip())
         if match is None:
-            raise UsageError(f"bands: {text!r} is not a choice like all, 1-64 or 3,5,7", argument="bands")
+            raise UsageError(
+                f"bands: {text!r} is not a choice like all, 1-64, 3,5,7 or pca:3", argument="bands"
+            )
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if first > last:

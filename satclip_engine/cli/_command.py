@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import signal
 import sys
 import threading
@@ -74,10 +75,13 @@ class Command(click.Command):
         _exit(status if isinstance(status, int) else 0)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; --json=full, a flag with a value, which click does not know, is a flag of another name."""
+        """Parse what click does not know: --json=full, a flag with a value, is a flag of another name.
+
+        And an option of several values takes them in one word too: --bounds -180,-90,180,90.
+        """
         if wrong := [word for word in args if word.startswith("--json=") and word not in _JSON]:
             raise click.UsageError(f"{wrong[0]}: give --json or --json=full", ctx)
-        return super().parse_args(ctx, [_JSON.get(word, word) for word in args])
+        return super().parse_args(ctx, _separated(self.params, [_JSON.get(word, word) for word in args]))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command body; turn what it raises into one line and a status."""
@@ -105,6 +109,26 @@ class Command(click.Command):
         finally:
             if main_thread:
                 signal.signal(signal.SIGTERM, handler)
+
+
+def _separated(params: Sequence[click.Parameter], args: Sequence[str]) -> list[str]:
+    """The command line with the values of each option of several in words of their own."""
+    counts = {name: param.nargs for param in params if param.nargs > 1 for name in param.opts}
+    words: list[str] = []
+    joined = 0  # values that the next word may hold
+    for word in args:
+        name, equals, value = word.partition("=")
+        if equals and name in counts:
+            words += [name, *_values(value, counts[name])]
+        else:
+            words += _values(word, joined)
+        joined = counts.get(word, 0)
+    return words
+
+
+def _values(word: str, count: int) -> list[str]:
+    values = re.split(r"\s*,\s*|\s+", word.strip())
+    return values if len(values) == count else [word]
 
 
 def _exit(status: int) -> NoReturn:

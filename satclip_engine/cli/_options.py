@@ -25,8 +25,10 @@ class CommandLine:
     atlas: Path | None
     weights: str
     harmonics: Literal["exact", "published"] | None
-    resolution: float | tuple[float, float] | None
+    resolution: float | str | tuple[float, float] | None
     bounds: tuple[float, float, float, float] | None
+    bounds_crs: str | None
+    align: bool
     crs: str | None
     like: str | None
     bands: Bands

@@ -19,10 +19,10 @@ from satclip_engine.options import GLOBE, SCALES, RasterOptions
 from satclip_engine.progress import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
+    from satclip_engine.arrays.pca import GlobalPCA
     from satclip_engine.cli._options import CommandLine
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
-    from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.raster.write import Report
 
 _INDENT = 11  # columns before a summary's text
@@ -55,9 +55,16 @@ def command_line(options: CommandLine) -> str:
         words += ["--harmonics", options.harmonics]
     if options.resolution is not None:
         sizes = options.resolution if isinstance(options.resolution, tuple) else (options.resolution,)
-        words += ["--resolution", ",".join(f"{size:.15g}" for size in sizes)]
+        words += [
+            "--resolution",
+            ",".join(size if isinstance(size, str) else f"{size:.15g}" for size in sizes),
+        ]
     if options.bounds is not None:
         words += ["--bounds", *(f"{edge:.15g}" for edge in options.bounds)]
+    if options.bounds_crs is not None:
+        words += ["--bounds-crs", options.bounds_crs]
+    if options.align:
+        words.append("--snap")
     if options.crs is not None:
         words += ["--crs", options.crs]
     if options.like is not None:

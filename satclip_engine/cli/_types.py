@@ -17,6 +17,7 @@ _SIZE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _SIZE_UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_PIXEL = re.compile(r"[\d.][\w./+-]*\s*[\w\s\"'°′″-]*")
 _PCA = re.compile(r"pca:(\d+)", re.IGNORECASE)
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
@@ -51,20 +52,28 @@ class BandsType(click.ParamType):
 
 
 class ResolutionType(click.ParamType):
-    """A pixel's size: one number, or two (x,y) where pixels are not square."""
+    """A pixel's size: one number, or two (x,y) where pixels are not square.
+
+    Text of fractions and units (1/12, 30s) is left to whoever knows the CRS.
+    """
 
     name = "resolution"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
+        texts = value.split(",")
         try:
-            sizes = tuple(float(size) for size in value.split(","))
+            sizes = tuple(float(size) for size in texts)
         except ValueError:
             sizes = ()
-        if len(sizes) not in (1, 2):
-            self.fail(f"{value!r} is not a pixel's size such as 0.25, or 0.5,0.25 for x and y", param, ctx)
-        return sizes[0] if len(sizes) == 1 else sizes
+        if len(texts) > 2 or not (sizes or all(_PIXEL.fullmatch(text.strip()) for text in texts)):
+            self.fail(
+                f"{value!r} is not a pixel's size such as 0.25, 1/12 or 30s, or 0.5,0.25 for x and y",
+                param,
+                ctx,
+            )
+        return value if not sizes else sizes[0] if len(sizes) == 1 else sizes
 
 
 class MemoryType(click.ParamType):

@@ -21,9 +21,9 @@ from satclip_engine.errors import Argument, OutputError, SatclipError, UsageErro
 from satclip_engine.options import BACKENDS, HARMONICS, PRECISIONS, option_fields
 
 if TYPE_CHECKING:
+    from satclip_engine.arrays.pca import GlobalPCA
     from satclip_engine.encoder import Encoder
     from satclip_engine.geo.grid import Grid
-    from satclip_engine.preview.pca import GlobalPCA
     from satclip_engine.progress import Progress
     from satclip_engine.raster.write import Report
 
@@ -41,6 +41,8 @@ Examples:
   satclip-grid fiji.tif --bounds 174 -23 184 -14 --resolution 0.02
   satclip-grid utm33.tif --crs EPSG:32633 --resolution 1000 \\
       --bounds 300000 5000000 700000 5400000
+  satclip-grid utm33.tif --crs EPSG:32633 --resolution 100 \\
+      --bounds 10 45 12 47 --bounds-crs EPSG:4326
   satclip-grid same.tif --like landcover.tif --dtype int16
   satclip-grid rgb.tif --bands pca:3 --resolution 0.1
   satclip-grid few.tif --bands 1,5,9-12 --weights satclip-vit16-l40.ckpt
@@ -93,7 +95,7 @@ same bytes, and a run without --resume starts over.
     "--resolution",
     type=ResolutionType(),
     metavar="SIZE",
-    help="Pixel size in units of the CRS, one number or X,Y.  "
+    help="Pixel size in units of the CRS, one number or X,Y; also 1/12, 30s or 5min (of arc), 1km.  "
     "[default: 0.25 for degrees; required for a projected CRS]",
 )
 @click.option(
@@ -104,12 +106,27 @@ same bytes, and a run without --resume starts over.
     help="Edges in units of the CRS; E > 180 crosses the antimeridian.  "
     "[default: the globe, or the CRS's area of use]",
 )
-@click.option("--crs", metavar="CRS", help="EPSG code, PROJ string or WKT.  [default: EPSG:4326]")
+@click.option(
+    "--bounds-crs",
+    metavar="CRS",
+    help="CRS of --bounds, if another one; the raster surrounds them in whole pixels, as with --snap.",
+)
+@click.option(
+    "--snap",
+    "align",
+    is_flag=True,
+    help="Widen --bounds outward to multiples of the resolution, as gdalwarp -tap does.",
+)
+@click.option(
+    "--crs",
+    metavar="CRS",
+    help="EPSG code, PROJ string or WKT; with --like, of a raster that has none.  [default: EPSG:4326]",
+)
 @click.option(
     "--like",
     type=SourceType(),
     metavar="RASTER",
-    help="Take the pixels of a raster; excludes the three options above.",
+    help="Take the pixels of a raster; excludes resolution and bounds.",
 )
 @raster_options("dtype")
 @click.option(
@@ -267,7 +284,14 @@ def _is_same_file(first: Path, second: Path) -> bool:
 def _grid(options: CommandLine) -> Grid:
     from satclip_engine.geo.grid import make_grid, outside_area_of_use
 
-    grid = make_grid(resolution=options.resolution, bounds=options.bounds, crs=options.crs, like=options.like)
+    grid = make_grid(
+        resolution=options.resolution,
+        bounds=options.bounds,
+        crs=options.crs,
+        like=options.like,
+        bounds_crs=options.bounds_crs,
+        align=options.align,
+    )
     if options.bounds is not None and (note := outside_area_of_use(grid)):
         warnings.warn(note, UserWarning, stacklevel=1)
     return grid
@@ -275,7 +299,7 @@ def _grid(options: CommandLine) -> Grid:
 
 def _select(whole: Encoder, bands: Bands) -> tuple[Encoder, GlobalPCA | None]:
     """The encoder of the chosen bands, and the components' fit when they are principal components."""
-    from satclip_engine.preview.pca import pca_head
+    from satclip_engine.arrays.pca import pca_head
 
     if bands.pca:
         return pca_head(whole, bands.pca)

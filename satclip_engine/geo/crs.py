@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from odc.geo.crs import CRS
 
 _FULL_TURN = 2.0 * np.pi
+_EDGE_SAMPLES = 2001  # points along an edge of a box that is followed into another CRS
 _EARTH_RADIUS = 6.4e6  # metres
+_MAX_RETURN_ERROR = 1.0  # metres, of a valid free point's way to longitude and latitude and back
 _AXIS_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
 
 
@@ -39,7 +41,7 @@ def parse_crs(crs: Any) -> pyproj.CRS:
         ) from error
     if not (parsed.is_geographic or parsed.is_projected):
         raise UsageError(
-            f"CRS {_short(crs)} is a {parsed.type_name}; a raster needs a geographic or projected one",
+            f"CRS {_short(crs)} is {_article(parsed.type_name)}; it must be a geographic or projected one",
             argument="crs",
         )
     try:
@@ -79,6 +81,35 @@ def to_lonlat(
         back_y = np.where(np.abs(own_lat) <= pole * (1 + 1e-11), back_y, np.inf)
     lon, lat = (own_lon, own_lat) if is_wgs84 else transformers(wkt)[0].transform(x, y)
     return lon, lat, back_x, back_y
+
+
+def degrees_of(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude of free points (x, y) in a CRS; NaN outside its domain."""
+    if is_lonlat(crs):
+        return x, y
+    lon, lat, back_x, back_y = to_lonlat(crs.to_wkt(), x, y)
+    with np.errstate(invalid="ignore"):  # as in Grid.pixel_lonlat; points alone have no pixel size
+        off_x, turn = back_x - x, full_turn(crs)
+        if np.isfinite(turn):
+            off_x = np.remainder(off_x + turn / 2, turn) - turn / 2
+        error = np.hypot(off_x, back_y - y) * unit_metres(crs)
+        valid = (error <= _MAX_RETURN_ERROR) & np.isfinite(lon + lat)
+    return np.where(valid, lon, np.nan), np.where(valid, lat, np.nan)
+
+
+def look_like_degrees(crs: pyproj.CRS, x: np.ndarray, y: np.ndarray) -> bool:
+    """True where coordinates would be degrees, but in a projected CRS lie outside its area of use."""
+    finite = np.isfinite(x) & np.isfinite(y)
+    if crs.is_geographic or not finite.any() or not np.any((x != 0) | (y != 0)):
+        return False
+    x, y = x[finite], y[finite]
+    if np.abs(x).max() > 360.0 or np.abs(y).max() > 90.0:
+        return False
+    try:
+        west, south, east, north = area_of_use(crs)
+    except UsageError:
+        return False
+    return bool(((x < west) | (x > east) | (y < south) | (y > north)).all())
 
 
 @functools.lru_cache(maxsize=64)
@@ -166,7 +197,7 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     """
     import pyproj
 
-    area = crs.area_of_use or horizontal(crs).area_of_use
+    area = crs.area_of_use or horizontal(crs).area_of_use or _registered_area(crs.to_wkt())
     if area is None:
         raise UsageError(
             f"CRS {_short(crs)} has no area of use: give ",
@@ -202,13 +233,94 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
     return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
+@functools.lru_cache(maxsize=64)
+def _registered_area(wkt: str) -> Any:
+    """The area of use of a CRS by its EPSG code: WKT as GDAL writes it has none."""
+    import pyproj
+
+    crs = horizontal(pyproj.CRS.from_wkt(wkt))
+    code = crs.to_epsg()
+    return None if code is None else pyproj.CRS.from_epsg(code).area_of_use
+
+
+def bounds_in(
+    own: pyproj.CRS, edges: tuple[float, float, float, float], crs: pyproj.CRS
+) -> tuple[float, float, float, float] | None:
+    """Bounds in a CRS around a box in its own one, curved edges, poles and the antimeridian included.
+
+    Longitudes run on beyond 180 where the box crosses the antimeridian. None for a box that is nowhere in the
+    CRS, or on both sides of its map.
+    """
+    x, y = _samples(*edges)
+    lon, lat = degrees_of(own, x, y)
+    if crs.is_geographic:
+        return _bounds_on_globe(own, edges, crs, x, lon, lat)
+    to_degrees, from_degrees = transformers(crs.to_wkt())
+    first, second = from_degrees.transform(lon, lat)
+    lon2, lat2 = to_degrees.transform(first, second)
+    with np.errstate(invalid="ignore"):
+        off_lon = np.abs(np.remainder(lon2 - lon + 180.0, 360.0) - 180.0) * np.cos(np.radians(lat))
+        valid = np.isfinite(first + second) & (off_lon < 1e-3) & (np.abs(lat2 - lat) < 1e-3)
+    if not valid.any() or _torn(first, second):
+        return None
+    first, second = first[valid], second[valid]
+    return float(first.min()), float(second.min()), float(first.max()), float(second.max())
+
+
+def _torn(x: np.ndarray, y: np.ndarray) -> bool:
+    """True where neighbours along the edges of `_samples` lie far apart: on both sides of a map."""
+    edges = np.stack([x, y])[:, : 4 * _EDGE_SAMPLES].reshape(2, 4, _EDGE_SAMPLES)
+    with np.errstate(invalid="ignore"):
+        steps = np.nanmax(np.hypot(*np.diff(edges, axis=-1)), initial=0.0)
+        extent = np.hypot(*(np.nanmax(edges, axis=(1, 2)) - np.nanmin(edges, axis=(1, 2))))
+    return bool(steps > extent / 4)
+
+
+def _bounds_on_globe(
+    own: pyproj.CRS,
+    edges: tuple[float, float, float, float],
+    crs: pyproj.CRS,
+    x: np.ndarray,
+    lon: np.ndarray,
+    lat: np.ndarray,
+) -> tuple[float, float, float, float] | None:
+    """As `bounds_in`, in units of a geographic CRS, of samples in degrees."""
+    turn, finite = full_turn(crs), np.isfinite(lon) & np.isfinite(lat)
+    if not finite.any():
+        return None
+    along, across = transformers(crs.to_wkt())[1].transform(lon[finite], lat[finite])
+    # Longitudes are followed beyond 180; others lie around one of those inside, the last of the samples.
+    middle = x[finite] * (turn / full_turn(own)) if own.is_geographic else along[len(along) // 2]
+    along = middle + np.remainder(along - middle + turn / 2, turn) - turn / 2
+    west, east, south, north = along.min(), along.max(), across.min(), across.max()
+    for pole in (-90.0, 90.0):
+        if not own.is_geographic and _holds_pole(own, edges, pole):
+            west, east = -turn / 2, turn / 2
+            south, north = min(south, pole * turn / 360), max(north, pole * turn / 360)
+    if not own.is_geographic and west < -turn / 2:  # eastward beyond 180
+        west, east = west + turn, east + turn
+    return float(west), float(south), float(east), float(north)
+
+
+def _holds_pole(crs: pyproj.CRS, edges: tuple[float, float, float, float], pole: float) -> bool:
+    """True where a pole lies inside a box, as a point of the map."""
+    x, y = transformers(crs.to_wkt())[1].transform(np.array([0.0, 90.0]), np.full(2, pole))
+    west, south, east, north = edges
+    inside = np.isfinite(x + y) & (x > west) & (x < east) & (y > south) & (y < north)
+    return bool(inside.all() and np.hypot(np.ptp(x), np.ptp(y)) * unit_metres(crs) < 1.0)
+
+
 def _samples(west: float, south: float, east: float, north: float) -> tuple[np.ndarray, np.ndarray]:
     """Longitudes and latitudes along the edges and inside of a box."""
-    lon, lat = np.linspace(west, east, 2001), np.linspace(south, north, 2001)
+    lon, lat = np.linspace(west, east, _EDGE_SAMPLES), np.linspace(south, north, _EDGE_SAMPLES)
     inside = np.meshgrid(lon[::20], lat[::20])
     edges_lon = [lon, lon, np.full(lat.shape, west), np.full(lat.shape, east), inside[0].ravel()]
     edges_lat = [np.full(lon.shape, south), np.full(lon.shape, north), lat, lat, inside[1].ravel()]
     return np.concatenate(edges_lon), np.concatenate(edges_lat)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].upper() in 'AEIO' else 'a'} {noun}"
 
 
 def _short(crs: Any) -> str:

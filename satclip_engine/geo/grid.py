@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,9 @@ class Grid:
             raise UsageError(f"{name} has a transform that cannot be inverted: {tuple(transform[:6])}")
         if min(geobox.shape) < 1:
             raise UsageError(f"{name} has no pixels: {geobox.shape[0]} rows by {geobox.shape[1]} columns")
-        _crs.parse_crs(geobox.crs.proj)
-        return cls(geobox)
+        grid = cls(geobox)
+        _check_place(grid, _crs.parse_crs(geobox.crs.proj), name)
+        return grid
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -190,43 +191,61 @@ class Grid:
 
 def make_grid(
     *,
-    resolution: float | Sequence[float] | None = None,
+    resolution: float | str | Sequence[float | str] | None = None,
     bounds: Sequence[float] | None = None,
     crs: Any = None,
     like: Any = None,
+    bounds_crs: Any = None,
+    align: bool = False,
 ) -> Grid:
     """Describe a raster: by resolution, bounds and CRS, or by an existing one.
 
     resolution: pixel size in units of `crs`, one number or (x, y); default 0.25 for degrees, required for
-        projected CRSs.
+        projected CRSs. As text also a fraction ("1/12"), seconds or minutes of arc ("30s", "5min"), "1km".
     bounds: west, south, east, north in units of `crs`; east > 180 crosses the antimeridian. Default: the
         globe, or a projected CRS's area of use, widened to multiples of the resolution.
-    crs: EPSG code, PROJ string, WKT or CRS object; default EPSG:4326.
-    like: path of a raster, rasterio dataset, odc-geo GeoBox, Grid or xarray object whose pixels are taken as
-        they are; excludes the others.
+    crs: EPSG code, PROJ string, WKT or CRS object; default EPSG:4326. Beside `like` that of a raster which
+        has none.
+    like: path of a raster, rasterio dataset or its profile, odc-geo GeoBox, Grid or xarray object whose
+        pixels are taken as they are; excludes resolution and bounds.
+    bounds_crs: of bounds in another CRS. The raster surrounds them, curved edges and poles included, in
+        pixels as with `align`.
+    align: widen bounds outward to multiples of the resolution, as gdalwarp -tap does: rasters of one
+        resolution then share their pixels' edges. Without it bounds must be whole pixels.
 
     West and north edges are kept exactly. Raises UsageError.
     """
     if like is not None:
-        others = {"resolution": resolution, "bounds": bounds, "crs": crs}
+        others = {
+            "resolution": resolution,
+            "bounds": bounds,
+            "bounds_crs": bounds_crs,
+            "align": align or None,
+        }
         if extra := [Argument(name) for name, value in others.items() if value is not None]:
             raise UsageError("like already fixes the grid: leave out ", *listed(extra), argument="like")
         try:
-            return _grid_like(like)
+            return _grid_like(like, crs)
         except UsageError as error:
             error.argument = "like"
             raise
-    return Grid(fit_geobox(resolution, bounds, _crs.parse_crs("EPSG:4326" if crs is None else crs)))
+    own = _crs.parse_crs("EPSG:4326" if crs is None else crs)
+    return Grid(fit_geobox(resolution, bounds, own, bounds_crs=bounds_crs, align=align))
 
 
 def outside_area_of_use(grid: Grid) -> str:
-    """Sentence that a raster lies wholly outside its projected CRS's area of use; empty when it does not.
+    """Sentence that a raster lies wholly outside its projected CRS's area of use, or looks like degrees.
 
-    Such a raster is possible, but most often its bounds were meant in degrees.
+    Such a raster is possible, but most often its bounds were meant in another CRS. Empty for others.
     """
     crs = grid.crs.proj
     if crs.is_geographic:
         return ""
+    if max(abs(edge) for edge in grid.bounds) <= 360:
+        return (
+            f"the raster's bounds look like degrees, but are counted in the {_crs.unit_name(crs)} of "
+            f"{_crs.crs_name(grid.crs)}; for degrees give their own CRS, EPSG:4326"
+        )
     try:
         area = _crs.area_of_use(crs)
     except UsageError:  # it has none
@@ -241,68 +260,98 @@ def outside_area_of_use(grid: Grid) -> str:
     )
 
 
-def _grid_like(like: Any) -> Grid:
-    if isinstance(like, Grid):
-        return like
+def _check_place(grid: Grid, crs: pyproj.CRS, name: str) -> None:
+    """Raise UsageError for rows that all lie beyond the poles, and for degrees in a projected CRS."""
+    west, south, east, north = grid.bounds
+    pole = _crs.full_turn(crs) / 4
+    if south >= pole or north <= -pole:
+        raise UsageError(
+            f"{name}: its rows lie beyond the poles (y from {south:.8g} to {north:.8g}): they are not in CRS "
+            f"{crs.name!r}"
+        )
+    if _crs.look_like_degrees(crs, np.array([west, east]), np.array([south, north])):
+        raise UsageError(
+            f"{name}: its bounds {west:.6g} {south:.6g} {east:.6g} {north:.6g} look like degrees, and CRS "
+            f"{crs.name!r} counts in {_crs.unit_name(crs)}s"
+        )
+
+
+def _grid_like(like: Any, crs: Any) -> Grid:
+    """The Grid of an existing raster; crs: of one that has none."""
+    from satclip_engine.geo.raster_file import geobox_of_dataset, geobox_of_file
+
     if isinstance(like, (str, os.PathLike)):
-        return _grid_of_file(like)
-    if hasattr(like, "pix2wld"):  # any of odc-geo's geoboxes
-        return Grid.from_geobox(like)
-    if hasattr(like, "coords") and hasattr(like, "dims"):
-        from satclip_engine.geo.xarray_grid import geobox_of
-
-        geobox = geobox_of(like)
-        if geobox is None:
-            raise UsageError(
-                "the xarray object has no CRS with evenly spaced x and y: use its .satclip.embed() instead"
-            )
-        return Grid.from_geobox(geobox, name="the xarray object")
+        return Grid.from_geobox(geobox_of_file(like, crs), name=os.fspath(like))
     if hasattr(like, "get_transform") and hasattr(like, "gcps"):
-        return _grid_of_dataset(like)
-    raise UsageError(f"like must be a raster's path, a GeoBox or an xarray object, not {type(like).__name__}")
+        return Grid.from_geobox(geobox_of_dataset(like, crs), name=like.name)
+    if isinstance(like, Grid):
+        _refuse_other(like.crs.proj, crs, "the Grid")
+        return like
+    if hasattr(like, "pix2wld"):  # any of odc-geo's geoboxes
+        return _with_crs(like, crs)
+    if hasattr(like, "coords") and hasattr(like, "dims"):
+        return _grid_of_object(like, crs)
+    if isinstance(like, Mapping):
+        return Grid.from_geobox(_geobox_of_profile(like, crs), name="the profile")
+    raise UsageError(
+        "a raster is told by its path, a dataset or profile of rasterio, a GeoBox or an xarray object, not "
+        f"{type(like).__name__}"
+    )
 
 
-def _grid_of_file(path: str | os.PathLike[str]) -> Grid:
-    import warnings
+def _grid_of_object(obj: Any, crs: Any) -> Grid:
+    """The Grid of an xarray object."""
+    from satclip_engine.geo.xarray_grid import crs_of, geobox_of
 
-    import rasterio
+    own = crs_of(obj)
+    if own is None and crs is not None:
+        obj = obj.rio.write_crs(_crs.parse_crs(crs))
+    else:
+        _refuse_other(own, crs, "the xarray object")
+    geobox = geobox_of(obj)
+    if geobox is None:
+        raise UsageError(
+            "the xarray object has no CRS with evenly spaced x and y: use its .satclip.embed() instead"
+        )
+    return Grid.from_geobox(geobox, name="the xarray object")
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as dataset:
-                return _grid_of_dataset(dataset)
-    except rasterio.errors.RasterioIOError as error:
-        raise UsageError(f"{os.fspath(path)}: cannot be read as a raster ({error})") from error
 
-
-def _grid_of_dataset(dataset: Any) -> Grid:
-    """The Grid of an open rasterio dataset."""
+def _geobox_of_profile(profile: Mapping[str, Any], crs: Any) -> GeoBox:
+    """The GeoBox of what rasterio calls a profile: transform, width, height and crs."""
     from affine import Affine
     from odc.geo.geobox import GeoBox
 
-    name, transform = dataset.name, dataset.transform
-    if dataset.count == 0 and dataset.subdatasets:
+    if missing := [key for key in ("transform", "width", "height") if profile.get(key) is None]:
         raise UsageError(
-            f"{name}: holds {len(dataset.subdatasets)} rasters; name one of them, "
-            f"such as {dataset.subdatasets[0]}"
+            f"the profile has no {' and no '.join(missing)}: it needs transform, width and height"
         )
-    if transform == Affine.identity():
-        if dataset.gcps[0]:
-            raise UsageError(
-                f"{name}: located by ground control points, not by a transform: warp it first (gdalwarp)"
-            )
-        raise UsageError(
-            f"{name}: has no georeference (no transform), so its pixels have no location on Earth"
-        )
-    if dataset.crs is None:
-        raise UsageError(f"{name}: has no CRS, so its pixels have no location on Earth")
-    try:
-        parsed = _crs.parse_crs(dataset.crs.to_wkt())
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
-    geobox = GeoBox((dataset.height, dataset.width), transform, _crs.odc_crs(parsed))
-    return Grid.from_geobox(geobox, name=name)
+    own = profile.get("crs")
+    parsed = None if own is None else _crs.parse_crs(own)
+    if parsed is None:
+        parsed = None if crs is None else _crs.parse_crs(crs)
+    else:
+        _refuse_other(parsed, crs, "the profile")
+    shape = int(profile["height"]), int(profile["width"])
+    return GeoBox(shape, Affine(*profile["transform"][:6]), None if parsed is None else _crs.odc_crs(parsed))
+
+
+def _with_crs(geobox: Any, crs: Any) -> Grid:
+    """The Grid of a GeoBox, with this CRS if it has none."""
+    own = None if geobox.crs is None else geobox.crs.proj
+    if own is None and crs is not None:
+        geobox = type(geobox)(geobox.shape, geobox.transform, _crs.odc_crs(_crs.parse_crs(crs)))
+    else:
+        _refuse_other(own, crs, "the GeoBox")
+    return Grid.from_geobox(geobox)
+
+
+def _refuse_other(own: pyproj.CRS | None, crs: Any, name: str) -> None:
+    """Raise UsageError when a CRS is given beside another one that is there."""
+    if own is None or crs is None:
+        return
+    parsed = _crs.parse_crs(crs)
+    if not own.equals(parsed, ignore_axis_order=True):
+        raise UsageError(f"{name} has CRS {own.name!r}, not {parsed.name!r}: leave out ", Argument("crs"))
 
 
 def _centres(edge: float, step: float, size: int, index: np.ndarray) -> np.ndarray:

@@ -1,49 +1,67 @@
-"""Coordinate inputs (lists, arrays, tables, tensors) as float64 (lon, lat) degrees; checks of latitudes."""
+"""Points in their many forms as float64 (lon, lat) degrees; checks of latitudes."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import Argument, UsageError
+from satclip_engine.geo.columns import coordinate_columns as coordinate_columns
+from satclip_engine.geo.crs import degrees_of, look_like_degrees, parse_crs, unit_name
+from satclip_engine.geo.tables import geometries, table_points, xy_of_points
 
-# Column names of a table, longitude first; the first pair that is there is taken.
-_COLUMNS = (
-    ("lon", "lat"),
-    ("longitude", "latitude"),
-    ("lng", "lat"),
-    ("long", "lat"),
-    ("decimallongitude", "decimallatitude"),  # Darwin Core, as GBIF has them; case does not matter
-    ("x", "y"),
-)
+if TYPE_CHECKING:
+    import pyproj
+
+# Beyond a pole by rounding: float32 has 7.6e-6 degrees there, which is 0.8 m.
+ROUND_OFF_DEGREES = 1e-5
+_MIN_SWAP_DEGREES = 1.0  # beyond a pole: less is an overshoot, not a longitude
+_MAX_DEGREES = 360.0  # of anything that may be degrees
 
 
-def as_lonlat(points: Any) -> np.ndarray:
+def as_lonlat(points: Any, crs: Any = None) -> np.ndarray:
     """Turn points into (..., 2) float64 degrees, longitude first.
 
-    points: array-like (..., 2) of integers or floats, masked arrays (masked becomes NaN), a table with
-        columns lon/lat, longitude/latitude, decimalLongitude/decimalLatitude or x/y in either order (or any
-        two columns, longitude first), or a torch tensor.
+    points: array-like (..., 2) of integers or floats, masked arrays (masked becomes NaN); anything with
+        named columns (a table, a mapping, a structured array, …), whose names `coordinate_columns` reads;
+        shapely points, a GeoSeries or GeoDataFrame, taken to degrees from their CRS; or a torch tensor.
+    crs: of points that are not degrees but (x, y) in this CRS; outside its domain they become NaN.
 
-    Raises UsageError (a ValueError) for another shape or |latitude| > 90, naming the index; TypeError for
-    what is not real numbers, naming a table's column.
+    Latitudes beyond a pole by rounding (1e-5) are taken back. Raises UsageError (a ValueError) for another
+    shape or |latitude| > 90, naming the index; TypeError for what is not real numbers, naming the column.
     """
-    if is_tensor(points):
+    source = None if crs is None else parse_crs(crs)
+    if (shapes := geometries(points)) is not None:
+        source = _crs_of_geometries(shapes.crs, source)
+        array = xy_of_points(shapes.array)
+    elif is_tensor(points):
         array = _from_tensor(points)
-    elif hasattr(points, "columns") and hasattr(points, "to_numpy"):
-        array = _from_table(points)
     else:
-        array = _from_array(points)
+        named = table_points(points, _from_array, projected=source is not None and source.is_projected)
+        array = _from_array(points) if named is None else named
     if array.ndim == 0 or array.shape[-1] != 2:
         raise UsageError(
             f"lonlat must have shape (..., 2), longitude then latitude, such as [[2.35, 48.86]]; "
             f"not {array.shape}",
             argument="lonlat",
         )
-    check_latitudes(array[..., 1], array[..., 0])
-    return array
+    if source is not None:
+        _refuse_degrees(source, array)
+        array = np.stack(degrees_of(source, array[..., 0], array[..., 1]), axis=-1)
+    return without_round_off(array)
+
+
+def _refuse_degrees(crs: pyproj.CRS, points: np.ndarray) -> None:
+    """Raise UsageError for degrees where a projected CRS's own coordinates are wanted."""
+    if look_like_degrees(crs, points[..., 0], points[..., 1]):
+        raise UsageError(
+            f"the points look like degrees, and CRS {crs.name!r} counts in {unit_name(crs)}s: leave out ",
+            Argument("crs"),
+            " for longitude and latitude",
+            argument="crs",
+        )
 
 
 def as_points_tensor(points: Any) -> Any:
@@ -51,8 +69,13 @@ def as_points_tensor(points: Any) -> Any:
     _check_tensor(points)
     if points.ndim == 0 or points.shape[-1] != 2:
         as_lonlat(points)  # says what is wrong
-    points = points.detach().to(sys.modules["torch"].float64)
-    check_points(points)
+    torch = sys.modules["torch"]
+    points = points.detach().to(torch.float64)
+    if _largest_latitude(points) > 90.0:
+        lat = points[..., 1]
+        rounded = torch.where(lat.abs() <= 90.0 + ROUND_OFF_DEGREES, lat.clamp(-90.0, 90.0), lat)
+        points = torch.stack([points[..., 0], rounded], dim=-1)
+        check_points(points)
     return points
 
 
@@ -61,11 +84,30 @@ def check_points(points: Any) -> None:
 
     Nothing is asked while a CUDA graph is captured: an answer would end that.
     """
-    if points.is_cuda and sys.modules["torch"].cuda.is_current_stream_capturing():
-        return
-    lat = points[..., 1]
-    if bool(((lat.abs() > 90.0) & lat.isfinite()).any()):
-        as_lonlat(points)  # names the row
+    if _largest_latitude(points) > 90.0:
+        array = points.cpu().double().numpy()
+        check_latitudes(array[..., 1], array[..., 0])  # names the row
+
+
+def _largest_latitude(points: Any) -> float:
+    """The largest finite |latitude| of a (..., 2) tensor; 0 while a CUDA graph is captured."""
+    torch = sys.modules["torch"]
+    if points.numel() == 0 or (points.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return 0.0
+    lat = points[..., 1].abs()
+    return float(torch.where(lat.isfinite(), lat, 0.0).max())
+
+
+def _crs_of_geometries(own: Any, crs: pyproj.CRS | None) -> pyproj.CRS | None:
+    """The CRS of geometries that may bring their own. Raises UsageError where another one is given."""
+    parsed = None if own is None else parse_crs(own)
+    if parsed is not None and crs is not None and not parsed.equals(crs, ignore_axis_order=True):
+        raise UsageError(
+            f"the geometries are in {parsed.name}, not {crs.name}: leave out ",
+            Argument("crs"),
+            argument="crs",
+        )
+    return crs if parsed is None else parsed
 
 
 def is_tensor(points: Any) -> bool:
@@ -96,26 +138,6 @@ def _check_tensor(points: Any) -> None:
         raise TypeError(f"lonlat must be real numbers, not {points.dtype}")
 
 
-def _from_table(table: Any) -> np.ndarray:
-    names = {str(name).strip().lower(): name for name in table.columns}
-    for pair in _COLUMNS:
-        if names.keys() >= set(pair):
-            return np.stack([_from_column(table, names[name]) for name in pair], axis=-1)
-    if len(table.columns) != 2 or names.keys() & {name for pair in _COLUMNS for name in pair}:
-        raise UsageError(
-            f"a table needs columns lon and lat (or longitude and latitude, or x and y), "
-            f"not {list(table.columns)}"
-        )
-    return np.stack([_from_column(table, name) for name in table.columns], axis=-1)
-
-
-def _from_column(table: Any, name: Any) -> np.ndarray:
-    try:
-        return _from_array(table[name].to_numpy())
-    except TypeError as error:
-        raise TypeError(f"column {name!r}: {error}") from error
-
-
 def _from_array(points: Any) -> np.ndarray:
     try:
         array = points if isinstance(points, np.ndarray) else np.asarray(points)
@@ -130,6 +152,25 @@ def _from_array(points: Any) -> np.ndarray:
     if isinstance(array, np.ma.MaskedArray):
         return np.ma.filled(array.astype(np.float64), np.nan)
     return np.asarray(array, dtype=np.float64)
+
+
+def without_round_off(lonlat: np.ndarray) -> np.ndarray:
+    """The same (..., 2) points, latitudes beyond a pole by rounding taken back to it.
+
+    Raises UsageError as `check_latitudes` for those farther beyond.
+    """
+    lon, lat = lonlat[..., 0], lonlat[..., 1]
+    if not beyond_pole(lat).any():
+        return lonlat
+    lat = at_pole(lat)
+    check_latitudes(lat, lon)
+    return np.stack([lon, lat], axis=-1)
+
+
+def at_pole(lat: np.ndarray) -> np.ndarray:
+    """Latitudes, those beyond a pole by rounding taken back to it."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(lat) <= 90.0 + ROUND_OFF_DEGREES, np.clip(lat, -90.0, 90.0), lat)
 
 
 def beyond_pole(lat: np.ndarray) -> np.ndarray:
@@ -148,7 +189,26 @@ def check_latitudes(lat: np.ndarray, lon: np.ndarray | None = None) -> None:
         return
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(beyond)), beyond.shape))
     position = "" if not index else f"row {index[0]}: " if len(index) == 1 else f"index {index}: "
-    hint = ""
-    if lon is not None and np.all(np.abs(lon[beyond]) <= 90.0):
-        hint = f"; ({lon[index]:g}, {lat[index]:g}) looks swapped: longitude comes first"
-    raise UsageError(f"{position}latitude {lat[index]} is outside [-90, 90]{hint}")
+    hint = _cause(lat, lon, index)
+    raise UsageError(f"{position}latitude {lat[index]} is outside [-90, 90]", *hint)
+
+
+def _cause(lat: np.ndarray, lon: np.ndarray | None, index: tuple[int, ...]) -> list[object]:
+    """Pieces of a message: the likely cause of a latitude beyond a pole; none where it is anybody's guess."""
+    with np.errstate(invalid="ignore"):
+        overshoot = abs(float(lat[index])) - 90.0
+        if overshoot <= ROUND_OFF_DEGREES:
+            return [" by rounding: clip it to ±90"]
+        if np.nanmax(np.abs(lat), where=np.isfinite(lat), initial=0.0) > _MAX_DEGREES:
+            return (
+                [
+                    "; it looks projected, not in degrees: give the points' ",
+                    Argument("crs"),
+                    ", or transform them to longitude and latitude first",
+                ]
+                if lon is not None
+                else ["; it is not in degrees"]
+            )
+        if lon is None or overshoot < _MIN_SWAP_DEGREES or not np.all(np.abs(lon[np.isfinite(lon)]) <= 90.0):
+            return []
+    return [f"; ({lon[index]:g}, {lat[index]:g}) looks swapped: longitude comes first"]

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from satclip_engine.geo.lonlat import check_latitudes
+from satclip_engine.geo.lonlat import at_pole, check_latitudes
 
 Index: TypeAlias = "slice | np.ndarray | Sequence[int] | None"
 
@@ -51,7 +51,7 @@ class RectilinearGrid:
 
     def __init__(self, lat: np.ndarray, lon: np.ndarray) -> None:
         """Raises UsageError for a latitude beyond a pole."""
-        self._lat, self._lon = _degrees(lat), _degrees(lon)
+        self._lat, self._lon = at_pole(_degrees(lat)), _degrees(lon)
         check_latitudes(self._lat)
         self.shape = self._lat.size, self._lon.size
 
@@ -83,6 +83,7 @@ class CurvilinearGrid:
     def __init__(self, lon: np.ndarray, lat: np.ndarray) -> None:
         """Raises UsageError for a latitude beyond a pole."""
         lon, lat = np.broadcast_arrays(_degrees(lon), _degrees(lat))
+        lat = at_pole(lat)
         check_latitudes(lat)
         self._lonlat = np.stack([lon, lat], axis=-1)
         self.shape = self._lonlat.shape[0], self._lonlat.shape[1]

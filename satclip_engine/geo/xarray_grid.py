@@ -2,17 +2,22 @@
 
 A CRS with x and y labels or a transform is found as rioxarray finds it; longitudes and latitudes by the
 words of CF (standard_name, units) or by their names. The labels are the truth: a transform that contradicts
-them is not used.
+them is not used. They are taken in the units that they are in; longitudes and latitudes beside a CRS must
+agree with it.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.crs import odc_crs, parse_crs
+from satclip_engine.geo.agreement import check_agreement
+from satclip_engine.geo.columns import plain_role
+from satclip_engine.geo.crs import odc_crs, parse_crs, unit_name
+from satclip_engine.geo.units import STANDARD_NAMES, refuse_unit, to_crs_unit, to_degrees
 
 if TYPE_CHECKING:
     import pyproj
@@ -27,8 +32,9 @@ LONGITUDE = ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "glamt")
 LATITUDE = ("lat", "latitude", "nav_lat", "xlat", "gphit")
 _UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
 _UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
-_DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"))
+_DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
 _MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
+_MAX_SINGLE_PIXELS = 1e-2  # the same of float32 labels of small pixels, as geostationary satellites have them
 _MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
 
 
@@ -37,9 +43,13 @@ def spatial_dims(obj: Object) -> tuple[str, str] | None:
     import rioxarray
 
     try:
-        return str(_rio(obj).y_dim), str(_rio(obj).x_dim)
+        dims = str(_rio(obj).y_dim), str(_rio(obj).x_dim)
     except rioxarray.exceptions.RioXarrayError:
-        return next((pair for pair in _DIMS if set(pair) <= set(obj.dims)), None)
+        dims = None
+    for pair in (dims, *_DIMS):
+        if pair is not None and set(pair) <= set(obj.dims):
+            return pair
+    return None
 
 
 def crs_of(obj: Object) -> pyproj.CRS | None:
@@ -57,7 +67,8 @@ def crs_of(obj: Object) -> pyproj.CRS | None:
 def geobox_of(obj: Object) -> GeoBox | None:
     """The GeoBox of a raster with a CRS and evenly spaced labels or, when rotated, a transform; None without.
 
-    Raises UsageError for one that is located by ground control points.
+    Raises UsageError for one that is located by ground control points, for labels in a unit that the CRS does
+    not know, and for longitudes and latitudes that contradict it.
     """
     from odc.geo.geobox import GeoBox
 
@@ -70,8 +81,12 @@ def geobox_of(obj: Object) -> GeoBox | None:
             "the xarray object is located by ground control points, not by a transform: "
             "warp it first (rio.reproject)"
         )
-    transform = _transform(obj, dims)
-    return None if transform is None else GeoBox(tuple(obj.sizes[d] for d in dims), transform, odc_crs(crs))
+    transform = _transform(obj, dims, crs)
+    if transform is None:
+        return None
+    shape = obj.sizes[dims[0]], obj.sizes[dims[1]]
+    _check_lonlat(obj, dims, crs, transform)
+    return GeoBox(shape, transform, odc_crs(crs))
 
 
 def grid_mapping(obj: Object) -> str | None:
@@ -80,22 +95,121 @@ def grid_mapping(obj: Object) -> str | None:
     return name if name in obj.coords else None
 
 
-def xy_of(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
-    """The x and y labels of a raster: along its dimensions, or 2-d xc and yc; None without."""
-    dims = spatial_dims(obj)
-    if dims is None:
+def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:
+    """x and y in units of a CRS, float64, of any dimensions; None without.
+
+    Of a raster its labels, along its dimensions or 2-d xc and yc; else those of points. Raises UsageError for
+    a unit that the CRS does not know.
+    """
+    labels = _labels(obj)
+    if labels is None:
         return None
-    for y, x in ((dims[0], dims[1]), ("yc", "xc")):
-        if x in obj.coords and y in obj.coords:
-            return obj.coords[x], obj.coords[y]
+    x, y = (_in_crs_unit(label, crs, axis) for label, axis in zip(labels, "xy", strict=True))
+    return x, y
+
+
+def _labels(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
+    dims = spatial_dims(obj)
+    if dims is not None:
+        for y, x in (dims, ("yc", "xc")):
+            if x in obj.coords and y in obj.coords:
+                return obj.coords[x], obj.coords[y]
+        return None
+    x_label, y_label = _label(obj, "x"), _label(obj, "y")
+    return None if x_label is None or y_label is None else (x_label, y_label)
+
+
+def _label(obj: Object, axis: str) -> xarray.DataArray | None:
+    """The x or y coordinate of points: by CF's words, then by the names of rasters' dimensions."""
+    numeric = [name for name in obj.coords if obj.coords[name].dtype.kind in "iuf"]
+    names = [pair["yx".index(axis)] for pair in _DIMS]
+    for rule in (
+        lambda name: _attribute(obj, name, "axis") == axis,
+        lambda name: _attribute(obj, name, "standard_name") in STANDARD_NAMES[axis],
+        lambda name: name in names,
+    ):
+        if matches := [name for name in numeric if rule(name)]:
+            return obj.coords[matches[0]]
     return None
 
 
+def _in_crs_unit(label: xarray.DataArray, crs: pyproj.CRS, axis: str) -> xarray.DataArray:
+    """Labels in the unit of a CRS. Raises UsageError where they are something else."""
+    standard, units = (_attribute_of(label, key) for key in ("standard_name", "units"))
+    other = {"x": "y", "y": "x"}[axis]
+    rotated = standard.startswith("grid_") and crs.is_geographic and not crs.is_derived
+    degrees = standard in ("longitude", "latitude") and not crs.is_geographic
+    if standard in STANDARD_NAMES[other] or rotated or degrees:
+        raise UsageError(
+            f"coordinate {str(label.name)!r} has the standard_name {standard!r}: it is not the {axis} of "
+            f"CRS {crs.name!r}"
+        )
+    factor = to_crs_unit(units, crs, axis=axis) if units else 1.0
+    if factor is None:
+        raise refuse_unit(label.name, units, f"CRS {crs.name!r}, which counts in {unit_name(crs)}s")
+    return _scaled(label, factor)
+
+
+def _scaled(coordinate: xarray.DataArray, factor: float) -> xarray.DataArray:
+    """A coordinate in another unit, float64, without coordinates of its own."""
+    import xarray
+
+    values = coordinate.variable.to_base_variable().astype(np.float64)
+    return xarray.DataArray(values if factor == 1.0 else values * factor, name=coordinate.name)
+
+
 def lonlat_of(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
-    """The longitude and latitude coordinates, of any dimensions; None without both."""
-    lon = _coordinate(obj, "longitude", _UNITS_EAST, LONGITUDE)
-    lat = _coordinate(obj, "latitude", _UNITS_NORTH, LATITUDE)
-    return None if lon is None or lat is None else (lon, lat)
+    """The longitude and latitude coordinates in degrees, of any dimensions; None without both.
+
+    Raises UsageError for units that are no angles, and for several of other dimensions.
+    """
+    lon, lat = _candidates(obj, "longitude"), _candidates(obj, "latitude")
+    if not lon or not lat:
+        return None
+    pairs = [pair for pair in itertools.product(lon, lat) if set(pair[0].dims) == set(pair[1].dims)]
+    pairs = pairs or list(itertools.product(lon, lat))
+    if len({(first.dims, second.dims) for first, second in pairs}) > 1:
+        names = ", ".join(sorted({str(first.name) for first, _ in pairs}))
+        raise UsageError(
+            f"the xarray object has several longitudes ({names}): embed one of its variables, obj['…'], "
+            "or drop the others"
+        )
+    return _in_degrees(pairs[0][0], "x"), _in_degrees(pairs[0][1], "y")
+
+
+def _in_degrees(coordinate: xarray.DataArray, axis: str) -> xarray.DataArray:
+    """Longitudes or latitudes in degrees. Raises UsageError for what is no angle."""
+    units = _attribute_of(coordinate, "units")
+    factor = to_degrees(units, axis=axis) if units else 1.0
+    if factor is None:
+        raise refuse_unit(coordinate.name, units, "a longitude" if axis == "x" else "a latitude")
+    return coordinate if factor == 1.0 else _scaled(coordinate, factor)
+
+
+def _check_lonlat(obj: Object, dims: tuple[str, str], crs: pyproj.CRS, transform: Affine) -> None:
+    """Raise UsageError when two-dimensional longitudes and latitudes lie elsewhere than a raster's pixels."""
+    beside = []
+    for name, axis in (("longitude", "x"), ("latitude", "y")):
+        flat = [coordinate for coordinate in _candidates(obj, name) if set(coordinate.dims) == set(dims)]
+        if not flat:
+            return
+        beside.append(_in_degrees(flat[0], axis).transpose(*dims))
+
+    def sample(rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lon, lat = (coordinate[rows][:, cols].values.astype(np.float64) for coordinate in beside)
+        return lon, lat
+
+    names = " and ".join(repr(str(coordinate.name)) for coordinate in beside)
+    labels = _labels(obj)
+    units = "" if labels is None else f" and the units of {labels[0].name} and {labels[1].name}"
+    check_agreement(
+        crs,
+        transform,
+        (obj.sizes[dims[0]], obj.sizes[dims[1]]),
+        sample,
+        f"the CRS {crs.name!r} and the coordinates {names}",
+        f"correct the CRS{units}, or drop one of both (obj.drop_vars)",
+    )
 
 
 def lonlat_variables(obj: Object) -> list[str]:
@@ -117,27 +231,39 @@ def _rio(obj: Object) -> Any:
     return obj.rio
 
 
-def _coordinate(obj: Object, standard: str, units: tuple[str, ...], names: tuple[str, ...]) -> Any:
-    def attribute(name: Any, key: str) -> str:
-        return str(obj.coords[name].attrs.get(key, "")).strip().lower()
+def _attribute(obj: Object, name: Any, key: str) -> str:
+    return _attribute_of(obj.coords[name], key).lower()
 
-    numeric = [name for name in obj.coords if obj.coords[name].dtype.kind in "iuf"]
-    for rule in (
-        lambda name: attribute(name, "standard_name") == standard,
-        lambda name: attribute(name, "units") in units,
-        lambda name: str(name).lower() in names,
+
+def _attribute_of(coordinate: xarray.DataArray, key: str) -> str:
+    return str(coordinate.attrs.get(key, "")).strip()
+
+
+def _candidates(obj: Object, role: str) -> list[xarray.DataArray]:
+    """Coordinates that are longitudes or latitudes, by CF's words, then by their names.
+
+    One of many dimensions locates the values; a scalar merely says where they came from. Corners of cells are
+    none of them.
+    """
+    east = role == "longitude"
+    every = [obj.coords[name] for name in obj.coords]
+    bounds = {coordinate.attrs.get("bounds", coordinate.encoding.get("bounds")) for coordinate in every}
+    numeric = [name for name in obj.coords if obj.coords[name].dtype.kind in "iuf" and name not in bounds]
+    others = [name for name in numeric if _attribute(obj, name, "standard_name") in ("", role)]
+    for names, rule in (
+        (numeric, lambda name: _attribute(obj, name, "standard_name") == role),
+        (others, lambda name: _attribute(obj, name, "units") in (_UNITS_EAST if east else _UNITS_NORTH)),
+        (others, lambda name: plain_role(name) == role),
     ):
-        matches = [name for name in numeric if rule(name)]
-        if matches:
-            # One of many dimensions locates the values; a scalar merely says where they came from.
-            return max((obj.coords[name] for name in matches), key=lambda coord: coord.ndim > 0)
-    return None
+        if matches := [obj.coords[name] for name in names if rule(name)]:
+            return [coordinate for coordinate in matches if coordinate.ndim > 0] or matches
+    return []
 
 
-def _transform(obj: Object, dims: tuple[str, str]) -> Affine | None:
+def _transform(obj: Object, dims: tuple[str, str], crs: pyproj.CRS) -> Affine | None:
     """From (column, row) to (x, y), as the labels have it; the stored one where both agree."""
     stored = _rio(obj)._cached_transform()
-    labels = xy_of(obj)
+    labels = xy_of(obj, crs)
     if labels is None:
         # Without labels a transform is all there is; the identity stands for none.
         return None if stored is None or stored == stored.identity() else stored
@@ -145,7 +271,8 @@ def _transform(obj: Object, dims: tuple[str, str]) -> Affine | None:
     if x.ndim == 2:
         transposed = labels[0].dims != dims
         return _agreeing(stored, x.T if transposed else x, y.T if transposed else y)
-    return _from_axes(stored, x, y)
+    single = any(label.dtype == np.float32 for label in _labels(obj) or ())
+    return _from_axes(stored, x, y, single=single)
 
 
 def _agreeing(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | None:
@@ -159,8 +286,11 @@ def _agreeing(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | N
     return stored if max(np.abs(off_col).max(), np.abs(off_row).max()) <= _MAX_LABEL_PIXELS else None
 
 
-def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | None:
-    """The transform of labels that are evenly spaced along both axes; None when they are not."""
+def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray, *, single: bool) -> Affine | None:
+    """The transform of labels that are evenly spaced along both axes; None when they are not.
+
+    single: they were float32 numbers, and are off by that.
+    """
     from affine import Affine
 
     unrotated = stored is not None and stored.b == 0 and stored.d == 0
@@ -171,7 +301,9 @@ def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | 
             step = (label[-1] - label[0]) / (label.size - 1)
         if not step or not np.isfinite(label).all():
             return None
-        if np.abs(label - (label[0] + step * np.arange(label.size))).max() > _MAX_LABEL_PIXELS * abs(step):
+        rounding = 4 * np.spacing(np.float32(np.abs(label).max())) if single else 0.0
+        limit = max(_MAX_LABEL_PIXELS * abs(step), min(rounding, _MAX_SINGLE_PIXELS * abs(step)))
+        if np.abs(label - (label[0] + step * np.arange(label.size))).max() > limit:
             return None
         steps.append(float(step))
     own = Affine(steps[0], 0.0, float(x[0]) - steps[0] / 2, 0.0, steps[1], float(y[0]) - steps[1] / 2)

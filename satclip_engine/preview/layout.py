@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
+    from satclip_engine.arrays.pca import GlobalPCA
     from satclip_engine.preview.map_frame import Graticule, MapFrame
-    from satclip_engine.preview.pca import GlobalPCA
 
 PAPER = (252, 252, 250)
 INK = (38, 40, 46)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satclip_engine import __version__
+from satclip_engine.arrays.pca import GlobalPCA, global_pca, scores_of
 from satclip_engine.errors import Argument, OutputError, UsageError
 from satclip_engine.files import check_name, existing, write_atomically
 from satclip_engine.options import check_text
 from satclip_engine.preview.map_frame import MapFrame, equal_earth_frame, frame_for, graticule, shortest_arc
-from satclip_engine.preview.pca import GlobalPCA, global_pca, scores_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,12 +16,14 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+from factories import cf_files
 from factories.cli_runs import SMALL, assert_one_line, names, run
+from rasterio.warp import transform_bounds
 
 from satclip_engine import __version__
+from satclip_engine.arrays.pca import pca_head
 from satclip_engine.encoder import load
 from satclip_engine.geo.grid import make_grid
-from satclip_engine.preview.pca import pca_head
 from satclip_engine.raster.write import write_raster
 
 # What it writes
@@ -66,7 +68,48 @@ def test_principal_components_are_those_of_the_globe_whatever_the_bounds(folder,
         assert raster.descriptions == ("pca1", "pca2", "pca3")
         np.testing.assert_allclose(raster.read().transpose(1, 2, 0), exact, rtol=1e-5, atol=1e-5)
         shares = [float(share) for share in raster.tags()["pca_explained_variance"].split()]
+        array = load(weights).grid(bounds=(-20, -30, 40, 50), resolution=10, bands="pca:3")
+        assert array.band.values.tolist() == ["pca1", "pca2", "pca3"]
+        np.testing.assert_array_equal(array.values, raster.read())
     np.testing.assert_allclose(shares, fit.explained, atol=1e-4)
+
+
+def test_bounds_in_degrees_make_a_projected_raster_around_them(folder, weights):
+    args = ["a.tif", "--weights", weights, "--bands", "1", "--no-preview", "-q"]
+    bounds = ["--bounds", "14,45,14.9,46", "--bounds-crs", "EPSG:4326"]
+    result = run(*args, "--crs", "EPSG:32633", "--resolution", "1km", *bounds)
+    assert result.exit_code == 0, result.output
+    west, south, east, north = transform_bounds("EPSG:4326", "EPSG:32633", 14, 45, 14.9, 46, densify_pts=999)
+    with rasterio.open("a.tif") as raster:
+        edges = np.array([west // 1000, south // 1000, -(-east // 1000), -(-north // 1000)])
+        np.testing.assert_allclose(raster.bounds, 1000 * edges)
+        assert "--bounds 14 45 14.9 46 --bounds-crs EPSG:4326" in raster.tags()["command"]
+
+
+def test_bounds_snap_to_seconds_of_arc(folder, weights):
+    args = ["a.tif", "--weights", weights, "--bands", "1", "--no-preview", "-q"]
+    result = run(*args, "--bounds=-1,-1,0.995,1", "--resolution", "300s", "--snap")
+    assert result.exit_code == 0, result.output
+    with rasterio.open("a.tif") as raster:
+        assert raster.shape == (24, 24)
+        assert raster.bounds == pytest.approx((-1, -1, 1, 1))
+        assert "--resolution 300s" in raster.tags()["command"]
+        assert "--snap" in raster.tags()["command"]
+
+
+def test_like_a_file_without_a_crs_takes_the_one_given(folder, weights):
+    name = cf_files.era5().write(folder / "era5.nc")
+    args = ["a.tif", "--weights", weights, "--like", name, "--bands", "1", "--no-preview", "-q"]
+    assert_one_line(run(*args), 2, "--like: netcdf:", "has no CRS", "by --crs EPSG:4326")
+    assert run(*args, "--crs", "EPSG:4326").exit_code == 0
+    with rasterio.open("a.tif") as raster:
+        assert raster.bounds == (-7.5, -97.5, 352.5, 97.5)
+    args[0] = "b.tif"
+    args[4] = cf_files.osi_saf().write(folder / "osi.nc")
+    assert_one_line(run(*args, "--crs", "EPSG:4326"), 2, "its CRS is", "leave out --crs")
+    assert run(*args).exit_code == 0
+    with rasterio.open("b.tif") as raster:
+        assert raster.bounds == (-4_095_000, -5_405_000, 3_905_000, 6_095_000)
 
 
 def test_a_projected_window_and_a_raster_like_it_have_the_same_pixels(folder, weights):
@@ -108,8 +151,8 @@ def test_the_summary_shows_the_extent_in_units_of_the_crs(folder, weights, windo
     assert f"  extent   {text}\n" in result.stdout
 
 
-def test_degrees_given_to_a_projection_get_a_note_and_a_raster(folder, weights):
-    window = ["--crs", "EPSG:32633", "--bounds", -12, 34, 42, 72, "--resolution", 1]
+def test_bounds_far_from_a_projections_area_get_a_note_and_a_raster(folder, weights):
+    window = ["--crs", "EPSG:32633", "--bounds", -12e3, 34e3, 42e3, 72e3, "--resolution", 1000]
     result = run("a.tif", "--weights", weights, *window, "--no-preview", "-q")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("\n") == 1
@@ -266,7 +309,7 @@ def test_the_version_is_printed():
         (["a.tif", "--crs", "EPSG:99999"], ["--crs", "EPSG:99999"]),
         (["a.tif", "--crs", "EPSG:32633"], ["--resolution", "metre"]),
         (["a.tif", "--like", "nosuch.tif"], ["--like", "nosuch.tif"]),
-        (["a.tif", "--like", "b.tif", "--crs", "EPSG:4326"], ["--like", "--crs"]),
+        (["a.tif", "--like", "b.tif", "--bounds", "0", "0", "1", "1"], ["--like", "--bounds"]),
         (["a.tif", "--dtype", "int7"], ["--dtype", "int16"]),
         (["a.tif", "--bands", "0-3"], ["--bands", "0-3"]),
         (["a.tif", "--bands", "5,5"], ["--bands", "band 5 twice"]),

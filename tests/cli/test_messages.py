@@ -36,6 +36,8 @@ WRONG = {
         ["--resolution", "0.7"],
         ["--resolution", "1e-9"],
         ["--resolution", "1,2,3"],
+        ["--resolution", "30m"],
+        ["--resolution", "30s", "--crs", "EPSG:32633"],
         ["--crs", "EPSG:32633"],
         ["--bounds", "0", "0", "10", "10", "--resolution", "0.7"],
     ],
@@ -45,7 +47,16 @@ WRONG = {
         ["--bounds", "0", "0", "10", "95"],
         ["--bounds", "0", "0", "nan", "9"],
         ["--bounds", "3e5", "5e6", "4e5", "6e6"],
+        ["--bounds", "45,100,50,120"],
+        ["--bounds", "1,2,3"],
+        ["--bounds", "10", "45", "12", "47", "--crs", "EPSG:32633", "--resolution", "1000"],
     ],
+    "bounds_crs": [
+        ["--bounds-crs", "EPSG:99999", "--bounds", "0", "0", "9", "9"],
+        ["--bounds-crs", "EPSG:4326"],
+        ["--bounds-crs", "EPSG:4326", "--like", "b.tif"],
+    ],
+    "align": [["--snap"], ["--snap", "--like", "b.tif"]],
     "crs": [
         ["--crs", "EPSG:99999"],
         ["--crs", "EPSG:4978"],
@@ -55,7 +66,7 @@ WRONG = {
     "like": [
         ["--like", "nosuch.tif"],
         ["--like", "plain.png"],
-        ["--like", "nosuch.tif", "--crs", "EPSG:4326"],
+        ["--like", "nosuch.tif", "--resolution", "1"],
     ],
     "dtype": [["--dtype", "int7"]],
     "range": [
@@ -138,7 +149,15 @@ def test_a_wrong_value_is_one_line_that_names_its_option(pictures, weights, name
             "--preview and --no-preview are mutually exclusive: give one of them",
         ),
         (["-v", "-q"], "-v and -q are mutually exclusive: give one of them"),
-        (["--like", "b.tif", "--crs", "EPSG:4326"], "--like already fixes the grid: leave out --crs"),
+        (["--like", "b.tif", "--resolution", 1], "--like already fixes the grid: leave out --resolution"),
+        (
+            ["--crs", "EPSG:32633", "--resolution", 1000, "--bounds", "10,45,12,47"],
+            "--bounds 10 45 12 47 look like degrees, .* metres: give --bounds-crs EPSG:4326 too",
+        ),
+        (
+            ["--bounds", "0,0,1,1", "--resolution", "0.3"],
+            r".*with --bounds 0 0 1\.2 1\.2; or widen them to whole pixels by --snap",
+        ),
         (
             ["--crs", "EPSG:3857", "--resolution", 1e6, "--bounds", 3e7, 0, 4e7, 1e7],
             "none of the 10 × 10 pixels lies on Earth: .*; choose other --bounds",

@@ -28,7 +28,9 @@ def test_a_resolution_is_one_number_or_two():
     kind = ResolutionType()
     assert kind.convert("0.25", None, None) == 0.25
     assert kind.convert("0.5,0.25", None, None) == (0.5, 0.25)
-    for text in ("fine", "1,2,3", "1;2", ""):
+    for text in ("1/12", "30s", "5', 2.5 arcmin", "1km"):  # left to whoever knows the CRS
+        assert kind.convert(text, None, None) == text
+    for text in ("fine", "1,2,3", "1/12,2,3", "1;2", ""):
         with pytest.raises(click.BadParameter, match="not a pixel's size"):
             kind.convert(text, None, None)
 

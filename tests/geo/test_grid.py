@@ -9,10 +9,12 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.warp
 import rioxarray
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odc.geo import resyx_
 from odc.geo.geobox import GeoBox
 from rasterio.control import GroundControlPoint
 
@@ -298,7 +300,7 @@ ERRORS = {
     "not a number": ({"resolution": math.nan}, "positive"),
     "text": ({"resolution": "fine"}, "one number or two"),
     "three resolutions": ({"resolution": (1, 2, 3)}, "one number or two"),
-    "like and more": ({"like": "x.tif", "crs": "EPSG:4326"}, "leave out crs"),
+    "like and more": ({"like": "x.tif", "resolution": 1, "align": True}, "leave out resolution and align"),
     "a missing file": ({"like": "missing.tif"}, "missing.tif: cannot be read"),
     "like a number": ({"like": 7}, "not int"),
 }  # fmt: skip
@@ -325,7 +327,7 @@ def test_the_resolution_that_an_error_names_fits(resolution, width, height):
         make_grid(resolution=[float(part) for part in finer.split(",")], bounds=bounds)
         if wider:
             kept, _, others = wider.partition(" with bounds ")
-            west, south, east, north = (float(edge) for edge in others.split())
+            west, south, east, north = (float(edge) for edge in others.partition(";")[0].split())
             assert west <= bounds[0] + 1e-4
             assert south <= bounds[1] + 1e-4
             assert east >= bounds[2] - 1e-4
@@ -334,9 +336,11 @@ def test_the_resolution_that_an_error_names_fits(resolution, width, height):
 
 
 def test_bounds_far_from_a_projections_area_of_use_are_noticed():
-    degrees = make_grid(crs="EPSG:32633", resolution=1, bounds=(-12, 34, 42, 72))
-    assert "wholly outside the area of use of EPSG:32633" in outside_area_of_use(degrees)
-    assert "the metre" in outside_area_of_use(degrees)
+    far = make_grid(crs="EPSG:32633", resolution=1000, bounds=(-12_000, 34_000, 42_000, 72_000))
+    assert "wholly outside the area of use of EPSG:32633" in outside_area_of_use(far)
+    assert "the metre" in outside_area_of_use(far)
+    small = make_grid(crs="EPSG:3857", resolution=1, bounds=(-12, 34, 42, 72))
+    assert "look like degrees" in outside_area_of_use(small)
     metres = make_grid(crs="EPSG:32633", resolution=1000, bounds=(100_000, 5_000_000, 200_000, 5_100_000))
     for within in (
         metres,
@@ -445,3 +449,140 @@ def test_a_grid_travels_to_other_processes():
     grid = make_grid(**UTM)
     grid.lonlat(slice(0, 1), slice(0, 1))
     assert pickle.loads(pickle.dumps(grid)) == grid
+
+
+def warped(own, edges, crs):
+    """Bounds in another CRS by GDAL's reckoning, edges densified."""
+    return rasterio.warp.transform_bounds(own, crs, *edges, densify_pts=2001)
+
+
+BOXES = {
+    "degrees in UTM": ("EPSG:4326", (10, 45, 12, 47), "EPSG:32633"),
+    "degrees in LAEA": ("EPSG:4326", (-10, 35, 30, 70), "EPSG:3035"),
+    "UTM in degrees": ("EPSG:32633", (300_000, 5_000_000, 700_000, 5_400_000), "EPSG:4326"),
+    "Mercator in Equal Earth": ("EPSG:3857", (1e6, -2e6, 5e6, 6e6), "EPSG:8857"),
+    "NAD27 in degrees": ("EPSG:4267", (-100, 30, -90, 40), "EPSG:4326"),
+    "the North Pole in degrees": ("EPSG:3413", (-2e6, -2e6, 2e6, 2e6), "EPSG:4326"),
+    "the South Pole in degrees": ("EPSG:3031", (-1e6, -2e6, 2e6, 1e6), "EPSG:4326"),
+    "a polar cap": ("EPSG:4326", (-180, 60, 180, 90), "EPSG:3413"),
+}
+
+
+@pytest.mark.parametrize("case", BOXES)
+def test_bounds_in_another_crs_are_surrounded_as_gdal_does(case):
+    own, edges, crs = BOXES[case]
+    step = 0.01 if crs == "EPSG:4326" else 1000
+    grid = make_grid(resolution=step, bounds=edges, crs=crs, bounds_crs=own)
+    for edge, expected, outward in zip(grid.bounds, warped(own, edges, crs), (-1, -1, 1, 1), strict=True):
+        assert edge == pytest.approx(round(edge / step) * step)
+        assert -0.2 * step <= (edge - expected) * outward <= step * 1.01
+    lonlat = grid.lonlat(slice(None, None, 97), slice(None, None, 89))
+    assert np.isfinite(lonlat).any()
+
+
+@pytest.mark.parametrize(
+    ("own", "edges", "crs", "west", "east"),
+    [
+        ("EPSG:4326", (170, -10, 190, 10), "EPSG:4267", 170, 190),
+        ("EPSG:32760", (700_000, 8e6, 1_000_000, 8.1e6), "EPSG:4326", 178.8, 181.8),
+        ("EPSG:32701", (100_000, 8e6, 400_000, 8.1e6), "EPSG:4326", 179.1, 182.1),
+    ],
+)
+def test_bounds_across_the_antimeridian_stay_in_one_piece(own, edges, crs, west, east):
+    left, _, right, _ = make_grid(resolution=0.1, bounds=edges, crs=crs, bounds_crs=own).bounds
+    assert (left, right) == pytest.approx((west, east), abs=0.15)
+    pacific = make_grid(resolution=1000, bounds=(170, -10, 190, 10), crs="EPSG:3832", bounds_crs="EPSG:4326")
+    assert pacific.bounds == (2_226_000, -1_112_000, 4_453_000, 1_112_000)
+
+
+def test_bounds_on_both_sides_of_a_map_are_refused():
+    with pytest.raises(UsageError, match=r"across its edge.*without bounds_crs"):
+        make_grid(resolution=1000, bounds=(170, -10, 190, 10), crs="EPSG:3857", bounds_crs="EPSG:4326")
+    with pytest.raises(UsageError, match="outside CRS"):
+        make_grid(resolution=1, bounds=(2e7, 1e7, 3e7, 2e7), bounds_crs="EPSG:8857")
+
+
+def test_bounds_in_the_rasters_own_crs_are_not_widened():
+    bounds = (10, 45, 12, 47)
+    assert make_grid(resolution=1, bounds=bounds, bounds_crs="OGC:CRS84") == make_grid(
+        resolution=1, bounds=bounds
+    )
+    with pytest.raises(UsageError, match="not whole ones"):
+        make_grid(resolution=0.3, bounds=bounds, bounds_crs="EPSG:4326")
+
+
+@given(
+    west=st.floats(-1e6, 1e6), south=st.floats(-1e6, 1e6), width=st.floats(1, 1e5), height=st.floats(1, 1e5),
+    step=st.sampled_from([1.0, 10.0, 30.0, 0.7, 1000.0, 1 / 3]),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_aligned_bounds_are_the_next_multiples_outside(west, south, width, height, step):
+    edges = (west, south, west + width, south + height)
+    grid = make_grid(crs="EPSG:3857", resolution=step, bounds=edges, align=True)
+    for edge, given_edge, outward in zip(grid.bounds, edges, (-1, -1, 1, 1), strict=True):
+        assert edge / step == pytest.approx(round(edge / step), abs=2e-6)
+        assert (
+            -1e-5 * step <= (edge - given_edge) * outward < step * (1 + 1e-5)
+            or grid.shape[0] == 1
+            or grid.shape[1] == 1
+        )
+
+
+def test_aligned_neighbours_share_their_edges():
+    left = make_grid(resolution="1/12", bounds=(0.01, 40.02, 9.98, 49.97), align=True)
+    right = make_grid(resolution="1/12", bounds=(10.01, 40.01, 19.99, 49.99), align=True)
+    assert left.bounds == pytest.approx((0, 40, 10, 50))
+    assert right.bounds == pytest.approx((10, 40, 20, 50))
+    assert make_grid(resolution=0.7, bounds=(0, 34, 7, 89.9), align=True).bounds[3] == pytest.approx(90.3)
+
+
+SIZES = {
+    "1/12": 1 / 12, "30s": 30 / 3600, "5min": 5 / 60, "5'": 5 / 60, '7.5"': 7.5 / 3600, "0.5 deg": 0.5,
+    "2.5 arcmin": 2.5 / 60, ".25": 0.25, "1e-1": 0.1, "1.5/3": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_a_resolution_may_be_a_fraction_or_in_units_of_arc(text):
+    grid = make_grid(resolution=text, bounds=(0, 0, 1, 1), align=True)
+    assert grid.transform.a == pytest.approx(SIZES[text], rel=1e-14)
+
+
+def test_a_resolution_in_other_units_than_the_crs_is_refused():
+    utm = {"crs": "EPSG:32633", "bounds": (3e5, 5e6, 4e5, 51e5)}
+    assert make_grid(resolution="1km", **utm).shape == (100, 100)
+    assert make_grid(resolution=resyx_(-500, 1000), **utm).shape == (200, 100)
+    assert make_grid(resolution=(1000, -500), **utm).shape == (200, 100)
+    for resolution, message in (("30s", "counts in metres"), ("1 furlong", "counts in metres")):
+        with pytest.raises(UsageError, match=message):
+            make_grid(resolution=resolution, **utm)
+    with pytest.raises(UsageError, match="for minutes of arc write 30min"):
+        make_grid(resolution="30m")
+
+
+ORDERS = {
+    (45, 100, 50, 120): "100 45 120 50",
+    (-90, -180, 90, 180): "-180 -90 180 90",
+    (-180, 180, -90, 90): "-180 -90 180 90",
+    (-12, 72, 42, 34): "-12 34 42 72",
+}
+
+
+@pytest.mark.parametrize("bounds", ORDERS, ids=str)
+def test_bounds_in_another_order_are_put_right_in_the_message(bounds):
+    with pytest.raises(UsageError, match=f"their order is west, south, east, north: {ORDERS[bounds]}"):
+        make_grid(resolution=1, bounds=bounds)
+    for overshoot in ((0, 0, 10, 90.5), (0, 0, 10, 91)):
+        with pytest.raises(UsageError) as caught:
+            make_grid(resolution=1, bounds=overshoot)
+        assert "order" not in str(caught.value)
+
+
+def test_degrees_as_bounds_of_a_projected_crs_are_recognised():
+    for resolution in (1000, 0.25):
+        with pytest.raises(UsageError, match=r"look like degrees.*metres: give bounds_crs='EPSG:4326' too"):
+            make_grid(crs="EPSG:32633", resolution=resolution, bounds=(10, 45, 12, 47))
+    with pytest.raises(
+        UsageError, match=r"not whole ones.*; if they are degrees, give bounds_crs='EPSG:4326'"
+    ):
+        make_grid(crs="EPSG:3857", resolution=1000, bounds=(10, 45, 12, 47))

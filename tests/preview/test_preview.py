@@ -8,11 +8,11 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from PIL import Image
 
+from satclip_engine.arrays.pca import pca_head
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import OutputError
 from satclip_engine.geo.grid import Grid, make_grid
 from satclip_engine.preview.map_frame import equal_earth_frame, frame_for, graticule, shortest_arc
-from satclip_engine.preview.pca import pca_head
 from satclip_engine.preview.write import colour, embed_frame, render_preview, write_preview
 from satclip_engine.weights import LocationWeights
 

@@ -46,4 +46,4 @@ def s2(tmp_path) -> Path:
 def _small_pictures(monkeypatch):
     monkeypatch.setattr("satclip_engine.preview.write.MAP_WIDTH", 200)
     monkeypatch.setattr("satclip_engine.preview.write.MAP_HEIGHT", 200)
-    monkeypatch.setattr("satclip_engine.preview.pca.SAMPLE_DEGREES", 10.0)
+    monkeypatch.setattr("satclip_engine.arrays.pca.SAMPLE_DEGREES", 10.0)

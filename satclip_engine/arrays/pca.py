@@ -1,4 +1,4 @@
-"""Principal components of an embedding over the whole globe, for `--bands pca:K` and every preview.
+"""Principal components of an embedding over the whole globe, for bands "pca:K" and every preview.
 
 Components are always fitted on the globe, each point weighted by the area it stands for, whatever the
 raster's bounds: a regional map and a global one of the same weights therefore have the same colours.

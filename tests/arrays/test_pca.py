@@ -6,10 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import satclip_engine.xarray  # noqa: F401
+from satclip_engine.arrays.pca import global_pca, pca_head
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError
 from satclip_engine.geo.grid import make_grid
-from satclip_engine.preview.pca import global_pca, pca_head
 from satclip_engine.weights import LocationWeights
 
 BANDS = 6
@@ -86,6 +87,26 @@ def test_the_head_gives_the_scores():
     places = spiral(100)
     expected = (encoder(places).astype(np.float64) - fit.mean) @ fit.components.T
     np.testing.assert_allclose(head(places), expected, atol=1e-4 * fit.stddev[0])
+
+
+def test_components_are_a_choice_of_bands_wherever_bands_are_chosen():
+    encoder = small_encoder()
+    head, _ = pca_head(encoder, 3)
+    assert encoder.select("pca:3").band_names == ["pca1", "pca2", "pca3"]
+    assert encoder.select(" PCA: 3") is encoder.select("pca:3")
+    grid = encoder.grid(resolution=15, bands="pca:3")
+    np.testing.assert_array_equal(grid.values, head.grid(resolution=15).values)
+    np.testing.assert_array_equal(grid.satclip.embed(encoder, bands="pca:3").values, grid.values)
+    plain = encoder.grid(resolution=15, bands="2-5").satclip.embed(encoder.select("2-5"), bands="pca:2")
+    np.testing.assert_array_equal(
+        plain.values, pca_head(encoder.select("2-5"), 2)[0].grid(resolution=15).values
+    )
+
+
+@pytest.mark.parametrize("bands", ["pca:0", "pca:7"])
+def test_components_that_do_not_exist_are_refused(bands):
+    with pytest.raises(UsageError, match="component"):
+        small_encoder().select(bands)
 
 
 def test_a_direction_that_dominates_is_the_first_component():

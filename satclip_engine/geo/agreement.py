@@ -1,0 +1,76 @@
+"""Check a raster's CRS and labels against longitudes and latitudes that lie beside its pixels.
+
+Files often hold both. Where a unit or a CRS is wrong they are far apart, and nothing else would show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from satclip_engine.errors import UsageError
+from satclip_engine.geo.crs import to_lonlat
+
+if TYPE_CHECKING:
+    import pyproj
+    from affine import Affine
+
+_SAMPLES = 7  # rows and columns looked at
+_MAX_PIXELS = 2.0  # between both; some files have the corners of pixels, not their centres
+_MAX_METRES = 2000.0  # between both whatever the pixel, such as between datums and spheres
+_EARTH_RADIUS = 6371007.0  # metres
+
+Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def check_agreement(
+    crs: pyproj.CRS, transform: Affine, shape: tuple[int, int], beside: Sampler, subject: str, way_out: str
+) -> None:
+    """Raise UsageError when half of some pixels lie far from their longitudes and latitudes.
+
+    beside: longitudes and latitudes in degrees, (h, w), of rows and columns. subject and way_out: words of
+        the message.
+    """
+    rows, cols = (_spread(size) for size in shape)
+    lon, lat = beside(rows, cols)
+    col, row = np.meshgrid(cols, rows)
+    own_lon, own_lat = _lonlat(crs, transform, row, col)
+    with np.errstate(invalid="ignore"):
+        valid = (np.abs(lon) <= 720) & (np.abs(lat) <= 90)
+    if not valid.any():
+        return
+    pixel = np.nan_to_num(_metres(own_lon, own_lat, *_lonlat(crs, transform, row + 1, col + 1)))
+    apart = np.nan_to_num(_metres(own_lon, own_lat, lon, lat), nan=np.inf)
+    far = valid & (apart > np.maximum(_MAX_PIXELS * pixel, _MAX_METRES))
+    if np.count_nonzero(far) * 2 <= np.count_nonzero(valid):
+        return
+    first = np.argmax(far)
+    own = f"({own_lon.flat[first]:.4f}, {own_lat.flat[first]:.4f})"
+    other = f"({lon.flat[first]:.4f}, {lat.flat[first]:.4f})"
+    raise UsageError(
+        f"{subject} contradict each other: they put the pixel in row {row.flat[first]}, column "
+        f"{col.flat[first]} at {own} and at {other}; {way_out}"
+    )
+
+
+def _spread(size: int) -> np.ndarray:
+    return np.unique(np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64))
+
+
+def _lonlat(
+    crs: pyproj.CRS, transform: Affine, row: np.ndarray, col: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    a, b, c, d, e, f = transform[:6]
+    col, row = col + 0.5, row + 0.5
+    lon, lat, _, _ = to_lonlat(crs.to_wkt(), a * col + b * row + c, d * col + e * row + f)
+    finite = np.isfinite(lon) & np.isfinite(lat)
+    return np.where(finite, lon, np.nan), np.where(finite, lat, np.nan)
+
+
+def _metres(lon: np.ndarray, lat: np.ndarray, lon2: np.ndarray, lat2: np.ndarray) -> np.ndarray:
+    """Great-circle distances."""
+    lon, lat, lon2, lat2 = np.radians([lon, lat, lon2, lat2])
+    half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
+    return 2 * _EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
