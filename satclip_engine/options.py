@@ -23,6 +23,7 @@ BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 # layer, float32 sums. It is the least accuracy: backends that know only exact arithmetic compute by that.
 PRECISIONS = ("exact", "fast")
 HARMONICS = ("exact", "published")
+CONVENTIONS = ("analytic", "closed-form", "orthonormal")
 DTYPES = ("int8", "int16", "float16", "float32")
 COMPRESSIONS = ("zstd", "deflate", "lerc", "none")
 

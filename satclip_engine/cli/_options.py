@@ -24,6 +24,7 @@ class CommandLine:
     atlas: Path | None
     weights: str
     harmonics: Literal["exact", "published"] | None
+    convention: Literal["analytic", "closed-form", "orthonormal"] | None
     resolution: float | tuple[float, float] | None
     bounds: tuple[float, float, float, float] | None
     crs: str | None

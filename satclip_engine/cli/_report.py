@@ -44,6 +44,8 @@ def command_line(options: CommandLine) -> str:
     words = ["satclip-grid", options.output.name, "--weights", _short_name(options.weights)]
     if options.harmonics:
         words += ["--harmonics", options.harmonics]
+    if options.convention:
+        words += ["--convention", options.convention]
     if options.resolution is not None:
         sizes = options.resolution if isinstance(options.resolution, tuple) else (options.resolution,)
         words += ["--resolution", ",".join(f"{size:.15g}" for size in sizes)]
