@@ -435,20 +435,21 @@ def get_satclip(
     return_all: bool = False,
     *,
     harmonics: Harmonics | None = None,
+    convention: Convention | None = None,
     backend: str = "auto",
 ) -> LocationEncoder | SatClip:
     """The location encoder of a checkpoint, as the published `get_satclip` returns it: in evaluation mode.
 
     It takes (N, 2) degrees, longitude first, and returns (N, E) float64; parameters are float64.
-    path: what read_weights reads. harmonics: as there. return_all: a SatClip with the logit scale and the
-        image encoder's tensors too, from a `.ckpt` that has them.
+    path: what read_weights reads. harmonics, convention: as there. return_all: a SatClip with the logit scale
+        and the image encoder's tensors too, from a `.ckpt` that has them.
     backend: "reference" computes in float64; "auto" takes the fastest on the device as `load` does, which
         computes in float32.
 
     Raises WeightsError for weights that cannot be read or lack what was asked for.
     """
     source = os.fspath(path)
-    weights = read_weights(source, harmonics=harmonics)
+    weights = read_weights(source, harmonics=harmonics, convention=convention)
     if backend == "auto":
         backend = backends.resolve_for(backend, torch.empty(0, dtype=torch.float32, device=device)).name
     location = LocationEncoder.from_weights(weights, backend=backend, device=device, dtype=torch.float64)
@@ -481,7 +482,9 @@ def _as_numpy(parameter: Tensor) -> np.ndarray:
     if hasattr(values, "full_tensor"):  # of FSDP's shards
         values = values.full_tensor()
     values = values.cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    # By DLPack: `numpy()` would forbid FSDP to free this memory.
+    array: np.ndarray = np.from_dlpack(values.float() if values.dtype == torch.bfloat16 else values)
+    return array
 
 
 def _check_shape(degrees: int, capacity: int, hidden_layers: int, embed_dim: int) -> None:

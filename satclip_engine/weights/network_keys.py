@@ -50,14 +50,8 @@ class _Network:
 
     @property
     def statement_key(self) -> str:
-        """Key under which the module around this network states its convention."""
-        table, mark, prefix = self.prefix.rpartition(TABLE_MARK)
-        components = prefix.split(".")[:-1]
-        while components and components[-1] in WRAPPERS:
-            components.pop()
-        if components[-1:] == ["nnet"]:
-            components.pop()
-        return table + mark + ".".join([*components, STATEMENT_KEY])
+        """Key, without wrappers, under which the module around this network states its convention."""
+        return without_wrappers(self.prefix).removesuffix("nnet.") + STATEMENT_KEY
 
     def rank(self) -> tuple[int, int]:
         """Order in which networks are believed."""
@@ -93,11 +87,15 @@ def pick_network(
     """
     all_keys = [str(key) for key in keys]
     present = set(all_keys)
+    statement_keys: dict[str, list[str]] = {}
+    for key in all_keys:
+        if key.endswith(STATEMENT_KEY):
+            statement_keys.setdefault(without_wrappers(key), []).append(key)
     networks = [
         network
         for network in _networks(all_keys)
         if network.plain_prefix in PREFIXES
-        or network.statement_key in present
+        or network.statement_key in statement_keys
         or _is_average(network, present)
     ]
     if not networks:
@@ -111,11 +109,9 @@ def pick_network(
     for network, copy in zip(networks[1:], copies[1:], strict=True):
         _check_equal(copies[0], copy, where, (networks[0], network), present)
     statements = {
-        network.statement_key: decode_statement(
-            fetch(network.statement_key), f"{where}: {network.statement_key}"
-        )
+        key: decode_statement(fetch(key), f"{where}: {key}")
         for network in networks
-        if network.statement_key in present
+        for key in statement_keys.get(network.statement_key, ())
     }
     if len(set(statements.values())) > 1:
         raise WeightsError(f"{where}: {' and '.join(statements)} state different conventions of one network")
@@ -175,7 +171,7 @@ def _check_equal(
 
 
 def _is_average(network: _Network, present: set[str]) -> bool:
-    components = re.split(r"[.:]", network.prefix)
+    components = re.split(rf"[.{TABLE_MARK}]", network.prefix)
     if any(_AVERAGE.fullmatch(name) for name in components):
         return True
     return any(".".join([*components[:end], _AVERAGE_COUNTER]) in present for end in range(len(components)))
