@@ -365,7 +365,7 @@ class LocationEncoder(nn.Module):
 
     def _siren(self) -> Siren:
         """The network behind wrappers. Raises UsageError where another module stands for it."""
-        for module in self._modules["nnet"].modules():  # type: ignore[union-attr]
+        for module in self._modules["nnet"].modules():
             if isinstance(module, Siren):
                 return module
         raise UsageError(f"nnet is a {type(self.nnet).__name__}, not the network that LocationEncoder makes")

@@ -329,13 +329,13 @@ def test_another_default_dtype_changes_no_bit_of_an_encoder_of_its_own(dtype: An
     expected = results()
     torch.set_default_dtype(dtype)
     try:
-        found_results = results()
+        again = results()
         assert encoder(dtype=None)(LONLAT).dtype == (
             torch.float64 if dtype == torch.float64 else torch.float32
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    for result, right in zip(found_results, expected, strict=True):
+    for result, right in zip(again, expected, strict=True):
         assert result.dtype == torch.float32
         assert torch.equal(result, right)
 

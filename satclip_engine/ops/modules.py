@@ -48,7 +48,7 @@ def unwrapped(module: Module) -> Module:
     """The module itself behind torch.compile, checkpointing and data parallelism."""
     for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
         if name in module._modules:
-            return unwrapped(module._modules[name])  # type: ignore[arg-type]
+            return unwrapped(module._modules[name])
     if isinstance(module, torch.nn.parallel.DistributedDataParallel):
         return unwrapped(module.module)
     return module
@@ -59,8 +59,8 @@ def check_exported(layer: Module, name: str) -> None:
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, _WEIGHT_HOOKS):
             hook(layer, ())
-    known = all(isinstance(hook, _WEIGHT_HOOKS) for hook in layer._forward_pre_hooks.values())
-    if not known or layer._forward_hooks or not _calls_linear(layer) or layer.bias is None:
+    only_weights = all(isinstance(hook, _WEIGHT_HOOKS) for hook in layer._forward_pre_hooks.values())
+    if not only_weights or layer._forward_hooks or not _calls_linear(layer) or layer.bias is None:
         raise WeightsError(
             f"nnet.{name} computes with more than a weight and a bias ({type(layer).__name__}): remove its "
             "hooks, or fold its adapter into the weight (peft: merge_and_unload()), and export then"

@@ -18,9 +18,9 @@ else:
 
 
 def converted_state(
-    state: Mapping[str, Tensor], stated: Statement, wanted: Statement, prefix: str
+    state: Mapping[str, Tensor], stated: Statement, target: Statement, prefix: str
 ) -> dict[str, Tensor]:
-    """Tensors of the network `prefix`nnet as `wanted` needs them; computed in float64, rounded once.
+    """Tensors of the network `prefix`nnet as `target` needs them; computed in float64, rounded once.
 
     Raises WeightsError for polynomials that exact harmonics cannot be turned into, and for tensors that are
     not weights and biases of the layers, or in shards.
@@ -37,8 +37,8 @@ def converted_state(
         numbers = value.detach().cpu().double().numpy()
         if match[2] is not None:
             hidden = int(match[2]) > 0
-            numbers = numbers * (stated.w0[hidden] / wanted.w0[hidden])
+            numbers = numbers * (stated.w0[hidden] / target.w0[hidden])
             if not hidden and match[3] == "weight":
-                numbers = converted_columns(numbers, stated, wanted, key)
+                numbers = converted_columns(numbers, stated, target, key)
         converted[key] = torch.from_numpy(numbers).to(value)
     return converted

@@ -274,24 +274,24 @@ def read_weights(
     return _from_file(path, str(source), harmonics, convention)
 
 
-def check_convention(stated: Convention, given: Convention | None, source: str) -> None:
+def check_convention(stated: Convention, named: Convention | None, source: str) -> None:
     """Raise UsageError for a convention that contradicts what weights state of themselves; None is any."""
-    if given not in (None, stated):
+    if named not in (None, stated):
         raise UsageError(
             f"{source} states another convention, {stated}: leave ",
-            Argument("convention", given),
+            Argument("convention", named),
             " out",
             argument="convention",
         )
 
 
 def _from_file(
-    path: Path, source: str, harmonics: Harmonics | None, given: Convention | None
+    path: Path, source: str, harmonics: Harmonics | None, named: Convention | None
 ) -> LocationWeights:
     stored, digest = read_checkpoint(path, source)
     if stored.convention is not None:
-        check_convention(stored.convention, given, source)
-    convention = stored.convention or given or _released_convention(stored, source)
+        check_convention(stored.convention, named, source)
+    convention = stored.convention or named or _released_convention(stored, source)
     degrees = math.isqrt(stored.tensors["layers.0.weight"].shape[1])
     provenance = Provenance(source, path.suffix[1:].lower(), digest, stored.hyper_parameters, stored.extras)
     mode = harmonics or stored.harmonics or _default_harmonics(convention, degrees, source)

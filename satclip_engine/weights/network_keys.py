@@ -23,7 +23,10 @@ from satclip_engine.weights.statement import STATEMENT_KEY, Statement, decode_st
 # assigns `model.location.nnet.` last.
 PREFIXES: Final = ("model.location.nnet.", "model.nnet.", "location.nnet.", "model.", "nnet.", "")
 WRAPPERS: Final = frozenset(
-    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+    {
+        *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"),
+        *("module", "online_model"),
+    }
 )
 # Of dictionaries inside a file, in front of their keys.
 TABLE_MARK: Final = ":"
@@ -45,7 +48,7 @@ class _Network:
     @property
     def plain_prefix(self) -> str:
         """Prefix without wrappers, tables and averages."""
-        components = without_wrappers(self.prefix.rpartition(TABLE_MARK)[2]).split(".")
+        components = without_wrappers(self.prefix).rpartition(TABLE_MARK)[2].split(".")
         return ".".join(name for name in components if not _AVERAGE.fullmatch(name))
 
     @property
@@ -55,13 +58,14 @@ class _Network:
 
     def rank(self) -> tuple[int, int]:
         """Order in which networks are believed."""
-        known = self.plain_prefix in PREFIXES
-        return (PREFIXES.index(self.plain_prefix) if known else len(PREFIXES)), len(self.prefix)
+        published = self.plain_prefix in PREFIXES
+        return (PREFIXES.index(self.plain_prefix) if published else len(PREFIXES)), len(self.prefix)
 
 
-def without_wrappers(key: str) -> str:
+def without_wrappers(key: str, wrappers: frozenset[str] = WRAPPERS) -> str:
     """Leave out the components that wrappers of modules add."""
-    return ".".join(name for name in key.split(".") if name not in WRAPPERS)
+    table, mark, names = key.rpartition(TABLE_MARK)
+    return table + mark + ".".join(name for name in names.split(".") if name not in wrappers)
 
 
 def flattened_tables(content: Mapping[Any, Any]) -> dict[str, Any]:

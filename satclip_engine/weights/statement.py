@@ -33,7 +33,7 @@ _STATEMENT_BYTES: Final = 160  # two frequencies of 24 digits, and all else, fit
 
 @dataclass(frozen=True)
 class Statement:
-    """What decides the function beside the tensors; see LocationWeights."""
+    """All that decides the function beside the tensors; see LocationWeights."""
 
     convention: Convention
     harmonics: Harmonics = "exact"
@@ -87,11 +87,11 @@ def decode_statement(values: np.ndarray, key: str) -> Statement:
 
 
 def converted_columns(
-    weight: np.ndarray, stated: Statement, wanted: Statement, key: str
+    weight: np.ndarray, stated: Statement, target: Statement, key: str
 ) -> np.ndarray:  # (H, L²) float64 -> same
     """First weight under another statement. Raises WeightsError where only published polynomials would do."""
     degrees = math.isqrt(weight.shape[1])
-    theirs, ours = (folds_published(degrees, entry.convention, entry.harmonics) for entry in (stated, wanted))
+    theirs, ours = (folds_published(degrees, entry.convention, entry.harmonics) for entry in (stated, target))
     if ours and not theirs:
         raise WeightsError(
             f"{key}: its harmonics are exact, and cannot be turned into the published polynomials: load it "
@@ -100,7 +100,7 @@ def converted_columns(
     weight = weight * column_factors(degrees, stated.convention)
     if theirs and not ours:
         weight = fold_published(weight)
-    return weight / column_factors(degrees, wanted.convention)
+    return weight / column_factors(degrees, target.convention)
 
 
 def agreed_modes(

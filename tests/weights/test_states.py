@@ -287,6 +287,7 @@ WRAPPERS: dict[str, Callable[[str], str]] = {
     ),
     "both": lambda key: f"module._orig_mod.{key}",
     "checkpointed": lambda key: key.replace("layers.1.", "layers.1._checkpoint_wrapped_module."),
+    "table of averages": lambda key: f"ema.online_model._orig_mod.{key}",
     "average alone": lambda key: f"ema_model.module.{key}",
 }
 
