@@ -8,6 +8,7 @@ before. The matrix S is never in memory, so a batch may be as large as its embed
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from satclip_engine import backends
@@ -15,7 +16,7 @@ from satclip_engine._optional import need
 from satclip_engine.backends.protocols import Pairs
 from satclip_engine.errors import UsageError
 from satclip_engine.ops import loss as loss_op
-from satclip_engine.ops.autograd import no_autocast, refuse_tangents
+from satclip_engine.ops.autograd import no_autocast, refuse_transforms
 
 if TYPE_CHECKING:
     import torch
@@ -35,11 +36,11 @@ def contrastive_loss(
     group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """a (N, E), b (N, E), scale () → loss (), differentiable by all three.
+    """a (N, E), b (N, E), scale () or (1,) → loss (), differentiable by all three.
 
-    Row i of a belongs to row i of b. float16 and bfloat16 are widened to float32: bfloat16 has 8 bits, with
-    which S_ij would be off by 0.4 at scale 100. Log-sum-exps are kept in the dtype of the rows, so in float32
-    the loss errs by some 6e-8 of the largest |S_ij|: nothing up to hundreds, everything at 1e7.
+    Row i of a belongs to row i of b. The loss has the wider dtype of a and b, float32 at least: bfloat16 has
+    8 bits, with which S_ij would be off by 0.4 at scale 100. Log-sum-exps are kept in the dtype of the rows,
+    so in float32 the loss errs by some 6e-8 of the largest |S_ij|: nothing up to hundreds, everything at 1e7.
 
     backend: "triton" takes float32 on a GPU; "cpu", compiled, float32 on the CPU; "reference" computes in the
         dtype and on the device of the rows; "auto" takes the first of them that takes such rows.
@@ -63,10 +64,14 @@ def contrastive_loss(
 
 
 def _operands(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator's tensors, in float32 at least."""
-    a, b = (rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows for rows in (a, b))
+    """The operator's tensors, in the wider dtype of the rows, float32 at least."""
+    if a.is_floating_point() and b.is_floating_point():  # others are refused as they are
+        wide = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
+        a, b = a.to(wide), b.to(wide)
     factor = torch.as_tensor(scale, device=a.device).to(a.dtype)
-    refuse_tangents("contrastive_loss", a, b, factor)
+    if factor.numel() == 1:
+        factor = factor.reshape(())
+    refuse_transforms("contrastive_loss", a, b, factor)
     return a, b, factor
 
 

@@ -30,6 +30,8 @@ from satclip_engine.geo.lonlat import as_lonlat, as_points_tensor, is_tensor, li
 from satclip_engine.geo.pixels import Index, PixelGrid
 from satclip_engine.options import GLOBE, INTEGERS, SCALES, checked_threads
 from satclip_engine.weights import Layers, LocationWeights, read_weights
+from satclip_engine.weights.location_weights import check_convention
+from satclip_engine.weights.schema import Convention, check_modes
 
 if TYPE_CHECKING:
     import xarray
@@ -48,6 +50,7 @@ def load(
     source: Any = "default",
     *,
     harmonics: Literal["exact", "published"] | None = None,
+    convention: Convention | None = None,
     backend: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
@@ -59,6 +62,8 @@ def load(
         LocationWeights, or the path or URL of an atlas, which ends in .zarr (see `write_atlas`): that is
         read chunk by chunk as needed, without weights or torch; of the options it takes threads.
     harmonics: "exact" or "published" spherical harmonics; None chooses by the checkpoint.
+    convention: "analytic", "closed-form" or "orthonormal", of a file that does not state it; see
+        `read_weights`.
     backend: "auto" (the fastest on the device that runs here), "triton", "cuda", "cpu" or "reference".
     device: "cpu", "cuda" (the current one) or "cuda:N".
     threads: number that compute, on a GPU that copy results; None takes all cores this process may use.
@@ -69,14 +74,18 @@ def load(
     device that is not there, MissingExtra for a backend that is not installed.
     """
     if _is_atlas(source):
-        _check_atlas_options(harmonics=harmonics, backend=backend, device=device, precision=precision)
+        _check_atlas_options(
+            harmonics=harmonics, convention=convention, backend=backend, device=device, precision=precision
+        )
         return _load_atlas(source, threads)
     chosen = parse_device(device)
     backends.resolve(backend, chosen)  # before weights are read
     if isinstance(source, LocationWeights):
+        check_modes(convention=convention)
+        check_convention(source.convention, convention, source.provenance.source)
         weights = source if harmonics is None else dataclasses.replace(source, harmonics=harmonics)
     else:
-        weights = read_weights(source, harmonics=harmonics)
+        weights = read_weights(source, harmonics=harmonics, convention=convention)
     return Encoder(NetworkField(weights, backend, chosen, precision), threads=threads)
 
 
@@ -85,7 +94,7 @@ def _is_atlas(source: Any) -> bool:
 
 
 def _check_atlas_options(**options: Any) -> None:
-    usual = {"harmonics": None, "backend": "auto", "device": "cpu", "precision": "exact"}
+    usual = {"harmonics": None, "convention": None, "backend": "auto", "device": "cpu", "precision": "exact"}
     if other := [Argument(name, value) for name, value in options.items() if value != usual[name]]:
         raise UsageError(
             "an atlas holds no network: ",

@@ -28,9 +28,14 @@ from satclip_engine._optional import need
 from satclip_engine.backends.protocols import check_precision
 from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError, WeightsError
-from satclip_engine.op import encode
+from satclip_engine.op import check_tensor, encode
+from satclip_engine.ops import transforms
+from satclip_engine.ops.autograd import is_transformed, no_autocast
+from satclip_engine.ops.modules import all_are_watched, check_exported, has_hooks, is_dense, unwrapped
+from satclip_engine.ops.states import converted_state
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
 from satclip_engine.weights.conventions import (
+    EXACT_DEGREES,
     PUBLISHED_DEGREES,
     column_factors,
     folds_published,
@@ -45,6 +50,7 @@ from satclip_engine.weights.schema import (
     Harmonics,
     check_modes,
 )
+from satclip_engine.weights.statement import STATEMENT_KEY, Statement, decode_statement
 
 if TYPE_CHECKING:
     import torch
@@ -56,30 +62,53 @@ else:
 PUBLISHED_DROPOUT = 0.5
 
 
-class Layer(nn.Module):
-    """Parameters of a dense layer; LocationEncoder computes with all of them at once."""
+class Layer(nn.Linear):
+    """A dense layer, whose parameters LocationEncoder draws and usually computes with all at once."""
 
-    def __init__(self, inputs: int, outputs: int, **factory: Any) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, **factory))
-        self.bias = nn.Parameter(torch.empty(outputs, **factory))
-
-    def extra_repr(self) -> str:
-        return "{1} → {0}".format(*self.weight.shape)
+    def reset_parameters(self) -> None:
+        """Draw nothing: the bounds are LocationEncoder's to know."""
 
 
 class Siren(nn.Module):
-    """The layers under their published names: layers.0, layers.1, ..., last_layer."""
+    """The layers under their published names: layers.0, layers.1, ..., last_layer.
 
-    def __init__(self, widths: list[int], **factory: Any) -> None:
+    Called, it computes as the published code does, module after module: harmonics in the convention of the
+    weights, (..., L²) → (..., E).
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        *,
+        w0: tuple[float, float] = PUBLISHED_W0,
+        dropout: float = PUBLISHED_DROPOUT,
+        **factory: Any,
+    ) -> None:
         super().__init__()
         *hidden, last = itertools.pairwise(widths)
+        self.w0, self.dropout = w0, dropout
         self.layers = nn.ModuleList([Layer(*shape, **factory) for shape in hidden])
         self.last_layer = Layer(*last, **factory)
 
-    def all_layers(self) -> list[Layer]:
+    def forward(self, features: Tensor) -> Tensor:
+        """Embed harmonics."""
+        dropout = self.dropout if self.training else 0.0
+        seed, hidden = draw_seed() if dropout else 0, features
+        for index, layer in enumerate(self.layers):
+            pre_activations = transforms.dropped(layer(hidden), index, dropout, seed)
+            hidden = torch.sin(self.w0[index > 0] * pre_activations)
+        return self.last_layer(hidden)
+
+    def all_layers(self) -> list[Any]:
         """In order of evaluation."""
         return [*self.layers, self.last_layer]
+
+    def fuses(self) -> bool:
+        """True while weights and biases are all that its modules compute with: no hooks, no other modules."""
+        return not has_hooks(self) and all(map(is_dense, self.all_layers())) and not all_are_watched()
+
+    def extra_repr(self) -> str:
+        return f"w0={self.w0}, dropout={self.dropout}"
 
 
 class LocationEncoder(nn.Module):
@@ -87,9 +116,19 @@ class LocationEncoder(nn.Module):
 
     degrees: L, harmonics of degree 0..L−1. dropout: share of the hidden pre-activations dropped in training;
     masks are drawn by torch's generator. convention, harmonics: what the columns of the first weight mean,
-    see LocationWeights. w0: sine frequencies of the first and of the further hidden layers. backend and
-    precision: as in op.encode, but for "cpu" and "triton", which take float32, parameters in float64 are
-    narrowed in every call. seed: of the initial weights; None draws them from torch's generator.
+    see LocationWeights; without, "orthonormal" and "exact". w0: sine frequencies of the first and of the
+    further hidden layers. backend and precision: as in op.encode, but for "cpu" and "triton", which take
+    float32, parameters in float64 are narrowed in every call. seed: of the initial weights; None draws them
+    from torch's generator.
+
+    The state dictionary says what it is: `_extra_state` states convention, harmonics and w0. A state of
+    another convention is converted when it is loaded; one that states nothing, such as the published code's,
+    is refused (WeightsError) unless `convention` was given here, and with it, where analytic weights have
+    published polynomials (L > 20), `harmonics`.
+
+    One fused operator computes the layers. Where they are more than weights and biases (hooks on them or on
+    all modules, adapters, replaced or quantised layers, another nnet), the modules are called one after
+    another instead, on the reference's harmonics, in their own dtype: slower, and harmonics stay in memory.
 
     As with torch's own dropout, processes whose generators are equal draw equal masks. Under
     DistributedDataParallel seed each by its rank, `torch.manual_seed(seed + dist.get_rank())`; the parameters
@@ -110,8 +149,8 @@ class LocationEncoder(nn.Module):
         embed_dim: int = 256,
         *,
         dropout: float = PUBLISHED_DROPOUT,
-        convention: Convention = "orthonormal",
-        harmonics: Harmonics = "exact",
+        convention: Convention | None = None,
+        harmonics: Harmonics | None = None,
         w0: tuple[float, float] = PUBLISHED_W0,
         backend: str = "auto",
         precision: str = "exact",
@@ -121,14 +160,31 @@ class LocationEncoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_shape(degrees, capacity, hidden_layers, embed_dim)
-        _check_modes(degrees, convention, harmonics, dropout)
+        self.convention: Convention = "orthonormal" if convention is None else convention
+        self.harmonics: Harmonics = "exact" if harmonics is None else harmonics
+        _check_modes(degrees, self.convention, self.harmonics, dropout)
+        one_function = self.convention != "analytic" or degrees <= EXACT_DEGREES
+        self._takes_unstated = convention is not None and (harmonics is not None or one_function)
         self.degrees, self.embed_dim = degrees, embed_dim
-        self.dropout, self.backend, self.precision = dropout, backend, check_precision(precision)
-        self.convention, self.harmonics, self.w0 = convention, harmonics, w0
+        self.backend, self.precision = backend, check_precision(precision)
         widths = [degrees**2, *[capacity] * hidden_layers, embed_dim]
-        self.nnet = Siren(widths, device=device, dtype=dtype)
+        self.nnet = Siren(widths, w0=w0, dropout=dropout, device=device, dtype=dtype)
         self.reset_parameters(seed)
-        self._register_fold()
+        self._set_constants()
+
+    @property
+    def dropout(self) -> float:
+        """Share of the hidden pre-activations dropped in training."""
+        return self._siren().dropout
+
+    @dropout.setter
+    def dropout(self, share: float) -> None:
+        self._siren().dropout = share
+
+    @property
+    def w0(self) -> tuple[float, float]:
+        """Sine frequencies of the first and of the further hidden layers."""
+        return self._siren().w0
 
     def reset_parameters(self, seed: int | None = None) -> None:
         """Draw the initial weights again."""
@@ -143,27 +199,58 @@ class LocationEncoder(nn.Module):
 
     def forward(self, lonlat: Tensor) -> Tensor:  # (..., 2) -> (..., E)
         """Embed locations; NaN or infinite ones give NaN, |latitude| > 90 is an error naming the row."""
+        check_tensor(lonlat)
         if lonlat.ndim == 0 or lonlat.shape[-1] != 2:
             raise UsageError(
                 f"lonlat must have shape (..., 2), longitude first, not {tuple(lonlat.shape)}",
                 argument="lonlat",
             )
+        points = lonlat.reshape(-1, 2)
+        fuses = type(self.nnet) is Siren and self.nnet.fuses()
+        out = self._fused(points) if fuses else self._by_modules(points)
+        return out.reshape(*lonlat.shape[:-1], out.shape[-1])
+
+    def _fused(self, points: Tensor) -> Tensor:  # (N, 2) -> (N, E)
         weights, biases = self.folded()
-        dropout = self.dropout if self.training else 0.0
-        seed = 0 if dropout == 0 else torch.randint(2**63 - 1, ()).item()
+        dropout = self.nnet.dropout if self.training else 0.0
         wide = weights[0].dtype
+        if is_transformed(points, *weights, *biases):
+            seed = draw_seed() if dropout else 0
+            return transforms.encode(points.double(), weights, biases, dropout, seed)
         if backends.float32_only(self.backend):  # however wide the parameters are kept
             weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
         out = encode(
-            lonlat.reshape(-1, 2),
+            points,
             weights,
             biases,
             dropout=dropout,
-            seed=seed,
+            seed=int(draw_seed().item()) if dropout else 0,
             backend=self.backend,
             precision=self.precision,
         )
-        return out.reshape(*lonlat.shape[:-1], self.embed_dim).to(wide)
+        return out.to(wide)
+
+    def _by_modules(self, points: Tensor) -> Tensor:  # (N, 2) -> (N, E)
+        dtypes = {value.dtype for value in self.nnet.parameters() if value.is_floating_point()}
+        if narrow := dtypes & {torch.float16, torch.bfloat16}:
+            raise UsageError(
+                f"layers with hooks, adapters or other modules compute in their own dtype, and {narrow.pop()}"
+                " is too coarse for sines of 30 x: use model.float()"
+            )
+        dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+        with no_autocast(points):
+            result: Tensor = self.nnet(self._features(points.double()).to(dtype))
+        return result
+
+    def _features(self, points: Tensor) -> Tensor:  # (N, 2) -> (N, L²) in the convention
+        harmonics = transforms.features(points, self.degrees)  # [L², N]
+        if self._table is not None:
+            rows = torch.nn.functional.pad(harmonics, (0, 0, 0, 1))  # a last row of zeros where there is none
+            column = self._column.to(points.device)
+            by_order = rows.index_select(0, column.flatten()).unflatten(0, column.shape)
+            published = self._table.to(points.device) @ by_order  # [2L − 1, L, N]
+            harmonics = published.flatten(0, 1).index_select(0, self._position.to(points.device))
+        return (harmonics * self._factors.to(points.device)[:, None]).T
 
     def folded(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases as op.encode takes them, differentiable in the parameters."""
@@ -210,10 +297,17 @@ class LocationEncoder(nn.Module):
         return model.to(device=device, dtype=dtype)
 
     def to_weights(self, provenance: Provenance | None = None) -> LocationWeights:
-        """The parameters as they are now, in their own convention and dtypes."""
-        named = {
-            name.removeprefix("nnet."): _as_numpy(parameter) for name, parameter in self.named_parameters()
-        }
+        """The network as it is now, in its own convention and dtypes, parametrisations computed.
+
+        Under FSDP all processes call it together. Raises WeightsError for layers that compute with more than
+        weights and biases.
+        """
+        named: dict[str, np.ndarray] = {}
+        siren = self._siren()
+        names = [*(f"layers.{index}" for index in range(len(siren.layers))), "last_layer"]
+        for name, layer in zip(names, map(unwrapped, siren.all_layers()), strict=True):
+            check_exported(layer, name)
+            named[f"{name}.weight"], named[f"{name}.bias"] = _as_numpy(layer.weight), _as_numpy(layer.bias)
         return LocationWeights(named, self.convention, self.harmonics, self.w0, provenance or Provenance())
 
     def encoder(self, *, threads: int | None = None, device: str = "cpu") -> Encoder:
@@ -222,41 +316,94 @@ class LocationEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"L={self.degrees}, {self.convention}, harmonics={self.harmonics!r}, w0={self.w0}, "
-            f"dropout={self.dropout}, backend={self.backend!r}, precision={self.precision!r}"
+            f"L={self.degrees}, {self.convention}, harmonics={self.harmonics!r}, "
+            f"backend={self.backend!r}, precision={self.precision!r}"
         )
 
+    # The statement is extra state, not a buffer: DistributedDataParallel broadcasts buffers in every call,
+    # averages of models (AveragedModel, timm's EMA) add them up, torch.func stacks them, and casts of a
+    # module would change one in floating point. As a tensor of bytes it passes torch.load(weights_only=True),
+    # safetensors and torch.distributed.checkpoint.
+    def get_extra_state(self) -> Tensor:
+        """Statement of convention, harmonics and sine frequencies for the state dictionary."""
+        return torch.from_numpy(self._statement().encoded())
+
+    def set_extra_state(self, state: Any) -> None:
+        """Do nothing: a state's statement is taken note of before its tensors are loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        # torch hands over a dictionary of its own, from which the layers are loaded after this.
+        if any(key.startswith(f"{prefix}nnet.") for key in state_dict):
+            self._convert_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
+
+    def _convert_state(self, state: dict[str, Any], prefix: str) -> None:
+        """Make it a state of this module's convention. Raises WeightsError."""
+        key, own = prefix + STATEMENT_KEY, self._statement()
+        if key not in state:
+            if not self._takes_unstated:
+                way_out = 'convention="analytic"'
+                if self.degrees > EXACT_DEGREES:
+                    way_out += (
+                        f', harmonics="{"published" if self.degrees <= PUBLISHED_DEGREES else "exact"}"'
+                    )
+                raise WeightsError(
+                    f"{key} is missing: the state does not say in which convention its harmonics are; one of "
+                    f"the published code is loaded into LocationEncoder(…, {way_out})"
+                )
+            state[key] = self.get_extra_state()
+            return
+        stated = decode_statement(_as_numpy(state[key]), key)
+        if not stated.same_function(own, self.degrees):
+            names = [name for name in state if name.startswith(f"{prefix}nnet.")]
+            state |= converted_state({name: state[name] for name in names}, stated, own, prefix)
+
+    def _statement(self) -> Statement:
+        return Statement(self.convention, self.harmonics, self.w0)
+
+    def _siren(self) -> Siren:
+        """The network behind wrappers. Raises UsageError where another module stands for it."""
+        for module in self._modules["nnet"].modules():
+            if isinstance(module, Siren):
+                return module
+        raise UsageError(f"nnet is a {type(self.nnet).__name__}, not the network that LocationEncoder makes")
+
     def _orthonormal(self, weight: Tensor) -> Tensor:  # (H, L²) in the convention -> (H, L²) in our basis
-        weight = weight * self._factors.to(weight.dtype)
+        weight = weight * self._factors.to(weight)
         if self._table is None:
             return weight
+        table, column, position = (
+            constant.to(weight.device) for constant in (self._table, self._column, self._position)
+        )
         columns = torch.nn.functional.pad(weight.T, (0, 0, 0, 1))  # a last row of zeros where there is none
-        by_order = columns.index_select(0, self._column.flatten()).unflatten(0, self._column.shape)
+        by_order = columns.index_select(0, column.flatten()).unflatten(0, column.shape)
         # In float64, which autocast leaves alone.
-        folded = self._table.transpose(1, 2) @ by_order.double()  # [2L − 1, L, H]
-        return folded.flatten(0, 1).index_select(0, self._position).T.to(weight.dtype)
+        folded = table.transpose(1, 2) @ by_order.double()  # [2L − 1, L, H]
+        return folded.flatten(0, 1).index_select(0, position).T.to(weight.dtype)
 
-    def _register_fold(self) -> None:
-        """The constants of the fold where the parameters are and, exactly, as precise as they are."""
-        like = self.nnet.layers[0].weight
-        dtype = torch.promote_types(like.dtype, torch.float32)
+    def _set_constants(self) -> None:
+        """Put the constants of the fold where the parameters are; on the CPU for those that are nowhere yet.
 
-        def constant(name: str, values: np.ndarray | None, dtype: Any) -> None:
-            tensor = None if values is None else torch.tensor(values, dtype=dtype, device=like.device)
-            self.register_buffer(name, tensor, persistent=False)
+        They are no buffers: what averages, stacks, broadcasts or casts a module's tensors must leave them.
+        """
+        first = next(self.nnet.parameters(), None)
+        device = torch.device("cpu") if first is None or first.is_meta else first.device
 
-        constant("_factors", column_factors(self.degrees, self.convention), dtype)
-        column = position = table = None
+        def constant(values: np.ndarray) -> Tensor:
+            return torch.tensor(values, device=device)
+
+        self._factors = constant(column_factors(self.degrees, self.convention))
+        self._table: Tensor | None = None
         if folds_published(self.degrees, self.convention, self.harmonics):
             column, table = published_by_order(self.degrees)
-            position = np.argsort(column.ravel(), kind="stable")[: self.degrees**2]
-        constant("_table", table, torch.float64)
-        constant("_column", column, torch.int64)
-        constant("_position", position, torch.int64)
+            self._table, self._column = constant(table), constant(column)
+            self._position = constant(np.argsort(column.ravel(), kind="stable")[: self.degrees**2])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         module = super()._apply(fn, recurse)
-        self._register_fold()  # π in float32 must not become that of a float64 module
+        self._set_constants()
         return module
 
 
@@ -288,20 +435,21 @@ def get_satclip(
     return_all: bool = False,
     *,
     harmonics: Harmonics | None = None,
+    convention: Convention | None = None,
     backend: str = "auto",
 ) -> LocationEncoder | SatClip:
     """The location encoder of a checkpoint, as the published `get_satclip` returns it: in evaluation mode.
 
     It takes (N, 2) degrees, longitude first, and returns (N, E) float64; parameters are float64.
-    path: what read_weights reads. harmonics: as there. return_all: a SatClip with the logit scale and the
-        image encoder's tensors too, from a `.ckpt` that has them.
+    path: what read_weights reads. harmonics, convention: as there. return_all: a SatClip with the logit scale
+        and the image encoder's tensors too, from a `.ckpt` that has them.
     backend: "reference" computes in float64; "auto" takes the fastest on the device as `load` does, which
         computes in float32.
 
     Raises WeightsError for weights that cannot be read or lack what was asked for.
     """
     source = os.fspath(path)
-    weights = read_weights(source, harmonics=harmonics)
+    weights = read_weights(source, harmonics=harmonics, convention=convention)
     if backend == "auto":
         backend = backends.resolve_for(backend, torch.empty(0, dtype=torch.float32, device=device)).name
     location = LocationEncoder.from_weights(weights, backend=backend, device=device, dtype=torch.float64)
@@ -324,9 +472,19 @@ def _whole(source: str, location: LocationEncoder) -> SatClip:
     return SatClip(location, state["logit_scale"].to(device, copy=True), visual)
 
 
+def draw_seed() -> Tensor:  # () int64
+    """A seed of dropout masks by torch's generator, that of the CPU whatever the default device is."""
+    return torch.randint(2**63 - 1, (), device="cpu")
+
+
 def _as_numpy(parameter: Tensor) -> np.ndarray:
-    values = parameter.detach().cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    values = parameter.detach()
+    if hasattr(values, "full_tensor"):  # of FSDP's shards
+        values = values.full_tensor()
+    values = values.cpu()
+    # By DLPack: `numpy()` would forbid FSDP to free this memory.
+    array: np.ndarray = np.from_dlpack(values.float() if values.dtype == torch.bfloat16 else values)
+    return array
 
 
 def _check_shape(degrees: int, capacity: int, hidden_layers: int, embed_dim: int) -> None:

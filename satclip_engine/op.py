@@ -16,7 +16,8 @@ from satclip_engine._optional import need
 from satclip_engine.backends.protocols import check_precision
 from satclip_engine.errors import UsageError
 from satclip_engine.ops import encode as encode_op
-from satclip_engine.ops.autograd import refuse_tangents
+from satclip_engine.ops import transforms
+from satclip_engine.ops.autograd import is_transformed
 
 if TYPE_CHECKING:
     import torch
@@ -49,24 +50,39 @@ def encode(
         numbers, and the result errs by up to 5e-3 of its rms. It is the least accuracy: the others, which
         know exact arithmetic only, compute by that.
 
+    Under torch.func (vmap, grad, jacrev, hessian, ...) and in forward mode plain PyTorch computes it, in the
+    dtype of the weights, whatever the backend: right to any order, slower, harmonics in memory.
+
     Points that are not finite give NaN. Raises UsageError (a ValueError) naming the layer for shapes that do
     not fit and the row where |latitude| > 90, TypeError for dtypes, MissingExtra for a backend that cannot
-    run here, NotImplementedError in forward-mode differentiation.
+    run here.
     """
     if not weights or len(weights) != len(biases):
         raise UsageError(
             f"expected as many weights as biases, got {len(weights)} and {len(biases)}", argument="weights"
         )
+    check_tensor(lonlat)
     if lonlat.is_complex() or lonlat.dtype == torch.bool:
         raise TypeError(f"lonlat must be real numbers, not {lonlat.dtype}")
-    refuse_tangents("encode", lonlat, *weights, *biases)
     wide = functools.reduce(torch.promote_types, [t.dtype for t in (*weights, *biases)], torch.float32)
     weights, biases = [w.to(wide) for w in weights], [b.to(wide) for b in biases]
     lonlat = lonlat.to(torch.float64)
     check_precision(precision)
+    if is_transformed(lonlat, *weights, *biases):
+        encode_op.check_operands(lonlat, weights, biases)
+        return transforms.encode(lonlat, weights, biases, encode_op.check_dropout(dropout), seed)
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (lonlat, *weights, *biases))
     if trained or dropout != 0:
         out, _ = encode_op.encode(lonlat, weights, biases, float(dropout), seed, backend, precision)
     else:
         out = encode_op.embed(lonlat, weights, biases, backend, precision)
     return out
+
+
+def check_tensor(lonlat: object) -> None:
+    """Raise TypeError for points that are no tensor."""
+    if not isinstance(lonlat, torch.Tensor):
+        raise TypeError(
+            f"lonlat must be a tensor, not {type(lonlat).__name__}: torch.as_tensor(lonlat), "
+            "or satclip_engine.load(…) for arrays and tables"
+        )

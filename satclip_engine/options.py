@@ -25,6 +25,7 @@ BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 # layer, float32 sums. It is the least accuracy: backends that know only exact arithmetic compute by that.
 PRECISIONS = ("exact", "fast")
 HARMONICS = ("exact", "published")
+CONVENTIONS = ("analytic", "closed-form", "orthonormal")
 INTEGERS = ("int8", "uint8", "int16")
 DTYPES = (*INTEGERS, "float16", "float32")
 GLOBE, WINDOW = RANGES = ("globe", "window")  # where the range of a band is looked for; else in a file

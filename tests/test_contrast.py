@@ -290,12 +290,33 @@ def test_tensors_need_not_be_contiguous_and_scale_may_be_a_number():
     assert torch.equal(contrastive_loss(wide[:, ::2], strided, 14.3), contrastive_loss(a, b, scale))
 
 
+def test_rows_of_two_dtypes_meet_in_the_wider_one_and_a_scale_may_have_a_dimension_of_one():
+    a, b, scale = (t.detach() for t in pairs())
+    whole, learned = (t.requires_grad_() for t in (scale.double(), scale.reshape(1).clone()))
+    result, expected = (
+        contrastive_loss(a, b.double(), learned),
+        contrastive_loss(a.double(), b.double(), whole),
+    )
+    assert result.dtype == torch.float64
+    assert torch.equal(result, expected)
+    (slope,), (right,) = torch.autograd.grad(result, learned), torch.autograd.grad(expected, whole)
+    torch.testing.assert_close(slope, right.float().reshape(1))
+    assert contrastive_loss(a, b.bfloat16(), learned).shape == ()
+
+
+def test_transforms_of_torch_func_are_refused_in_words():
+    a, b, scale = (t.detach() for t in pairs())
+    words = r"contrastive_loss cannot be transformed by torch\.func .* torch\.autograd\.grad or backward\(\)"
+    with pytest.raises(NotImplementedError, match=words):
+        torch.func.grad(contrastive_loss)(a, b, scale)
+    with pytest.raises(NotImplementedError, match=words):
+        torch.func.vmap(contrastive_loss)(a[None], b[None], scale[None])
+
+
 def test_what_it_cannot_compute_is_refused():
     a, b, scale = (t.detach() for t in pairs())
     with pytest.raises(TypeError, match=r"expected float32 or float64, got torch\.int64"):
         contrastive_loss(a.long(), b.long(), scale)
-    with pytest.raises(TypeError, match="one dtype"):
-        contrastive_loss(a, b.double(), scale)
     with pytest.raises(
         UsageError, match=r"takes torch\.float32 on cpu, not torch\.float64 on cpu: .*'reference'"
     ):
@@ -305,7 +326,7 @@ def test_what_it_cannot_compute_is_refused():
     with pytest.raises(ValueError, match=r"expected a \(N, E\) and b \(N, E\)"):
         contrastive_loss(a[0], b, scale)
     with pytest.raises(ValueError, match="without dimensions"):
-        contrastive_loss(a, b, torch.ones(1))
+        contrastive_loss(a, b, torch.ones(2))
     with pytest.raises(UsageError, match="unknown backend 'gpu': choose from auto, triton, cpu, reference"):
         contrastive_loss(a, b, scale, backend="gpu")
 

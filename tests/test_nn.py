@@ -130,14 +130,14 @@ def test_steps_of_adamw_with_weight_decay_are_those_of_the_published_formula() -
         torch.testing.assert_close(parameter, state[name], rtol=0, atol=1e-9, msg=name)
 
 
-def test_parameters_have_the_published_names_and_nothing_else_is_in_the_state() -> None:
+def test_parameters_have_the_published_names_and_only_a_statement_is_in_the_state_beside_them() -> None:
     model = LocationEncoder(40, 8, 2, 4, convention="analytic", harmonics="published")
     expected = [
         f"nnet.{layer}.{kind}"
         for layer in ("layers.0", "layers.1", "last_layer")
         for kind in ("weight", "bias")
     ]
-    assert list(model.state_dict()) == expected
+    assert list(model.state_dict()) == ["_extra_state", *expected]
     assert [name for name, _ in model.named_parameters()] == expected
 
 
@@ -401,7 +401,7 @@ def test_get_satclip_returns_a_float64_module_in_evaluation_mode() -> None:
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     state = torch.load(RELEASED, weights_only=True)["state_dict"]
-    for name, value in model.state_dict().items():
+    for name, value in model.named_parameters():
         assert torch.equal(value, state[f"model.location.{name}"].double())
 
 

@@ -88,6 +88,7 @@ class Cpu:
         from satclip_engine.reference import gradients
 
         d_network = Network(*([network.empty(*tensor.shape) for tensor in tensors] for tensors in network))
+        d_weights, d_biases = ([tensor.numpy() for tensor in tensors] for tensors in d_network)
         d_first = network.empty(len(lonlat), len(network.weights[0])) if with_lonlat else None
         _C.train_backward(
             _array(grad),
@@ -95,7 +96,8 @@ class Cpu:
             *_arrays(network),
             _array(saved),
             dropout.p,
-            *_arrays(d_network),
+            d_weights,
+            d_biases,
             None if d_first is None else d_first.numpy(),
             _torch_threads(),
         )
@@ -155,7 +157,12 @@ class PreparedCpu(Prepared):
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+    """View an operand, read only before NumPy 2.1.
+
+    By DLPack, since `numpy()` forbids for ever to resize the tensor's memory, which FSDP frees parameters by.
+    """
+    array: np.ndarray = np.from_dlpack(tensor.detach().contiguous())
+    return array
 
 
 def _arrays(network: Network) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 DTYPE = "int16"
 # Options that say something about an atlas; the others describe a raster.
 ATLAS_OPTIONS = (
-    *("atlas", "weights", "harmonics", "dtype", "bands", "threads", "tolerance", "device", "backend"),
-    *("precision", "overwrite", "as_json", "verbose", "quiet"),
+    *("atlas", "weights", "harmonics", "convention", "dtype", "bands", "threads", "tolerance", "device"),
+    *("backend", "precision", "overwrite", "as_json", "verbose", "quiet"),
 )
 
 

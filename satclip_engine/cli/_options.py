@@ -25,6 +25,7 @@ class CommandLine:
     atlas: Path | None
     weights: str
     harmonics: Literal["exact", "published"] | None
+    convention: Literal["analytic", "closed-form", "orthonormal"] | None
     resolution: float | str | tuple[float, float] | None
     bounds: tuple[float, float, float, float] | None
     bounds_crs: str | None

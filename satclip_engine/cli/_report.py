@@ -53,6 +53,8 @@ def command_line(options: CommandLine) -> str:
     words = ["satclip-grid", options.output.name, "--weights", _short_name(options.weights)]
     if options.harmonics:
         words += ["--harmonics", options.harmonics]
+    if options.convention:
+        words += ["--convention", options.convention]
     if options.resolution is not None:
         sizes = options.resolution if isinstance(options.resolution, tuple) else (options.resolution,)
         words += [

@@ -18,7 +18,7 @@ from satclip_engine.cli._command import EXIT_CODES, Command, Terminated, say_lin
 from satclip_engine.cli._options import CommandLine, json_option, raster_options
 from satclip_engine.cli._types import Bands, BandsType, DeviceType, FileType, ResolutionType, SourceType
 from satclip_engine.errors import Argument, OutputError, SatclipError, UsageError
-from satclip_engine.options import BACKENDS, HARMONICS, PRECISIONS, option_fields
+from satclip_engine.options import BACKENDS, CONVENTIONS, HARMONICS, PRECISIONS, option_fields
 
 if TYPE_CHECKING:
     from satclip_engine.arrays.pca import GlobalPCA
@@ -90,6 +90,11 @@ same bytes, and a run without --resume starts over.
     type=click.Choice(HARMONICS, case_sensitive=False),
     help="Spherical harmonics: exact, or as the published code evaluates them.  "
     "[default: what the weights were trained with]",
+)
+@click.option(
+    "--convention",
+    type=click.Choice(CONVENTIONS),
+    help="How the harmonics of weights are scaled whose file does not say it: a bare state dictionary.",
 )
 @click.option(
     "--resolution",
@@ -247,6 +252,7 @@ def _load(options: CommandLine) -> Encoder:
     return load(
         options.weights,
         harmonics=options.harmonics,
+        convention=options.convention,
         backend=options.backend,
         device=str(options.device),
         threads=options.raster.threads,

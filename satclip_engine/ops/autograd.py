@@ -1,7 +1,8 @@
-"""Rules of autocast and of forward-mode differentiation that our PyTorch operators share.
+"""Rules of autocast, torch.func and forward-mode differentiation that our PyTorch operators share.
 
 torch.library lets an operator register its backward pass only, and where tangents are asked for takes zeros:
-a wrong answer without a word. So the functions that call our operators refuse tensors that carry tangents.
+a wrong answer without a word. So the functions that call our operators ask first whether tensors are
+transformed, and compute otherwise or refuse.
 """
 
 from __future__ import annotations
@@ -19,19 +20,35 @@ else:
     forward_ad = torch.autograd.forward_ad
 
 
-def refuse_tangents(name: str, *tensors: Tensor) -> None:
-    """Raise NotImplementedError when any tensor is a dual one, of forward_ad, torch.func.jvp or jacfwd.
+def carries_tangent(tensor: Tensor) -> bool:
+    """True for a dual tensor, of forward_ad, torch.func.jvp or jacfwd."""
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
-    Nothing is asked, so nothing refused, while torch.compile or torch.export traces: the question would break
-    the graph.
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """True when torch.func transforms one of the tensors (vmap, grad, jacrev, ...) or one carries a tangent.
+
+    While torch.compile or torch.export traces only torch.func is asked about, as they can trace it.
     """
     if torch.compiler.is_compiling():
+        return torch._C._functorch.maybe_current_level() is not None
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # torch has no public name for it
+    return any(wrapped(tensor) or carries_tangent(tensor) for tensor in tensors)
+
+
+def refuse_transforms(name: str, *tensors: Tensor) -> None:
+    """Raise NotImplementedError for tensors that torch.func transforms or that carry tangents."""
+    if not is_transformed(*tensors):
         return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if any(carries_tangent(tensor) for tensor in tensors):
         raise NotImplementedError(
             f"{name} has no forward-mode derivatives (torch.autograd.forward_ad, torch.func.jvp, jacfwd): "
             "take reverse-mode ones, with torch.autograd.grad or backward()"
         )
+    raise NotImplementedError(
+        f"{name} cannot be transformed by torch.func (vmap, grad, jacrev, ...): "
+        "take its gradients with torch.autograd.grad or backward()"
+    )
 
 
 def no_autocast(like: Tensor) -> torch.autocast:

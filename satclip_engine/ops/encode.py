@@ -35,7 +35,7 @@ else:
 def embed(
     lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str, precision: str
 ) -> Tensor:
-    _check(lonlat, weights, biases)
+    check_operands(lonlat, weights, biases)
     check_values(lonlat, 0.0)
     with no_autocast(lonlat):
         implementation = backends.resolve_for(backend, weights[0])
@@ -44,7 +44,7 @@ def embed(
 
 @embed.register_fake
 def _(lonlat: Tensor, weights: list[Tensor], biases: list[Tensor], backend: str, precision: str) -> Tensor:
-    _check(lonlat, weights, biases)
+    check_operands(lonlat, weights, biases)
     return weights[0].new_empty(lonlat.shape[0], len(weights[-1]))
 
 
@@ -64,7 +64,7 @@ def encode(
     backend: str,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    _check(lonlat, weights, biases)
+    check_operands(lonlat, weights, biases)
     check_values(lonlat, dropout)
     if seed < 0:
         raise UsageError(f"seed must be from 0 to 2⁶³ − 1, not {seed}", argument="seed")
@@ -83,7 +83,7 @@ def _(
     backend: str,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    _check(lonlat, weights, biases)
+    check_operands(lonlat, weights, biases)
     count, network = lonlat.shape[0], Network(weights, biases)
     saved = backends.resolve_for(backend, weights[0]).saved_shape(count, network.hidden_widths)
     return network.empty(count, len(weights[-1])), network.empty(*saved)
@@ -151,7 +151,14 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     return d_lonlat if with_lonlat else None, d_parameters[:layers], d_parameters[layers:], *no_options
 
 
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "encode has first derivatives only here: torch.func.hessian, jacrev and grad have further ones"
+    )
+
+
 encode.register_autograd(_differentiate, setup_context=_keep)
+encode_backward.register_autograd(_refuse)
 
 # Autocast widens what is narrower than float32 and leaves float64 as it is: nothing is computed in less.
 for _device in ("cpu", "cuda"):
@@ -159,7 +166,7 @@ for _device in ("cpu", "cuda"):
     encode.register_autocast(_device, torch.float32)
 
 
-def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+def check_operands(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
     """Raise for shapes, dtypes and devices that do not form one network at these points."""
     if lonlat.ndim != 2 or lonlat.shape[1] != 2:
         raise UsageError(
@@ -202,5 +209,11 @@ def _check(lonlat: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
 
 def check_values(lonlat: Tensor, dropout: float) -> None:
     check_points(lonlat.detach())  # names the row of an impossible latitude
+    check_dropout(dropout)
+
+
+def check_dropout(dropout: float) -> float:
+    """The share itself. Raises UsageError."""
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}", argument="dropout")
+    return float(dropout)

@@ -39,8 +39,9 @@ def encode(lonlat: np.ndarray, layers: Layers) -> np.ndarray:  # (N, 2) float64 
     """Embeddings at (lon, lat) in degrees."""
     torch = _torch()
     lonlat = _checked(lonlat)
-    weights = [torch.tensor(weight) for weight in layers.weights]
-    biases = [torch.tensor(bias)[:, None] for bias in layers.biases]
+    # On the CPU whatever torch's default device is.
+    weights = [torch.tensor(weight, device="cpu") for weight in layers.weights]
+    biases = [torch.tensor(bias, device="cpu")[:, None] for bias in layers.biases]
     values = np.empty((len(lonlat), layers.embed_dim))
     for rows in blocks(len(lonlat), layers.degrees**2):
         hidden = _features(lonlat[rows], layers.degrees)  # [L², n], then [H, n]
@@ -107,17 +108,21 @@ def _columns(degrees: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _legendre(lat: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [L, L, n]
-    """P̄_lm(−sin lat) with the √2 of real harmonics in m ≥ 1; zero for m > l."""
+    """P̄_lm(−sin lat) with the √2 of real harmonics in m ≥ 1; zero for m > l.
+
+    No step is in place, so that torch differentiates and transforms it (torch.func) to any order.
+    """
     torch = _torch()
     x, s = _colatitude(lat)
-    values = torch.zeros(degrees, degrees, len(lat), dtype=torch.float64, device=lat.device)
-    values[0, 0] = torch.full_like(x, math.sqrt(1 / (4 * math.pi))).masked_fill(x.isnan(), math.nan)
+    zeros = torch.zeros(degrees, len(lat), dtype=torch.float64, device=lat.device)
+    constant = torch.full_like(x, math.sqrt(1 / (4 * math.pi))).masked_fill(x.isnan(), math.nan)
+    rows = [torch.cat([constant[None], zeros[1:]])]
     for degree in range(1, degrees):
         # √2 enters at m = 1.
-        top = math.sqrt(3 if degree == 1 else 1 + 1 / (2 * degree))
-        values[degree, degree] = values[degree - 1, degree - 1] * s * top
-        values[degree, :degree] = _next_degree(degree, x, values[degree - 1], values[max(degree - 2, 0)])
-    return values
+        top = rows[-1][degree - 1] * s * math.sqrt(3 if degree == 1 else 1 + 1 / (2 * degree))
+        lower = _next_degree(degree, x, rows[-1], rows[max(degree - 2, 0)])
+        rows.append(torch.cat([lower, top[None], zeros[degree + 1 :]]))
+    return torch.stack(rows)
 
 
 def _next_degree(degree: int, x: torch.Tensor, last: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -180,4 +185,8 @@ def blocks(count: int, features: int) -> list[slice]:
 
 
 def _torch() -> Any:
-    return need("torch", extra="torch", why="the reference backend")
+    try:
+        import torch  # as torch.compile can trace it, which `need` is not
+    except ImportError:
+        return need("torch", extra="torch", why="the reference backend")
+    return torch

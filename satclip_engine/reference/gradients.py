@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from satclip_engine import reference
 from satclip_engine._optional import need
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 else:
     torch = need("torch", extra="torch", why="encoding with gradients")
 
+Word: TypeAlias = "int | Tensor"
 _WORD = 0xFFFFFFFF
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:  # (..., 4) int64 -> (..., 4) int64
+def philox(
+    counter: Tensor, key: tuple[int | Tensor, int | Tensor]
+) -> Tensor:  # (..., 4) int64 -> (..., 4) int64
     """Philox4x32-10 (Salmon et al. 2011): four random words for every counter; words are 0..2³²−1."""
     a, b, c, d = counter.unbind(-1)
     low_key, high_key = key
@@ -42,7 +45,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:  # (..., 4) int64 -
     return torch.stack([a, b, c, d], dim=-1)
 
 
-def dropout_factors(rows: Tensor, units: int, layer: int, p: float, seed: int) -> Tensor:
+def dropout_factors(rows: Tensor, units: int, layer: int, p: float, seed: Word) -> Tensor:
     """Factors of the pre-activations under dropout: 0, or 1/(1 − p). (n,) int64 -> (n, units) float64.
 
     rows: indices of the points in their batch. layer: 0 for the first hidden layer.

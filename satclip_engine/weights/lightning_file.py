@@ -15,6 +15,7 @@ import numpy as np
 
 from satclip_engine._optional import need
 from satclip_engine.errors import WeightsError
+from satclip_engine.weights.network_keys import flattened_tables, pick_network, without_wrappers
 from satclip_engine.weights.schema import (
     FORMAT_VERSION,
     PUBLISHED_W0,
@@ -24,11 +25,11 @@ from satclip_engine.weights.schema import (
     check_version,
     convention_of,
     harmonics_of,
-    pick_network,
     plain,
     shape_text,
     w0_of,
 )
+from satclip_engine.weights.statement import agreed_modes
 
 # Our own entry beside the published ones. The published loader never looks at it; it keeps what that layout
 # cannot say.
@@ -72,22 +73,33 @@ def read_ckpt(path: Path, where: str) -> Stored:
     """Read a Lightning checkpoint or a bare state dictionary; messages name `where`. Executes nothing."""
     torch = need("torch", extra="torch", why="reading .ckpt files")
     content = _dictionary(load_safely(torch, path, where), where)
-    state = _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+    _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+    state = flattened_tables(content)
     parameters = plain(_dictionary(content.get("hyper_parameters", {}), f"{where}: hyper_parameters"))
     own = plain(_dictionary(content.get(OWN_KEY, {}), f"{where}: {OWN_KEY}"))
     check_version(own.get("format_version", FORMAT_VERSION), where)
     check_architecture(parameters, where)
     size = path.stat().st_size
-    tensors = pick_network(state, where, lambda key: _as_numpy(torch, state[key], f"{where}: {key}", size))
+    tensors, statement = pick_network(
+        state, where, lambda key: _as_numpy(torch, state[key], f"{where}: {key}", size)
+    )
     check_hyper_parameters(parameters, tensors, where)
+    w0 = w0_of(parameters, where, PUBLISHED_W0 if statement is None else statement.w0)
+    convention, harmonics = agreed_modes(
+        statement,
+        convention_of(
+            parameters.get("harmonics_calculation"), f"{where}: hyper_parameters.harmonics_calculation"
+        ),
+        harmonics_of(own.get("harmonics"), f"{where}: {OWN_KEY}.harmonics"),
+        w0,
+        where,
+    )
     # The published entries decide the function; our own adds only what they have no room for.
     return Stored(
         tensors=tensors,
-        convention=convention_of(
-            parameters.get("harmonics_calculation"), f"{where}: hyper_parameters.harmonics_calculation"
-        ),
-        harmonics=harmonics_of(own.get("harmonics"), f"{where}: {OWN_KEY}.harmonics"),
-        w0=w0_of(parameters, where),
+        convention=convention,
+        harmonics=harmonics,
+        w0=w0,
         hyper_parameters=_dictionary(
             own.get("hyper_parameters", parameters), f"{where}: {OWN_KEY}.hyper_parameters"
         ),
@@ -96,10 +108,14 @@ def read_ckpt(path: Path, where: str) -> Stored:
 
 
 def read_state(path: Path, where: str) -> Mapping[str, Any]:
-    """Read all tensors of a checkpoint by their own names, the image encoder's too. Executes nothing."""
+    """Read all tensors of a checkpoint by their names without wrappers, the image encoder's too.
+
+    Executes nothing.
+    """
     torch = need("torch", extra="torch", why="reading .ckpt files")
     content = _dictionary(load_safely(torch, path, where), where)
-    return _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+    state = _dictionary(content.get("state_dict", content), f"{where}: state_dict")
+    return {without_wrappers(str(key)): value for key, value in state.items()}
 
 
 def encode_ckpt(stored: Stored) -> bytes:
@@ -242,9 +258,9 @@ def _as_numpy(torch: ModuleType, value: Any, key: str, limit: int) -> np.ndarray
         raise WeightsError(
             f"{key}: expected at most the file's {limit} bytes, found shape {shape} of {value.dtype}"
         )
-    if not value.is_floating_point():
+    if not value.is_floating_point() and value.dtype != torch.uint8:  # in which statements are kept
         raise WeightsError(f"{key}: expected floating-point values, found {value.dtype} of shape {shape}")
-    if value.dtype not in (torch.float16, torch.float32, torch.float64):
+    if value.dtype not in (torch.float16, torch.float32, torch.float64, torch.uint8):
         value = value.float()  # bfloat16 and float8, which NumPy lacks; exact
     array: np.ndarray = value.detach().numpy()
     return array

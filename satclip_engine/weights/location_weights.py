@@ -47,6 +47,8 @@ from satclip_engine.weights.schema import (
     plain,
 )
 
+# Hyper-parameters by which a checkpoint of the published code is recognised.
+RELEASED_NAMES: Final = frozenset({"le_type", "legendre_polys"})
 # Weights inside the package, by name.
 BUILT_IN: Final[Mapping[str, str]] = MappingProxyType(
     {"default": "bluemarble-l40.safetensors", "default-l10": "bluemarble-l10.safetensors"}
@@ -233,7 +235,10 @@ class LocationWeights:
 
 
 def read_weights(
-    source: str | os.PathLike[str] = "default", *, harmonics: Harmonics | None = None
+    source: str | os.PathLike[str] = "default",
+    *,
+    harmonics: Harmonics | None = None,
+    convention: Convention | None = None,
 ) -> LocationWeights:
     """Read weights by name ("default", "default-l10"), from a `.ckpt` or `.safetensors` file, or from hf://org/name[/file].
 
@@ -241,20 +246,23 @@ def read_weights(
         function that released weights were trained on) and "exact" for all others. An `analytic` checkpoint
         with L > 40 that does not state its mode is read as "exact" with a UserWarning: the table of published
         polynomials ends there.
+    convention: that of a file which does not state it, such as the published code's `state_dict()`; without
+        it such a file is refused, since tensors are the same in every convention. Released checkpoints state
+        theirs in their hyper-parameters (where those lack it, `analytic`, the published default, is taken
+        with a UserWarning), and LocationEncoder in its state dictionary.
 
-    A checkpoint that does not name its convention is taken as `analytic`, the published default, with a
-    UserWarning. Raises WeightsError for a file that is missing, damaged, hostile or of another layout;
-    UsageError for an unknown name or a harmonics mode that these weights cannot have; MissingExtra when torch
-    or huggingface_hub is needed and absent.
+    Raises WeightsError for a file that is missing, damaged, hostile, contradicts itself or does not say what
+    it is; UsageError for an unknown name, a convention that is not the file's, or a harmonics mode that these
+    weights cannot have; MissingExtra when torch or huggingface_hub is needed and absent.
     """
-    check_modes(harmonics=harmonics)
+    check_modes(harmonics=harmonics, convention=convention)
     if isinstance(source, str) and source in BUILT_IN:
         with resources.as_file(resources.files("satclip_engine.data") / BUILT_IN[source]) as path:
-            return _from_file(path, source, harmonics)
+            return _from_file(path, source, harmonics, convention)
     if isinstance(source, str) and source.startswith("hf://"):
         from satclip_engine.weights.hub import download
 
-        return _from_file(download(source), source, harmonics)
+        return _from_file(download(source), source, harmonics, convention)
     path = Path(source)
     named_as_file = path.suffix.lower() in SUFFIXES or path.name != str(source) or (source and path.exists())
     if isinstance(source, str) and not named_as_file:
@@ -263,18 +271,43 @@ def read_weights(
             f"a file ending in {' or '.join(SUFFIXES)}, or hf://org/name[/file]",
             argument="source",
         )
-    return _from_file(path, str(source), harmonics)
+    return _from_file(path, str(source), harmonics, convention)
 
 
-def _from_file(path: Path, source: str, harmonics: Harmonics | None) -> LocationWeights:
+def check_convention(stated: Convention, named: Convention | None, source: str) -> None:
+    """Raise UsageError for a convention that contradicts what weights state of themselves; None is any."""
+    if named not in (None, stated):
+        raise UsageError(
+            f"{source} states another convention, {stated}: leave ",
+            Argument("convention", named),
+            " out",
+            argument="convention",
+        )
+
+
+def _from_file(
+    path: Path, source: str, harmonics: Harmonics | None, named: Convention | None
+) -> LocationWeights:
     stored, digest = read_checkpoint(path, source)
-    if stored.convention is None:
-        warnings.warn(f"{source} does not name its harmonics: taken as 'analytic'", UserWarning, stacklevel=3)
-    convention = stored.convention or "analytic"
+    if stored.convention is not None:
+        check_convention(stored.convention, named, source)
+    convention = stored.convention or named or _released_convention(stored, source)
     degrees = math.isqrt(stored.tensors["layers.0.weight"].shape[1])
     provenance = Provenance(source, path.suffix[1:].lower(), digest, stored.hyper_parameters, stored.extras)
     mode = harmonics or stored.harmonics or _default_harmonics(convention, degrees, source)
     return LocationWeights(stored.tensors, convention, mode, stored.w0, provenance)
+
+
+def _released_convention(stored: Stored, source: str) -> Convention:
+    """Convention of a released checkpoint that lacks its name. Raises WeightsError for any other file."""
+    if not stored.hyper_parameters.keys() >= RELEASED_NAMES:
+        raise WeightsError(
+            f"{source}: does not say in which convention its harmonics are: give ",
+            Argument("convention", "analytic"),
+            " (the published code's default), closed-form or orthonormal",
+        )
+    warnings.warn(f"{source} does not name its harmonics: taken as 'analytic'", UserWarning, stacklevel=4)
+    return "analytic"
 
 
 def _default_harmonics(convention: Convention, degrees: int, source: str) -> Harmonics:

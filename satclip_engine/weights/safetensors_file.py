@@ -22,8 +22,10 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from satclip_engine.errors import WeightsError
+from satclip_engine.weights.network_keys import pick_network
 from satclip_engine.weights.schema import (
     FORMAT_VERSION,
+    PUBLISHED_W0,
     Convention,
     Stored,
     check_architecture,
@@ -31,13 +33,14 @@ from satclip_engine.weights.schema import (
     check_version,
     convention_of,
     harmonics_of,
-    pick_network,
     plain,
     shape_text,
     w0_of,
 )
+from satclip_engine.weights.statement import agreed_modes
 
 _TENSOR_DTYPES: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+_STATEMENT_DTYPE: Final = "U8"
 _MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _OUR_METADATA: Final = ("satclip_format", "L", "convention", "basis", "harmonics", "w0_first", "w0_hidden")
 
@@ -59,16 +62,24 @@ def read_safetensors(path: Path, where: str) -> Stored:
         check_version(metadata.get("satclip_format", FORMAT_VERSION), where)
         parameters = _json_entry(metadata, "hyper_parameters", where)
         check_architecture(parameters, where)
-        tensors = pick_network(header, where, fetch)
+        tensors, statement = pick_network(header, where, fetch)
     check_hyper_parameters(parameters, tensors, where)
     _check_degrees(metadata, tensors, where)
     _check_hash(metadata, tensors, where)
     provenance = _json_entry(metadata, "provenance", where)
+    w0 = w0_of(parameters | metadata, where, PUBLISHED_W0 if statement is None else statement.w0)
+    convention, harmonics = agreed_modes(
+        statement,
+        _convention(metadata, parameters, where),
+        harmonics_of(metadata.get("harmonics"), f"{where}: metadata harmonics"),
+        w0,
+        where,
+    )
     return Stored(
         tensors=tensors,
-        convention=_convention(metadata, parameters, where),
-        harmonics=harmonics_of(metadata.get("harmonics"), f"{where}: metadata harmonics"),
-        w0=w0_of(parameters | metadata, where),
+        convention=convention,
+        harmonics=harmonics,
+        w0=w0,
         hyper_parameters=parameters,
         extras=provenance or {key: value for key, value in metadata.items() if key not in _OUR_METADATA},
     )
@@ -126,25 +137,28 @@ def _read_tensor(file: BinaryIO, start: int, data_size: int, entry: Any, key: st
     """Read a tensor; the header's claims are checked before any memory is allocated."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+        sound = isinstance(dtype, str) and all(
+            isinstance(number, int) and number >= 0 for number in (*shape, begin, end)
+        )
     except (TypeError, KeyError, ValueError):
         sound = False
-    if not sound:
+    if not sound or not isinstance(dtype, str):
         raise WeightsError(
             f"{key}: damaged: expected dtype, shape and data_offsets, found {str(entry)[:100]}"
         )
-    if dtype not in _TENSOR_DTYPES:
+    numpy_dtype = "u1" if dtype == _STATEMENT_DTYPE else _TENSOR_DTYPES.get(dtype)
+    if numpy_dtype is None:
         raise WeightsError(
             f"{key}: expected one of {', '.join(_TENSOR_DTYPES)}, found {dtype} of shape {shape_text(shape)}"
         )
-    needed = math.prod(shape) * np.dtype(_TENSOR_DTYPES[dtype]).itemsize
+    needed = math.prod(shape) * np.dtype(numpy_dtype).itemsize
     if end - begin != needed or end > data_size:
         raise WeightsError(
             f"{key}: truncated or damaged: shape {shape_text(shape)} of {dtype} needs {needed} bytes, "
             f"the header gives bytes {begin} to {end} of {data_size}"
         )
     file.seek(start + begin)
-    values = np.frombuffer(file.read(needed), _TENSOR_DTYPES[dtype]).reshape(shape)
+    values = np.frombuffer(file.read(needed), numpy_dtype).reshape(shape)
     if dtype == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return values

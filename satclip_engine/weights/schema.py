@@ -1,9 +1,9 @@
 """Content of a checkpoint file, whatever its format: names, shapes, conventions, and their checks.
 
 A checkpoint holds one SIREN as `layers.0.weight` (H, L²), `layers.0.bias` (H,), ..., `last_layer.weight` (E,
-H) and `last_layer.bias` (E,), under one of PREFIXES. The columns of `layers.0.weight` are the spherical
-harmonics in order of degree l, then m = -l..l; `convention` says how those harmonics are scaled (see
-conventions.column_factors).
+H) and `last_layer.bias` (E,), under one of network_keys.PREFIXES. The columns of `layers.0.weight` are the
+spherical harmonics in order of degree l, then m = -l..l; `convention` says how those harmonics are scaled
+(see conventions.column_factors).
 
 lightning_file.py and safetensors_file.py turn files into `Stored` and back with the checks below. Everything
 that can be wrong with a file is a WeightsError that names the file, the key, what was expected and found.
@@ -12,8 +12,7 @@ that can be wrong with a file is a WeightsError that names the file, the key, wh
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
@@ -29,11 +28,6 @@ HARMONICS: Final = get_args(Harmonics)
 MAX_DEGREES: Final = 200
 PUBLISHED_W0: Final = (30.0, 1.0)
 FORMAT_VERSION: Final = 1
-
-# In the order in which they are believed: the published model registers one network twice, and its loader
-# assigns `model.location.nnet.` last.
-PREFIXES: Final = ("model.location.nnet.", "model.nnet.", "location.nnet.", "model.", "nnet.", "")
-_NETWORK_KEY = re.compile(r"(?P<prefix>.*?)(?P<name>(?:layers\.\d{1,4}|last_layer)\.(?:weight|bias))")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,35 +48,6 @@ class Stored:
     w0: tuple[float, float] = PUBLISHED_W0
     hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
-
-
-def pick_network(
-    keys: Iterable[str], where: str, fetch: Callable[[str], np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Find the location network among `keys`, fetch its tensors, and check them.
-
-    A file may hold the network under several prefixes; then all copies must be equal.
-    """
-    all_keys = [str(key) for key in keys]
-    networks: dict[str, dict[str, str]] = {}  # keys by prefix and name
-    for key in all_keys:
-        match = _NETWORK_KEY.fullmatch(key)
-        if match and match["prefix"] in PREFIXES:
-            networks.setdefault(match["prefix"], {})[match["name"]] = key
-    if not networks:
-        shown = ", ".join(all_keys[:4]) + (", ..." if len(all_keys) > 4 else "") if all_keys else "none"
-        raise WeightsError(
-            f"{where}: no location network: expected keys such as {PREFIXES[0]}layers.0.weight, found {shown}"
-        )
-    copies = {}
-    for prefix in sorted(networks, key=PREFIXES.index):
-        names = network_names(networks[prefix], where, prefix)
-        copies[prefix] = {name: fetch(networks[prefix][name]) for name in names}
-        check_network(copies[prefix], where, prefix)
-    believed, *others = copies
-    for other in others:
-        _check_equal(copies[believed], copies[other], where, believed, other)
-    return {name: np.array(value, order="C") for name, value in copies[believed].items()}
 
 
 def network_names(tensors: Iterable[str], where: str, prefix: str = "") -> list[str]:
@@ -178,10 +143,12 @@ def harmonics_of(value: Any, key: str) -> Harmonics | None:
     return value
 
 
-def w0_of(parameters: Mapping[str, Any], where: str) -> tuple[float, float]:
+def w0_of(
+    parameters: Mapping[str, Any], where: str, default: tuple[float, float] = PUBLISHED_W0
+) -> tuple[float, float]:
     """Sine frequencies (first layer, others): `w0_first`/`w0_hidden`, or SirenNet's `w0_initial`/`w0`."""
-    first = parameters.get("w0_first", parameters.get("w0_initial", PUBLISHED_W0[0]))
-    hidden = parameters.get("w0_hidden", parameters.get("w0", PUBLISHED_W0[1]))
+    first = parameters.get("w0_first", parameters.get("w0_initial", default[0]))
+    hidden = parameters.get("w0_hidden", parameters.get("w0", default[1]))
     return _frequency(first, f"{where}: w0 of the first layer"), _frequency(
         hidden, f"{where}: w0 of the hidden layers"
     )
@@ -220,16 +187,6 @@ def _check_values(value: np.ndarray, key: str) -> None:
     if not finite.all():
         index = tuple(np.argwhere(~finite)[0].tolist())
         raise WeightsError(f"{key}: expected finite values, found {value[index]} at {list(index)}")
-
-
-def _check_equal(
-    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], where: str, believed: str, other: str
-) -> None:
-    for name in sorted(first.keys() | second.keys()):
-        if name not in first or name not in second or not np.array_equal(first[name], second[name]):
-            raise WeightsError(
-                f"{where}: {believed}{name} and {other}{name} differ: expected two equal copies"
-            )
 
 
 def _frequency(stated: Any, key: str) -> float:

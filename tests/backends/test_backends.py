@@ -19,8 +19,9 @@ from satclip_engine.errors import UsageError
 from satclip_engine.weights import Layers
 
 # float32 network on float64 harmonics: rounding of weights and activations (6e-8 each), sums of up to 40000
-# terms, two sines. The bound is the project's: 1e-5 of the embedding's rms.
+# terms, two sines. The bound is the project's for networks of ordinary gains: 1e-5 of the embedding's rms.
 TOLERANCE = 1e-5
+ORDINARY_GAIN = 10.0  # of the first weights, over those of the initialisation
 
 
 IMPLEMENTATIONS = [
@@ -74,6 +75,42 @@ def test_points_equal_the_reference(implementation, case):
     layers, points, _, _ = workload(case, implementation[0] == "triton")
     expected = expected_at_points(case, implementation[0] == "triton")
     assert relative_error(prepared(implementation, layers).encode(points), expected) < TOLERANCE
+
+
+def random_network(seed: int, released: bool) -> tuple[Layers, float]:
+    """A network of any size and gain, or of the released ones' sizes with an ordinary gain; and that gain."""
+    rng = np.random.default_rng(seed)
+    degrees = int(rng.choice([10, 16, 25, 40] if released else [1, 2, 3, 5, 8, 20, 60, 90]))
+    capacity = int(rng.choice([256, 512] if released else [5, 16, 33, 128]))
+    depth = int(rng.integers(2, 4) if released else rng.integers(1, 5))
+    gain = float(10 ** rng.uniform(0 if released else -1, 1 if released else 1.8))
+    return network(degrees, (capacity,) * depth + (int(rng.integers(3, 257)),), gain, seed), gain
+
+
+def in_plain_float32(points: np.ndarray, layers: Layers) -> np.ndarray:
+    """The layers as PyTorch computes them in float32, on exact harmonics rounded once."""
+    torch = pytest.importorskip("torch")
+    hidden = torch.from_numpy(reference.harmonics(points, layers.degrees)).float()
+    *pairs, last = zip(
+        *(map(torch.tensor, arrays) for arrays in (layers.weights, layers.biases)), strict=True
+    )
+    for weight, bias in pairs:
+        hidden = torch.sin(torch.nn.functional.linear(hidden, weight.float(), bias.float()))
+    return torch.nn.functional.linear(hidden, *(tensor.float() for tensor in last)).numpy()
+
+
+@pytest.mark.parametrize("released", [True, False], ids=["released sizes, ordinary gains", "any"])
+def test_random_networks_err_as_float32_does_and_ordinary_ones_within_the_tolerance(released):
+    points, sets = everywhere(20), _C.instruction_sets()
+    for seed in range(6 if released else 20):
+        layers, gain = random_network(seed, released)
+        expected = reference.encode(points, layers)
+        limit = 8 * relative_error(in_plain_float32(points, layers), expected)
+        if released:
+            assert gain <= ORDINARY_GAIN
+            limit = min(limit, TOLERANCE)
+        network_of_one_set = prepared(("cpu", sets[seed % len(sets)]), layers)
+        assert relative_error(network_of_one_set.encode(points), expected) < limit, seed
 
 
 @pytest.mark.parametrize("case", NETWORKS)

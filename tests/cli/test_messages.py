@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import rasterio
 from factories.cli_runs import SMALL, assert_one_line, run
 
 import satclip_engine as se
@@ -23,12 +24,13 @@ from satclip_engine.progress import Silence
 from satclip_engine.quantize import SAMPLE_TYPES
 from satclip_engine.raster.codec import CODECS
 from satclip_engine.raster.write import write_raster
-from satclip_engine.weights.schema import HARMONICS
+from satclip_engine.weights.schema import CONVENTIONS, HARMONICS
 
 PYTHON_WORDS = re.compile(r"\b[a-z_]+=(True|False|None|'|\")|\benc\.|\bresume=|\bexact=|\boverwrite=")
 
 # A wrong value of every option, and of those that are wrong together.
 WRONG = {
+    "convention": [["--convention", "legendre"], ["--convention", "analytic"]],
     "weights": [["--weights", "nosuch"], ["--weights", "hf://nosuch"]],
     "harmonics": [["--harmonics", "closed"]],
     "resolution": [
@@ -173,6 +175,19 @@ def test_the_way_out_is_an_option_too(folder, weights, args, message):
     assert re.fullmatch(message, last), result.stderr
 
 
+def test_weights_that_do_not_say_what_they_are_need_the_option(folder, weights):
+    from safetensors.numpy import load_file, save_file
+
+    save_file(load_file(weights), "bare.safetensors")  # the tensors without their metadata
+    result = run("a.tif", "--weights", "bare.safetensors", *SMALL, "--no-preview")
+    assert_one_line(result, 1, "give --convention analytic")
+    named = ("--weights", "bare.safetensors", "--convention", "orthonormal", "--no-preview", "-q")
+    assert run("a.tif", *named, *SMALL).exit_code == 0
+    with rasterio.open("a.tif") as raster:
+        assert "--convention orthonormal" in raster.tags()["command"]
+        assert raster.tags()["weights_sha256"] == se.load(weights).weights.sha256
+
+
 def test_an_output_that_exists_and_differs_says_which_option_replaces_it(folder, weights):
     assert run("a.tif", "--weights", weights, *SMALL, "--no-preview", "-q").exit_code == 0
     other = ["--weights", weights, "--resolution", 20, "--no-preview", "-q"]
@@ -276,6 +291,7 @@ def test_choices_are_those_of_the_librarys_tables():
     assert options.BACKENDS == backends.NAMES
     assert options.PRECISIONS == protocols.PRECISIONS
     assert options.HARMONICS == HARMONICS
+    assert options.CONVENTIONS == CONVENTIONS
     assert tuple(SAMPLE_TYPES) == options.DTYPES
     assert tuple(CODECS) == options.COMPRESSIONS
 

@@ -235,11 +235,14 @@ def test_plain_and_published_state_dictionaries_are_read(resnet, tmp_path):
     torch.save(
         {"state_dict": {**resnet.state_dict(), "model.nnet.x": torch.ones(1)}}, tmp_path / "satclip.ckpt"
     )
-    for name in ("old.pth", "plain.safetensors", "satclip.ckpt"):
+    for wrapper in ("_orig_mod", "module"):
+        state = {f"{wrapper}.{key}": value for key, value in resnet.state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / f"satclip.{wrapper}.ckpt")
+    for name in ("old.pth", "plain.safetensors", *sorted(path.name for path in tmp_path.glob("satclip.*"))):
         loaded = load_encoder("resnet18", channels=4, embed_dim=8, weights=tmp_path / name, seed=9)
         assert loaded.fingerprint == resnet.fingerprint
         same_head = torch.equal(loaded.projection.weight, resnet.projection.weight)
-        assert same_head == (name == "satclip.ckpt")
+        assert same_head == name.startswith("satclip.")
 
 
 def test_weights_that_do_not_fit_say_how(resnet, tmp_path):

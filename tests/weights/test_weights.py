@@ -379,12 +379,6 @@ def test_the_hash_tells_functions_apart() -> None:
         assert one.folded().sha256 == other.folded().sha256
 
 
-def test_a_checkpoint_without_convention_is_taken_as_analytic_with_a_warning(tmp_path: Path) -> None:
-    torch.save(as_state(tensors(), "nnet."), tmp_path / "bare.ckpt")
-    with pytest.warns(UserWarning, match="does not name its harmonics: taken as 'analytic'"):
-        assert read_weights(tmp_path / "bare.ckpt").convention == "analytic"
-
-
 @pytest.mark.parametrize("prefix", ["model.location.nnet.", "model.nnet.", "location.nnet.", "nnet.", ""])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_network_is_found_under_every_prefix(tmp_path: Path, prefix: str, suffix: str) -> None:

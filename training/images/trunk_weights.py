@@ -20,6 +20,7 @@ import torch
 from satclip_engine.errors import WeightsError
 from satclip_engine.training.sources.source import join_first
 from satclip_engine.weights.lightning_file import load_safely
+from satclip_engine.weights.network_keys import WRAPPERS, without_wrappers
 
 VISUAL_PREFIX: Final = "model.visual."  # of the image encoder's tensors in SatCLIP checkpoints
 # Of the trunk's tensors among those of other networks; the first prefix that fits is taken.
@@ -29,6 +30,7 @@ _PREFIXES: Final = (
     "encoder_q.",
     "base_encoder.",
     VISUAL_PREFIX,
+    f"module.{VISUAL_PREFIX}",
     "module.",
     "backbone.",
     "",
@@ -50,9 +52,9 @@ def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> str:
     own_head = {name: value for name, value in tensors.items() if name.startswith(f"{head}.")}
     trunk = {name: value for name, value in tensors.items() if name not in own_head}
     _check(trunk, {name: value for name, value in expected.items() if not name.startswith(f"{head}.")}, path)
-    takes_head = prefix == VISUAL_PREFIX and {name: value.shape for name, value in own_head.items()} == {
-        name: value.shape for name, value in expected.items() if name.startswith(f"{head}.")
-    }
+    takes_head = prefix.endswith(VISUAL_PREFIX) and {
+        name: value.shape for name, value in own_head.items()
+    } == {name: value.shape for name, value in expected.items() if name.startswith(f"{head}.")}
     visual.load_state_dict({**trunk, **(own_head if takes_head else {})}, strict=False)
     named = f", named {prefix}*" if prefix else ""
     left_out = f"its head left out ({', '.join(own_head) or 'none'})"
@@ -79,7 +81,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             content = content[name]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    wrappers = WRAPPERS - {"module"}  # which is part of the names that MoCo gives
+    tensors = {
+        without_wrappers(str(name), wrappers): value
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors, but {join_first(map(str, content)) or 'nothing'}")
     return tensors
