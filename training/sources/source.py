@@ -15,11 +15,12 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from satclip_engine.errors import DataError
+from satclip_engine.errors import Argument, DataError
 from satclip_engine.geo.lonlat import beyond_pole
 
 _MAX_LISTED: Final = 5  # rows or files that a message names
 _SKIPPED_SHARE: Final = 0.01  # of the images, that may be skipped by default
+_ROUNDING: Final = 0.5  # degrees beyond a pole that are no longitude in the wrong column
 _MIN_SKIPPED: Final = 10  # that may be skipped by default, however few images there are
 
 
@@ -77,7 +78,8 @@ def check_skipped(skipped: Sequence[SkippedImage], total: int, limit: int, sourc
         raise DataError(
             f"{source}: {len(skipped)} of {total} images cannot be used, more than the {limit} allowed: "
             f"{join_first([str(image) for image in skipped], '; ')}; repair them or take them out of the "
-            f"index, or allow more with max_skipped={len(skipped)}",
+            "index, or allow more with ",
+            Argument("max_skipped", len(skipped)),
             argument="max_skipped",
         )
     if len(skipped) >= total:
@@ -92,21 +94,26 @@ def check_locations(lon: np.ndarray, lat: np.ndarray, row: Callable[[int], str],
     not finite or out of range; `row(i)` says how a person finds row i.
     """
     lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
-    missing = np.flatnonzero(~(np.isfinite(lon) & np.isfinite(lat)))
-    if missing.size:
-        raise DataError(
-            f"{source}: longitude or latitude is missing in {join_first(row(int(i)) for i in missing)}"
-        )
-    invalid = np.flatnonzero(beyond_pole(lat))
-    if invalid.size:
-        hint = " (are lon and lat swapped?)" if np.all(np.abs(lon[invalid]) <= 90.0) else ""
-        rows = join_first(f"{row(int(i))} (lat {lat[i]:g})" for i in invalid)
-        raise DataError(f"{source}: latitude outside [-90, 90] in {rows}{hint}")
+    check_on_earth(lon, lat, row, source)
     invalid = np.flatnonzero((lon < -180.0) | (lon > 360.0))
     if invalid.size:
         rows = join_first(f"{row(int(i))} (lon {lon[i]:g})" for i in invalid)
         raise DataError(f"{source}: longitude outside [-180, 180] in {rows}")
     return np.stack([np.where(lon > 180.0, lon - 360.0, lon), lat], axis=1)
+
+
+def check_on_earth(lon: np.ndarray, lat: np.ndarray, row: Callable[[int], str], source: str) -> None:
+    """Raise DataError naming rows whose longitude or latitude is not finite, or beyond a pole."""
+    missing = np.flatnonzero(~(np.isfinite(lon) & np.isfinite(lat)))
+    if missing.size:
+        rows = join_first(row(int(i)) for i in missing)
+        raise DataError(f"{source}: longitude or latitude is missing or not finite in {rows}")
+    invalid = np.flatnonzero(beyond_pole(lat))
+    if invalid.size:
+        swapped = np.all(np.abs(lon[invalid]) <= 90.0) and np.all(np.abs(lat[invalid]) > 90.0 + _ROUNDING)
+        hint = " (are lon and lat swapped?)" if swapped else ""
+        rows = join_first(f"{row(int(i))} (lat {lat[i]:.10g})" for i in invalid)
+        raise DataError(f"{source}: latitude outside [-90, 90] in {rows}{hint}")
 
 
 def join_first(items: Iterable[str], separator: str = ", ") -> str:
