@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from satclip_engine import backends
-from satclip_engine.errors import SatclipError, UsageError
+from satclip_engine.errors import Argument, SatclipError, UsageError
 from satclip_engine.options import PRECISIONS
 from satclip_engine.weights.schema import MAX_DEGREES
 
@@ -46,16 +46,19 @@ def setting(
     flag: str | None = "",
     resumable: bool = False,
     size: int | None = None,
+    otherwise: Any = None,
 ) -> Any:
     """Define a field of TrainConfig.
 
     flag: the option's name where it is not the setting's own; None for settings of files only.
     resumable: a resumed run may have another value.
     size: of a list.
+    otherwise: value of a setting that nobody gave, where the data take it.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
     metadata = {"help": text, "limits": limits, "choices": choices, "flag": flag}
-    return field(default=default, metadata={**metadata, "resumable": resumable, "size": size})
+    more = {"resumable": resumable, "size": size, "otherwise": otherwise}
+    return field(default=default, metadata={**metadata, **more})
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ class TrainConfig:
     trunk_batch: int = setting(
         64, "Images in the unfrozen encoder at once: a matter of memory only.", least=1, resumable=True
     )
-    views: int = setting(4, "Augmented views of each image in the feature cache.", least=1)
-    flips: bool = setting(True, "Mirror views at random.")
-    blur: bool = setting(True, "Blur views at random, by 3 by 3 pixels.")
-    rcf_filters: int = setting(256, "Filters of rcf.", least=1)
+    views: int | None = setting(
+        None, "Augmented views of each image in the feature cache.", least=1, otherwise=4
+    )
+    flips: bool | None = setting(None, "Mirror views at random.", otherwise=True)
+    blur: bool | None = setting(None, "Blur views at random, by 3 by 3 pixels.", otherwise=True)
+    rcf_filters: int | None = setting(None, "Filters of rcf.", least=1, otherwise=256)
     rcf_components: int | None = setting(
         None,
         "Principal components of rcf's features that are kept, half-whitened.  [default: all features]",
@@ -106,17 +111,23 @@ class TrainConfig:
     in_channels: int | None = setting(
         None, "Channels that images must have.  [default: what they have]", least=1
     )
-    patch: int = setting(16, "Side of patches cut from a raster, in pixels.", least=1)
-    count: int = setting(100_000, "Number of patches cut from a raster.", least=1)
-    water_kept: float = setting(
-        1.0, "Share of a raster's patches of plain water (flat and dark) that is kept.", least=0, most=1
+    patch: int | None = setting(None, "Side of patches cut from a raster, in pixels.", least=1, otherwise=16)
+    count: int | None = setting(None, "Number of patches cut from a raster.", least=1, otherwise=100_000)
+    water_kept: float | None = setting(
+        None,
+        "Share of a raster's patches of plain water (flat and dark) that is kept.",
+        least=0,
+        most=1,
+        otherwise=1.0,
     )
     bounds: tuple[float, ...] | None = setting(
         None, "W S E N in degrees, for a raster without georeference.", size=4
     )
     bands: tuple[int, ...] | None = setting(None, "Bands to read, such as 1,2,3.  [default: all]")
     divisor: float | None = setting(
-        None, "Divisor of pixel values.  [default: 10000 for 16 bits, 255 for 8]", above=0
+        None,
+        "Divisor of stored pixel values.  [default: their scale and offset, or 10000 for 16 bits, 255 for 8]",
+        above=0,
     )
     max_skipped: int | None = setting(
         None, "Images that may be unusable.  [default: 1 %, at least 10]", least=0
@@ -212,7 +223,8 @@ class TrainConfig:
         if self.logit_scale > self.max_logit_scale:
             raise UsageError(
                 f"logit_scale: {self.logit_scale:g} is above max_logit_scale, {self.max_logit_scale:g}: "
-                "lower it or raise --max-logit-scale",
+                "lower it or raise ",
+                Argument("max_logit_scale"),
                 argument="logit_scale",
             )
         if self.vision_layers not in (None, VISION_LAYERS.get(self.image_encoder)):
@@ -223,15 +235,23 @@ class TrainConfig:
             )
         if self.unfreeze and self.image_encoder not in VISION_LAYERS:
             raise UsageError(
-                f"unfreeze: {self.image_encoder} has nothing to fine-tune: choose --image-encoder "
-                f"{', '.join(VISION_LAYERS)}, or leave out --unfreeze",
+                f"unfreeze: {self.image_encoder} has nothing to fine-tune: choose another ",
+                Argument("image_encoder"),
+                f" ({', '.join(VISION_LAYERS)}), or leave it out",
                 argument="unfreeze",
             )
         if self.image_lr is not None and not self.unfreeze:
             raise UsageError(
-                "image_lr: the image encoder is frozen: give --unfreeze too, or leave it out",
+                "image_lr: the image encoder is frozen: give ",
+                Argument("unfreeze"),
+                " too, or leave it out",
                 argument="image_lr",
             )
+
+    def with_defaults(self, names: Iterable[str]) -> TrainConfig:
+        """The same with a value for those of the settings that nobody gave and that have one otherwise."""
+        values = {name: settings()[name].metadata["otherwise"] for name in names if name in settings()}
+        return dataclasses.replace(self, **{n: v for n, v in values.items() if getattr(self, n) is None})
 
     def as_dict(self) -> dict[str, Any]:
         """Settings that have a value, in plain types."""
@@ -281,7 +301,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and nesting, too
         raise UsageError(f"{path}: not TOML ({error})") from error
     settings_read: dict[str, Any] = {}
     for name, value in content.items():
@@ -337,13 +357,14 @@ def respelled(
     name = error.argument
     if name is None or name not in settings():
         return error
-    message = str(error).removeprefix(f"{name}: ")
-    if f"{name}=" in message:  # advice to give another value; a flag overrides a file
-        return type(error)(message.replace(f"{name}=", f"{flag_of(name)} "))
+    if any(isinstance(piece, Argument) and piece.name == name for piece in error.message):
+        return error  # advice to give another value; a flag overrides a file
     spelled = spelling(name, file, values, flags)
-    if message.startswith(f"{name} "):
-        return type(error)(f"{spelled}{message.removeprefix(name)}")
-    return type(error)(f"{spelled}: {message}")
+    message, *more = error.message
+    text = str(message).removeprefix(f"{name}: ")
+    if text.startswith(f"{name} "):
+        return type(error)(f"{spelled}{text.removeprefix(name)}", *more)
+    return type(error)(f"{spelled}: {text}", *more)
 
 
 def check_setting(name: str, value: Any) -> Any:
@@ -354,7 +375,10 @@ def check_setting(name: str, value: Any) -> Any:
     if value_type.is_list:
         if not isinstance(value, list | tuple) or len(value) != (rules["size"] or max(1, len(value))):
             raise _unusable(name, f"a list of {rules['size'] or 'one or more'}", repr(value))
-        return tuple(_typed(name, item, value_type.scalar) for item in value)
+        items = tuple(_typed(name, item, value_type.scalar) for item in value)
+        for item in items:
+            _check_limits(name, item, rules["limits"])
+        return items
     value = _typed(name, value, value_type.scalar)
     if rules["choices"] and value not in rules["choices"]:
         raise _unusable(name, f"one of {', '.join(rules['choices'])}", repr(value))
@@ -368,6 +392,11 @@ def _typed(name: str, value: Any, scalar: type) -> Any:
         value = float(value)
     if type(value) is not scalar:
         raise _unusable(name, _type_name(scalar), repr(value))
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _unusable(name, "text that is UTF-8", ascii(value)) from error
     return value
 
 
@@ -414,6 +443,9 @@ def other_settings(folder: Path, before: TrainConfig, now: TrainConfig, spelled:
 def _nearest(name: str) -> str:
     import difflib
 
+    options = {str(flag_of(setting))[2:].replace("-", "_"): setting for setting in settings()}
+    if name.replace("-", "_") in options:
+        return f"; did you mean {options[name.replace('-', '_')]}?"
     close = difflib.get_close_matches(name, settings(), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -426,6 +458,12 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return '"' + "".join(_toml_character(character) for character in value) + '"'
     return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _toml_character(character: str) -> str:
+    """A character as TOML's basic strings have it; those that control terminals are escaped."""
+    if character in '\\"':
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

@@ -7,12 +7,14 @@ write it into its checkpoints.
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from satclip_engine.errors import Argument, DataError, UsageError, WeightsError
@@ -26,16 +28,27 @@ from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.encoders import ImageEncoder, augmentation_for, load_encoder
 from satclip_engine.training.images.image_views import ImageViews, usable_rows
 from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
+from satclip_engine.training.locations import join_first
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.split import split_samples
 from satclip_engine.training.results.export import ImageEncoderState
 from satclip_engine.training.samples import Features
+from satclip_engine.training.sources.kinds import (
+    DATA_SETTINGS,
+    FEATURES,
+    RASTER,
+    VIEW_SETTINGS,
+    DataKind,
+    refuse_unfit,
+)
 from satclip_engine.training.sources.random_patches import RasterPatches
-from satclip_engine.training.sources.readers import open_source
-from satclip_engine.training.sources.source import PatchSource, SkippedImage, join_first
+from satclip_engine.training.sources.readers import kind_of, open_source
+from satclip_engine.training.sources.source import PatchSource, SkippedImage
 from satclip_engine.weights.lightning_file import load_safely
 
 _ENCODER_FILE: Final = "encoder.pt"
+_RCF_SETTINGS: Final = ("rcf_filters", "rcf_components")
+_NOTED_OVERLAP: Final = 0.05  # share of the held-out patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,34 +59,41 @@ class TrainingInputs:
     image_encoder: ImageEncoderState | None
     description: str
     notes: Mapping[str, Any] = field(default_factory=dict)
+    config: TrainConfig | None = None  # with the values of those settings that the data take
 
 
 def training_inputs(
-    data: Path,
+    data: str | Path,
     is_raster: bool,
     config: TrainConfig,
     folder: Path,
     processes: ProcessContext,
     *,
+    asked: Collection[str] | None = None,
     rebuild_features: bool = False,
     progress: Any = None,
 ) -> TrainingInputs:
     """Features of `data`: those that it is a folder of, or those that the main process makes in `folder`.
 
-    With `unfreeze`, the images of `data` and the trunk that they pass through. rebuild_features: replace the
-    cache that `folder` holds.
+    With `unfreeze`, the images of `data` and the trunk that they pass through. is_raster: whatever its form
+    seems to be. asked: settings that are refused when these data do not take them; by default all that have a
+    value. rebuild_features: replace the cache that `folder` holds.
 
     Raises DataError, UsageError, WeightsError, OutputError.
     """
-    holds_features = not is_raster and (data / MANIFEST).is_file()
+    if processes.is_main:
+        kind = _kind(data, is_raster)
+        config = _used_settings(config, kind, str(data), asked)
+    kind, config = processes.broadcast((kind, config) if processes.is_main else None)
+    holds_features = kind == FEATURES
     if config.unfreeze:
         if holds_features:
             raise UsageError(
-                f"unfreeze: {data} holds features, not images, and a trunk is trained on images: give those "
-                "as DATA, or leave out --unfreeze",
+                f"unfreeze: {data} holds features, not images, and a trunk is trained on images: give those, "
+                "or leave it out",
                 argument="unfreeze",
             )
-        return _unfrozen_inputs(_open_source(data, is_raster, config), config, processes, progress)
+        return _unfrozen_inputs(_open_source(data, kind, config), config, processes, progress)
     if holds_features:
         if rebuild_features:
             raise UsageError(
@@ -83,18 +103,19 @@ def training_inputs(
                 Argument("features"),
                 argument="rebuild_features",
             )
-        folder = data
+        folder = Path(data)
     elif processes.is_main:
-        source = _open_source(data, is_raster, config)
+        source = _open_source(data, kind, config)
         _build_features(source, folder, config, processes, rebuild_features, progress)
     processes.barrier()
     cache = FeatureCache.open(folder, verify=processes.is_main)
     image_encoder = _read_image_encoder(folder)
     _check_features(cache, image_encoder, config)
+    config = replace(config, views=cache.views)
     name = "an unknown encoder" if image_encoder is None else image_encoder.name
     description = f"{len(cache)} samples, {cache.views} views of {cache.dim} features by {name}"
     notes = {"image_encoder": name, "samples": len(cache), "features": cache.fingerprint}
-    return TrainingInputs(cache, image_encoder, description, notes)
+    return TrainingInputs(cache, image_encoder, description, notes, config)
 
 
 def _unfrozen_inputs(
@@ -124,23 +145,52 @@ def _unfrozen_inputs(
     millions = sum(parameter.numel() for parameter in trunk.parameters()) / 1e6
     description = f"{len(images.rows)} samples, {encoder.name} unfrozen ({millions:.1f} M parameters)"
     notes = {"image_encoder": encoder.name, "samples": len(images.rows), "images": features.fingerprint}
-    return TrainingInputs(features, replace(image_encoder_state(encoder), state={}), description, notes)
+    state = replace(image_encoder_state(encoder), state={})
+    return TrainingInputs(features, state, description, notes, config)
 
 
-def _open_source(data: Path, is_raster: bool, config: TrainConfig) -> PatchSource:
-    options: dict[str, Any] = {"bands": config.bands, "divisor": config.divisor}
+def _kind(data: str | Path, is_raster: bool) -> DataKind:
     if is_raster:
-        options |= {"patch": config.patch, "count": config.count, "seed": config.seed}
-        return RasterPatches(data, bounds=_bounds(config), water_kept=config.water_kept, **options)
-    options["max_skipped"] = config.max_skipped
-    return open_source(data, **{name: value for name, value in options.items() if value is not None})
+        return RASTER
+    return FEATURES if os.path.isfile(os.path.join(data, MANIFEST)) else kind_of(data)
 
 
-def _bounds(config: TrainConfig) -> tuple[float, float, float, float] | None:
-    if config.bounds is None:
-        return None
-    west, south, east, north = config.bounds
-    return west, south, east, north
+def _used_settings(
+    config: TrainConfig, kind: DataKind, name: str, asked: Collection[str] | None
+) -> TrainConfig:
+    """Settings with a value for all that data of this kind take.
+
+    Raises UsageError for one that was asked for and decides nothing.
+    """
+    if asked is None:
+        asked = [setting for setting in DATA_SETTINGS if getattr(config, setting, None) is not None]
+    refuse_unfit(kind, name, [setting for setting in DATA_SETTINGS if setting in asked])
+    if kind == FEATURES:  # compared with what the features are
+        return config
+    if config.unfreeze and "views" in asked:
+        raise UsageError(
+            "views: an image encoder that is trained sees a fresh view every time: leave it out",
+            argument="views",
+        )
+    _refuse_rcf_settings(config, asked)
+    idle = (["views"] if config.unfreeze else []) + (["rcf_filters"] if config.image_encoder != "rcf" else [])
+    return config.with_defaults(setting for setting in kind.settings if setting not in idle)
+
+
+def _refuse_rcf_settings(config: TrainConfig, asked: Collection[str]) -> None:
+    unfit = next((setting for setting in _RCF_SETTINGS if setting in asked), None)
+    if unfit is not None and config.image_encoder != "rcf":
+        raise UsageError(
+            f"{unfit}: the image encoder is {config.image_encoder}, and this is for rcf: leave it out",
+            argument=unfit,
+        )
+
+
+def _open_source(data: str | Path, kind: DataKind, config: TrainConfig) -> PatchSource:
+    """Open the data with those settings that their kind takes."""
+    values = {name: getattr(config, name, None) for name in kind.settings if name not in VIEW_SETTINGS}
+    options = {name: value for name, value in values.items() if value is not None}
+    return RasterPatches(data, **options) if kind == RASTER else open_source(data, **options)
 
 
 def _build_features(
@@ -158,7 +208,7 @@ def _build_features(
         source,
         encoder,
         folder,
-        views=config.views,
+        views=int(config.views or 1),
         seed=config.seed,
         augmentation=_augmentation(encoder, source, config),
         workers=config.num_workers or None,
@@ -194,7 +244,9 @@ def _load_encoder(source: PatchSource, config: TrainConfig) -> ImageEncoder:
 
 
 def _augmentation(encoder: ImageEncoder, source: PatchSource, config: TrainConfig) -> Augmentation:
-    return replace(augmentation_for(encoder, source), flips=config.flips, blur=config.blur)
+    return replace(
+        augmentation_for(encoder, source), flips=config.flips is not False, blur=config.blur is not False
+    )
 
 
 def _warn_of_skipped(skipped: Sequence[SkippedImage]) -> None:
@@ -207,7 +259,21 @@ def _check_source(source: PatchSource, config: TrainConfig) -> None:
     """Raise UsageError now for what would be found only once all features are made."""
     _check_channels(source.channels, config)
     fraction, degrees = config.val_random_split_fraction, config.val_block_degrees
-    split_samples(source.lonlat, fraction, config.seed, block_degrees=degrees)
+    split = split_samples(source.lonlat, fraction, config.seed, block_degrees=degrees)
+    if isinstance(source, RasterPatches) and len(split.held_out):
+        _note_overlap(source, split.train, split.held_out)
+
+
+def _note_overlap(source: RasterPatches, train: np.ndarray, held_out: np.ndarray) -> None:
+    """Warn where held-out patches show what others, which are trained on, show too."""
+    share = source.overlapping_share(held_out, train)
+    if share >= _NOTED_OVERLAP:
+        warnings.warn(
+            f"{100 * share:.0f} % of the held-out patches share pixels with patches that are trained on, so "
+            "their loss says little of other locations: hold out whole blocks with --val-block-degrees, "
+            "or cut fewer patches with --count",
+            stacklevel=3,
+        )
 
 
 def _check_channels(channels: int, config: TrainConfig) -> None:
@@ -238,6 +304,7 @@ def _check_features(
     cache: FeatureCache, image_encoder: ImageEncoderState | None, config: TrainConfig
 ) -> None:
     """Raise UsageError for features of another kind than the settings ask for."""
+    _check_same("views", config.views, cache.views, cache)
     if image_encoder is None:
         warnings.warn("the features come without their image encoder: checkpoints lack it", stacklevel=3)
         return
@@ -245,7 +312,24 @@ def _check_features(
     if config.image_encoder != image_encoder.name:
         raise UsageError(
             f"image_encoder: {config.image_encoder} is asked for, the features in {cache.folder} are of "
-            f"{image_encoder.name}: give --image-encoder {image_encoder.name}, or a folder for others with "
-            "--features",
+            f"{image_encoder.name}: give ",
+            Argument("image_encoder", image_encoder.name),
+            ", or another folder for others",
             argument="image_encoder",
+        )
+    _refuse_rcf_settings(config, [name for name in _RCF_SETTINGS if getattr(config, name) is not None])
+    if image_encoder.name == "rcf":
+        tensors = image_encoder.state.items()
+        filters = next((len(value) for name, value in tensors if name.endswith("filters")), None)
+        _check_same("rcf_filters", config.rcf_filters, filters, cache)
+        _check_same("rcf_components", config.rcf_components, cache.dim, cache)
+
+
+def _check_same(name: str, asked: int | None, present: int | None, cache: FeatureCache) -> None:
+    """Raise UsageError where a setting is not what the features were made with."""
+    if None not in (asked, present) and asked != present:
+        raise UsageError(
+            f"{name}: {asked} is asked for, the features in {cache.folder} have {present}: leave it out, or "
+            "give the images as DATA and another folder for features",
+            argument=name,
         )

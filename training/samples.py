@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satclip_engine.errors import Argument, UsageError
+from satclip_engine.errors import Argument, DataError, UsageError
+from satclip_engine.training.locations import check_on_earth
 
 STATISTICS_SAMPLES: Final = 8192  # over which the features' mean and size are measured
 
@@ -42,11 +43,20 @@ class MemoryFeatures:
                 f"expected lonlat (N, 2) and features (N, F) or (N, K, F), "
                 f"got {self.lonlat.shape} and {tuple(values.shape)}"
             )
+        check_points(self.lonlat)
         _, self.views, self.dim = self._values.shape
 
     def batch(self, indices: Any, views: Any) -> Tensor:
         """Features (n, F) of samples and their views."""
         return self._values[torch.as_tensor(indices), torch.as_tensor(views)]
+
+
+def check_points(lonlat: np.ndarray) -> None:
+    """Raise UsageError naming the first samples whose locations are not finite or beyond a pole."""
+    try:
+        check_on_earth(lonlat, "sample {}".format, "lonlat")
+    except DataError as error:
+        raise UsageError(str(error), argument="lonlat") from error
 
 
 def samples_fingerprint(data: Features) -> str:

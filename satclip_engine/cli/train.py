@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 HELP = """Train a location encoder on images and the locations where they were taken.
 
 DATA is a folder in the S2-100K layout (index.csv, images/), a CSV or GeoParquet that lists images, a folder
-of georeferenced images, or a folder of features that an earlier run made. --from-raster cuts patches from one
-large raster instead. Images pass through a frozen encoder once; training then reads features only. With
---unfreeze the encoder is trained too, and images pass through it at every step.
+of georeferenced images, a folder of features that an earlier run made, or one large raster (or its GDAL name,
+such as netcdf:FILE:variable), from which patches are cut; --from-raster says that it is one. Images pass
+through a frozen encoder once; training then reads features only. With --unfreeze the encoder is trained too,
+and images pass through it at every step.
 
 \b
 Examples:
@@ -95,7 +96,7 @@ def _option(name: str) -> Any:
 def _help(name: str) -> str:
     entry = settings()[name]
     text: str = entry.metadata["help"]
-    default = entry.default
+    default = entry.metadata["otherwise"] if entry.default is None else entry.default
     if default is None or "[" in text:
         return text
     shown = f"{default:g}" if isinstance(default, float) else str(default)
@@ -112,7 +113,7 @@ def _help(name: str) -> str:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,
 )
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=click.Path())
 @click.option(
     "--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder of the run."
 )
@@ -120,7 +121,7 @@ def _help(name: str) -> str:
 @click.option(
     "--from-raster",
     metavar="RASTER",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="Cut patches from it; instead of DATA.",
 )
 @click.option(
@@ -142,10 +143,10 @@ def _help(name: str) -> str:
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main(
-    data: Path | None,
+    data: str | None,
     out: Path,
     config: Path | None,
-    from_raster: Path | None,
+    from_raster: str | None,
     features: Path | None,
     rebuild_features: bool,
     resume: bool,
@@ -170,31 +171,41 @@ def main(
     if run_settings.unfreeze and (features is not None or rebuild_features):
         option = "--rebuild-features" if features is None else "--features"
         raise click.UsageError(f"--unfreeze makes no features: leave out {option}")
-    request = _RunRequest(data, from_raster, out, features or out / "features", rebuild_features, resume)
+    typed = {name for name, value in flags.items() if value is not None}
+    request = _RunRequest(
+        data or str(from_raster),
+        from_raster is not None,
+        out,
+        features or out / "features",
+        rebuild_features,
+        resume,
+        frozenset(typed | set({} if config is None else read_toml(config))),
+    )
     try:
         result = _run(run_settings, request, quiet=quiet, verbose=verbose)
     except RunStopped as stopped:
         terminated = stopped.signal == signal.SIGTERM
         raise (Terminated if terminated else KeyboardInterrupt)(str(stopped)) from stopped
     except SatclipError as error:
-        typed = respelled(error, str(config or ""), {} if config is None else read_toml(config), flags)
-        if typed is error:
+        named = respelled(error, str(config or ""), {} if config is None else read_toml(config), flags)
+        if named is error:
             raise
-        raise typed from error
+        raise named from error
     if result is not None:
         click.echo(_as_json(result)) if as_json else show(_as_text(result, out))
 
 
 @dataclass(frozen=True)
 class _RunRequest:
-    """Paths of a run and flags for its files."""
+    """Paths of a run, flags for its files, and the settings that were asked for now."""
 
-    data: Path | None
-    raster: Path | None
+    data: str  # a path or GDAL name
+    is_raster: bool
     out: Path
     features: Path
     rebuild_features: bool
     resume: bool
+    asked: frozenset[str]
 
 
 def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: bool) -> RunResult | None:
@@ -205,33 +216,36 @@ def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: boo
     from satclip_engine.training.results.display import display_for
     from satclip_engine.training.session import train
 
-    data = request.data or request.raster
-    assert data is not None
     with join_processes(config.device) as processes:
         check_backend(config, processes.device)
         if not processes.is_main:
             warnings.simplefilter("ignore")
         quiet = quiet or not processes.is_main
         inputs = training_inputs(
-            data,
-            request.raster is not None,
+            request.data,
+            request.is_raster,
             config,
             request.features,
             processes,
+            asked=request.asked,
             rebuild_features=request.rebuild_features,
             progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
         )
         if verbose and processes.is_main:
             say_line(f"satclip-train: {inputs.description}")
         result = train(
-            config,
+            inputs.config or config,
             inputs.features,
             request.out,
             image_encoder=inputs.image_encoder,
             resume=request.resume,
             processes=processes,
             display=display_for(sys.stderr, quiet=quiet),
-            notes={"data": data.absolute().name, "version": __version__, **inputs.notes},
+            notes={
+                "data": os.path.basename(os.path.abspath(request.data)),
+                "version": __version__,
+                **inputs.notes,
+            },
         )
     return result if processes.is_main else None
 

@@ -42,7 +42,7 @@ def geobox_of_file(path: str | os.PathLike[str], crs: Any = None) -> GeoBox:
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as dataset:
                 return geobox_of_dataset(dataset, crs)
-    except rasterio.errors.RasterioIOError as error:
+    except (rasterio.errors.RasterioIOError, UnicodeError) as error:  # the latter of a VRT that is not UTF-8
         raise UsageError(f"{os.fspath(path)}: cannot be read as a raster ({error})") from error
 
 

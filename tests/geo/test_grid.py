@@ -586,3 +586,11 @@ def test_degrees_as_bounds_of_a_projected_crs_are_recognised():
         UsageError, match=r"not whole ones.*; if they are degrees, give bounds_crs='EPSG:4326'"
     ):
         make_grid(crs="EPSG:3857", resolution=1000, bounds=(10, 45, 12, 47))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of rasterio's log
+def test_a_virtual_raster_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "a.vrt"
+    path.write_bytes(b'<VRTDataset rasterXSize="36" rasterYSize="18"><\xff')
+    with pytest.raises(UsageError, match=r"a\.vrt: cannot be read as a raster"):
+        make_grid(like=path)

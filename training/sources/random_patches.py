@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from satclip_engine.errors import DataError, UsageError
+from satclip_engine.training.sources.bands import class_note
+from satclip_engine.training.sources.gdal_files import file_identity, name_within
 from satclip_engine.training.sources.raster_windows import RasterWindows
 from satclip_engine.training.sources.source import SkippedImage, fingerprint
 
@@ -27,6 +28,8 @@ _MIN_DRAWN_LOCATIONS = 1 << 16  # in a round
 _MAX_ROUNDS = 200  # of drawing, before the raster is taken to have no more
 _EXHAUSTED_SHARE = 0.01  # new windows of those drawn; several such rounds in a row are the end
 _EXHAUSTED_ROUNDS = 5
+_NOTED_PATCHES = 64  # that are looked at for classes
+_MEASURED_PATCHES = 1000  # whose overlap with others is measured
 
 
 class RasterPatches:
@@ -55,11 +58,12 @@ class RasterPatches:
         water_kept: float = 1.0,
         memory: int = _LOADED_BYTES,
     ) -> None:
-        path = Path(path)
+        path = os.fspath(path)
         _check_options(patch, count, water_kept)
-        if not path.is_file():
+        identity = file_identity(path)
+        if identity is None:
             raise DataError(f"{path}: no such file")
-        self.name, self.patch = str(path), patch
+        self.name, self.patch = path, patch
         self.skipped: tuple[SkippedImage, ...] = ()
         self.max_skipped = 0
         self._raster = RasterWindows(
@@ -73,17 +77,33 @@ class RasterPatches:
             )
         self._columns, self._rows = self._draw(count, np.random.default_rng(seed), water_kept)
         self.lonlat = self._raster.pixel_lonlat(self._columns + patch / 2, self._rows + patch / 2)
-        drawn = len(self.lonlat)
-        self.notes = () if drawn == count else (f"{path} holds {drawn} different patches, not {count}",)
-        stat = path.stat()
+        self.notes = tuple(self._notes(count))
+        size, changed = identity
         options: dict[str, Any] = {
-            "bytes": stat.st_size,
-            "changed": stat.st_mtime_ns,
+            "bytes": size,
+            "changed": changed,
             "patch": patch,
             "bands": self._raster.bands,
             "divisor": self._raster.divisor,
+            **self._fingerprint_of_form(),
         }
         self.fingerprint = fingerprint("raster patches", options, self._columns, self._rows, self.lonlat)
+
+    def _fingerprint_of_form(self) -> dict[str, Any]:
+        """Further properties of the raster that decide values; empty for plain files."""
+        reader = self._raster.reader
+        form = {"scaled": reader.scaled, "palette": reader.palette is not None}
+        within = name_within(self.name)
+        return {name: value for name, value in {**form, "within": within}.items() if value}
+
+    def _notes(self, count: int) -> list[str]:
+        drawn, reader = len(self.lonlat), self._raster.reader
+        fewer = [] if drawn == count else [f"{self.name} holds {drawn} different patches, not {count}"]
+        if reader.palette is not None or reader.scaled or len(reader.bands) != 1:
+            return fewer
+        columns, rows = self._columns[:_NOTED_PATCHES], self._rows[:_NOTED_PATCHES]
+        stored, _ = self._raster.read_stored(columns, rows, self.patch)
+        return fewer + class_note(stored.ravel(), reader.divisor, self.name)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,6 +120,33 @@ class RasterPatches:
         """Read (C, patch, patch) float32 for each index."""
         index = np.fromiter(indices, np.int64)
         return list(self._raster.read(self._columns[index], self._rows[index], self.patch)[0])
+
+    def overlapping_share(self, patches: np.ndarray, others: np.ndarray) -> float:
+        """Share of the patches, of a thousand of them at most, that share a pixel with one of the others."""
+        cells: dict[tuple[int, int], list[int]] = {}
+        for other in others:
+            cells.setdefault(self._cell(int(other)), []).append(int(other))
+        spread = np.linspace(0, len(patches) - 1, min(len(patches), _MEASURED_PATCHES)).astype(int)
+        measured = [int(patch) for patch in patches[spread]]
+        return sum(self._overlaps(patch, cells) for patch in measured) / max(1, len(measured))
+
+    def _cell(self, index: int) -> tuple[int, int]:
+        """Cell of a patch's corner, in a lattice of cells as large as patches."""
+        return int(self._columns[index]) // self.patch, int(self._rows[index]) // self.patch
+
+    def _overlaps(self, index: int, cells: dict[tuple[int, int], list[int]]) -> bool:
+        """True where a patch shares a pixel with one of those in the cells around it."""
+        width = self._raster.width
+        column, row = self._cell(index)
+        columns = {column - 1, column, column + 1}
+        if self._raster.wraps:
+            columns = {c % -(-width // self.patch) for c in range(column - 2, column + 3)}
+        near = [other for c in columns for r in range(row - 1, row + 2) for other in cells.get((c, r), ())]
+        across = np.abs(self._columns[near] - self._columns[index])
+        if self._raster.wraps:
+            across = np.minimum(across, width - across)
+        down = np.abs(self._rows[near] - self._rows[index])
+        return bool(((across < self.patch) & (down < self.patch)).any())
 
     def _draw(self, count: int, rng: np.random.Generator, water_kept: float) -> tuple[np.ndarray, np.ndarray]:
         """Draw different usable patches; their upper left columns and rows, in the order of drawing."""

@@ -12,23 +12,40 @@ comes as zeros, because that is how the published model and its image encoders w
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from satclip_engine._optional import need
 from satclip_engine.errors import DataError, UsageError
 from satclip_engine.geo.crs import parse_crs, transformers
-from satclip_engine.training.sources.image_files import ImageFiles, ImageLayout, probe_layout, read_failure
+from satclip_engine.training.locations import join_first
+from satclip_engine.training.sources.bands import check_bands, choose_divisor
+from satclip_engine.training.sources.gdal_files import (
+    file_identity,
+    georeference,
+    is_gdal_name,
+    open_raster,
+    read_errors,
+    read_failure,
+)
+from satclip_engine.training.sources.image_files import ImageFiles, ImageLayout, probe_layout
 from satclip_engine.training.sources.image_tables import SUFFIXES, ImageTable, read_image_table
+from satclip_engine.training.sources.kinds import (
+    FOLDER,
+    RASTER,
+    S2_100K,
+    TABLE,
+    DataKind,
+    refuse_unfit,
+)
 from satclip_engine.training.sources.random_patches import RasterPatches
-from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_locations, join_first
+from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_locations
 
-_S2_100K = ImageLayout(
+_S2_LAYOUT: Final = ImageLayout(
     bands=tuple(range(1, 13)),
     stored_bands=12,
     size=(256, 256),
@@ -36,49 +53,57 @@ _S2_100K = ImageLayout(
     dtype="uint16",
     zero_channel=10,
 )
-_S2_MIN_BYTES = 10_000  # the published code's own limit: smaller files hold nodata
-_IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
-_OPENING_THREADS = 8  # that open files; they mostly wait
+_S2_MIN_BYTES: Final = 10_000  # the published code's own limit: smaller files hold nodata
+_IMAGE_SUFFIXES: Final = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".vrt")
+_ZARR_ENTRIES: Final = ("zarr.json", ".zarray", ".zgroup")
+_OPENING_THREADS: Final = 8  # that open files; they mostly wait
+_COMPARED_IMAGES: Final = 32  # whose own georeference is compared with the table's locations
+_RADII: Final = 2.0  # of an image, from its centre, within which its location may lie
+_MARGIN_METRES: Final = 1000.0  # and so much further
+_MIN_CONTRADICTIONS: Final = 3  # and half of those compared: the table is wrong; fewer are noted
+_CENTRE_AND_CORNERS: Final = ((0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1))
+_EARTH_RADIUS: Final = 6_371_000.0  # metres
 
 
 def open_source(path: str | os.PathLike[str], **options: Any) -> PatchSource:
-    """Open a folder with index.csv, a table, a folder of images, or a raster.
+    """Open a folder with index.csv, a table, a folder of images, or a raster, which may have a GDAL name.
 
     An index.csv whose images are not those of S2-100K is read as a table. `options` are those of the reader
-    that is chosen. Raises DataError when `path` is none of them.
+    that is chosen. Raises DataError when `path` is none of them, UsageError for options of another reader.
     """
-    path = Path(path)
-    if path.is_dir():
-        index = path / "index.csv"
-        if not index.exists():
-            return read_folder(path, **options)
-        if not _is_s2_100k(index):
-            return read_table(index, **options)
-        _refuse(
-            options,
-            ("bands", "size", "divisor"),
-            f"{path} is in the S2-100K layout, which fixes it: leave it out, or give {index} as a table",
-        )
-        return read_index(path, **options)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if path.suffix.lower() in SUFFIXES:
-        return read_table(path, **options)
-    _refuse(
-        options, ("size", "max_skipped"), f"{path} is a raster, and this is for files of images: leave it out"
-    )
-    return RasterPatches(path, **options)
+    name, kind = os.fspath(path), kind_of(path)
+    asked = {option: value for option, value in options.items() if value is not None}
+    refuse_unfit(kind, name, asked)
+    if kind == TABLE and os.path.isdir(name):
+        return read_table(Path(name) / "index.csv", **asked)
+    return _READERS[kind](name, **asked)
 
 
-def _refuse(options: Mapping[str, Any], names: Sequence[str], reason: str) -> None:
-    """Raise UsageError for the first of `names` that is among the options."""
-    for name in names:
-        if options.get(name) is not None:
-            raise UsageError(f"{name}: {reason}", argument=name)
+def kind_of(path: str | os.PathLike[str]) -> DataKind:
+    """Kind of what lies at a path or has a GDAL name. Raises DataError when that is nothing."""
+    name, file = os.fspath(path), Path(path)
+    if file.is_dir():
+        if any((file / entry).exists() for entry in _ZARR_ENTRIES):
+            return RASTER
+        if not (file / "index.csv").exists():
+            return FOLDER
+        return S2_100K if _is_s2_100k(file / "index.csv") else TABLE
+    if not file.exists() and not is_gdal_name(name):
+        raise DataError(f"{name}: no such file or folder")
+    return TABLE if file.suffix.lower() in SUFFIXES and file.exists() else RASTER
 
 
-def read_index(folder: str | os.PathLike[str], *, max_skipped: int | None = None) -> ImageFiles:
+def read_index(
+    folder: str | os.PathLike[str],
+    *,
+    bands: Sequence[int] | None = None,
+    divisor: float | None = None,
+    max_skipped: int | None = None,
+) -> ImageFiles:
     """Read the S2-100K layout: 13 channels of 256×256, values divided by 10,000.
+
+    bands: of the files' 12, which lack B10 (11 is B11, 12 is B12); by default all, and B10 as zeros.
+    divisor: of the values, instead of 10,000.
 
     Files that are missing or too small are skipped at once; those that are corrupt or of another shape when
     they are read. More than `max_skipped` (1 %, at least 10) is a DataError, and so are coordinates out of
@@ -93,8 +118,16 @@ def read_index(folder: str | os.PathLike[str], *, max_skipped: int | None = None
         )
     if not (folder / "images").is_dir():
         raise DataError(f"{folder} holds an index.csv but no folder images/ as in S2-100K")
-    files = [folder / "images" / name for name in table.files(names=("fn",))]
-    return _image_files(table, files, _S2_100K, min_bytes=_S2_MIN_BYTES, max_skipped=max_skipped)
+    files = [os.fspath(folder / "images" / name) for name in table.files(names=("fn",))]
+    layout = _s2_layout(bands, divisor, str(folder))
+    return _image_files(table, files, layout, min_bytes=_S2_MIN_BYTES, max_skipped=max_skipped)
+
+
+def _s2_layout(bands: Sequence[int] | None, divisor: float | None, name: str) -> ImageLayout:
+    layout = replace(_S2_LAYOUT, divisor=choose_divisor("uint16", divisor, name))
+    if bands is None:
+        return layout
+    return replace(layout, bands=check_bands(bands, _S2_LAYOUT.bands, f"a file of {name}"), zero_channel=None)
 
 
 def read_table(
@@ -109,8 +142,9 @@ def read_table(
 
     Locations are columns lon and lat, a geometry's centre, or else the centre of each image.
     bands: numbers from 1; by default all but transparency.
-    size: larger images are cut to it at their centre; without it, all must be like the first.
-    divisor: of the values; by default 255 for uint8, 10,000 for 16 bits, 1 for floats.
+    size: larger images are cut to it at their centre; without it, all must be like most of them.
+    divisor: of the stored values; by default their own scale and offset, or 255 for uint8, 10,000 for 16
+        bits, 1 for floats.
     """
     table = read_image_table(Path(path))
     files = [_resolve(table.path.parent, name) for name in table.files()]
@@ -130,56 +164,53 @@ def read_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    files = sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
-    )
+    files = [
+        os.fspath(file)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
+    ]
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)}) and no index.csv")
     layout = probe_layout(files, bands=bands, size=size, divisor=divisor)
     locations = _own_locations(files)
-    usable = [i for i, location in enumerate(locations) if not isinstance(location, SkippedImage)]
-    lonlat = np.array([locations[index] for index in usable], np.float64).reshape(-1, 2)
+    located = {i: place for i, place in enumerate(locations) if not isinstance(place, SkippedImage)}
+    usable = list(located)
+    lonlat = _centres(located.values())
     return ImageFiles(
         str(folder),
         [files[index] for index in usable],
         lonlat,
         layout,
-        stats=[_stat(files[index]) or (0, 0) for index in usable],
-        skipped=[location for location in locations if isinstance(location, SkippedImage)],
+        stats=[file_identity(files[index]) or (0, 0) for index in usable],
+        skipped=[place for place in locations if isinstance(place, SkippedImage)],
         notes=_shared_locations(lonlat),
         max_skipped=max_skipped,
     )
 
 
 def _image_files(
-    table: ImageTable, files: list[Path], layout: ImageLayout, *, min_bytes: int = 1, max_skipped: int | None
+    table: ImageTable, files: list[str], layout: ImageLayout, *, min_bytes: int = 1, max_skipped: int | None
 ) -> ImageFiles:
     """Make the source of a table: check locations, leave out repeated rows, skip missing and small files."""
     columns = table.locations()
     lonlat = None if columns is None else check_locations(*columns, table.row, str(table.path))
     unique, repeated = _split_repeated(files)
-    stats = {index: _stat(files[index]) for index in unique}
-    skipped = [
-        SkippedImage(str(files[index]), "missing" if stat is None else f"only {stat[0]} bytes")
-        for index, stat in stats.items()
-        if stat is None or stat[0] < min_bytes
-    ]
-    usable = [index for index, stat in stats.items() if stat is not None and stat[0] >= min_bytes]
+    stats = {index: file_identity(files[index]) for index in unique}
+    small = {index: _too_small(stats[index], files[index], min_bytes) for index in unique}
+    skipped = [SkippedImage(files[index], reason) for index, reason in small.items() if reason]
+    usable = [index for index, reason in small.items() if not reason]
+    notes = []
     if lonlat is None:
         own = dict(zip(usable, _own_locations([files[index] for index in usable]), strict=True))
-        skipped += [location for location in own.values() if isinstance(location, SkippedImage)]
-        located = {i: location for i, location in own.items() if not isinstance(location, SkippedImage)}
-        usable, usable_lonlat = list(located), np.array(list(located.values())).reshape(-1, 2)
+        skipped += [place for place in own.values() if isinstance(place, SkippedImage)]
+        located = {index: place for index, place in own.items() if not isinstance(place, SkippedImage)}
+        usable, usable_lonlat = list(located), _centres(located.values())
     else:
         usable_lonlat = lonlat[usable]
-    notes = (
-        [
-            f"{len(repeated)} rows name an earlier row's file again and are left out: "
-            f"{join_first(map(table.row, repeated))}"
-        ]
-        if repeated
-        else []
-    )
+        notes = _contradictions(table, files, usable, lonlat)
+    if repeated:
+        rows = join_first(map(table.row, repeated))
+        notes.insert(0, f"{len(repeated)} rows name an earlier row's file again and are left out: {rows}")
     return ImageFiles(
         str(table.path),
         [files[index] for index in usable],
@@ -192,9 +223,47 @@ def _image_files(
     )
 
 
-def _split_repeated(files: list[Path]) -> tuple[list[int], list[int]]:
+def _too_small(stat: tuple[int, int] | None, file: str, min_bytes: int) -> str:
+    """Reason why a file is left out before it is read; empty for the others."""
+    if stat is None:
+        return "missing"
+    return f"only {stat[0]} bytes" if stat[0] < min_bytes and not is_gdal_name(file) else ""
+
+
+def _contradictions(table: ImageTable, files: list[str], usable: list[int], lonlat: np.ndarray) -> list[str]:
+    """A note on locations that lie far outside of where the images' own georeference puts them.
+
+    A sample is compared. Raises DataError when half of it or more contradicts.
+    """
+    spread = np.linspace(0, len(usable) - 1, min(len(usable), _COMPARED_IMAGES)).astype(int)
+    sample = [usable[index] for index in spread]
+    own = zip(sample, _own_locations([files[index] for index in sample]), strict=True)
+    located = {index: place for index, place in own if isinstance(place, _OwnLocation)}
+    far = {
+        index: metres
+        for index, place in located.items()
+        if (metres := place.metres_to(*lonlat[index])) > _RADII * place.radius + _MARGIN_METRES
+    }
+    if not far:
+        return []
+    first = (f"{table.row(index)} by {metres / 1000:,.0f} km" for index, metres in far.items())
+    message = (
+        f"{table.path}: {len(far)} of {len(located)} images that were compared do not lie where their own "
+        f"georeference puts them: {join_first(first)}"
+    )
+    swapped = sum(
+        located[index].metres_to(*lonlat[index][::-1]) <= _RADII * located[index].radius + _MARGIN_METRES
+        for index in far
+    )
+    if len(far) < max(_MIN_CONTRADICTIONS, len(located) / 2):
+        return [message]
+    hint = "longitude and latitude are swapped" if swapped == len(far) else "correct the table"
+    raise DataError(f"{message}: {hint}, or leave out its coordinates to take the images' own")
+
+
+def _split_repeated(files: list[str]) -> tuple[list[int], list[int]]:
     """Rows that name a file first, and rows that name one again."""
-    names: set[Path] = set()
+    names: set[str] = set()
     unique: list[int] = []
     repeated: list[int] = []
     for index, file in enumerate(files):
@@ -209,49 +278,60 @@ def _shared_locations(lonlat: np.ndarray) -> list[str]:
     return [f"{shared} images share their exact location with another one"] if shared else []
 
 
-def _stat(file: Path) -> tuple[int, int] | None:
-    """Bytes and time of change of a file; None when there is none."""
-    try:
-        stat = os.stat(file)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
+class _OwnLocation(NamedTuple):
+    """Centre of an image by its own georeference, and half its diagonal."""
+
+    lon: float
+    lat: float
+    radius: float  # metres
+
+    def metres_to(self, lon: float, lat: float) -> float:
+        """Distance on a sphere."""
+        a, b, turn = np.radians([self.lat, lat, lon - self.lon])
+        chord = np.sin((b - a) / 2) ** 2 + np.cos(a) * np.cos(b) * np.sin(turn / 2) ** 2
+        return float(2 * _EARTH_RADIUS * np.arcsin(np.sqrt(min(1.0, chord))))
 
 
-def _own_locations(files: Sequence[Path]) -> list[tuple[float, float] | SkippedImage]:
-    """Longitude and latitude of each image's centre by its own georeference."""
+def _centres(locations: Iterable[_OwnLocation]) -> np.ndarray:
+    return np.array([(place.lon, place.lat) for place in locations], np.float64).reshape(-1, 2)
+
+
+def _own_locations(files: Sequence[str]) -> list[_OwnLocation | SkippedImage]:
+    """Location of each image by its own georeference."""
     with ThreadPoolExecutor(_OPENING_THREADS) as pool:
         return list(pool.map(_own_location, files))
 
 
-def _own_location(file: Path) -> tuple[float, float] | SkippedImage:
-    rasterio = need("rasterio", extra="train", why="reading images")
+def _own_location(file: str) -> _OwnLocation | SkippedImage:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(file) as dataset:
-                if dataset.crs is None:
-                    return SkippedImage(str(file), "no georeference, and the index gives no lon and lat")
-                x, y = dataset.xy(dataset.height / 2, dataset.width / 2, offset="ul")
-                lon, lat = transformers(parse_crs(dataset.crs).to_wkt())[0].transform(x, y)
-    except (rasterio.errors.RasterioError, OSError) as error:
-        return SkippedImage(str(file), read_failure(file, error))
-    except UsageError as error:
-        return SkippedImage(str(file), str(error))
-    if not (np.isfinite(lon) and abs(lat) <= 90.0):
-        return SkippedImage(str(file), "its centre lies outside the domain of its CRS")
-    return (lon + 180.0) % 360.0 - 180.0, lat
+        with open_raster(file) as dataset:
+            reference = georeference(dataset)
+            if reference is None:
+                return SkippedImage(file, "no georeference, and the index gives no lon and lat")
+            crs, transform = reference
+            a, b, c, d, e, f = tuple(transform)[:6]
+            pixels = [(x * dataset.width, y * dataset.height) for x, y in _CENTRE_AND_CORNERS]
+            corners = [(a * x + b * y + c, d * x + e * y + f) for x, y in pixels]
+            lon, lat = transformers(parse_crs(crs).to_wkt())[0].transform(*zip(*corners, strict=True))
+    except read_errors(UsageError) as error:
+        return SkippedImage(file, read_failure(file, error))
+    if not (np.isfinite(lon[0]) and abs(lat[0]) <= 90.0):
+        return SkippedImage(file, "its centre lies outside the domain of its CRS")
+    centre = _OwnLocation((lon[0] + 180.0) % 360.0 - 180.0, lat[0], 0.0)
+    reach = [centre.metres_to(*corner) for corner in zip(lon[1:], lat[1:], strict=True)]
+    return centre._replace(radius=max(reach) if np.isfinite(reach).all() else np.inf)
 
 
-def _resolve(folder: Path, name: str) -> Path:
-    """Path of a file by its name in a table: relative to the table, or in images/ beside it."""
-    direct = folder / name
-    inside = folder / "images" / name
-    return inside if not direct.exists() and inside.exists() else direct
+def _resolve(folder: Path, name: str) -> str:
+    """Path of a file by its name in a table: relative to it, or in images/ beside it; or a GDAL name."""
+    direct, inside = os.path.join(folder, name), os.path.join(folder, "images", name)
+    if os.path.exists(direct) or not os.path.exists(inside):
+        return name if is_gdal_name(name) and not os.path.exists(direct) else direct
+    return inside
 
 
 def _is_s2_100k(index: Path) -> bool:
-    """True where the first image of an index that can be opened is one of S2-100K."""
+    """True where most images of an index that can be opened are those of S2-100K."""
     table = read_image_table(index)
     try:
         files = [_resolve(index.parent, name) for name in table.files()]
@@ -259,7 +339,15 @@ def _is_s2_100k(index: Path) -> bool:
     except DataError:
         return True  # its reader says what is wrong
     return (
-        layout.stored_bands == _S2_100K.stored_bands
-        and layout.dtype == _S2_100K.dtype
-        and layout.size == _S2_100K.size
+        layout.stored_bands == _S2_LAYOUT.stored_bands
+        and layout.dtype == _S2_LAYOUT.dtype
+        and layout.size == _S2_LAYOUT.size
     )
+
+
+_READERS: Final[Mapping[DataKind, Callable[..., PatchSource]]] = {
+    S2_100K: read_index,
+    TABLE: read_table,
+    FOLDER: read_folder,
+    RASTER: RasterPatches,
+}
