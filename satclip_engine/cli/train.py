@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from satclip_engine.progress import duration_text, progress_for, size_text
 from satclip_engine.training.config import TrainConfig, flag_of, read_toml, respelled, setting_type, settings
 
 if TYPE_CHECKING:
+    from satclip_engine.training.loop.distributed import ProcessContext
     from satclip_engine.training.session import RunResult
 
 HELP = """Train a location encoder on images and the locations where they were taken.
@@ -166,13 +169,14 @@ def main(
     from satclip_engine.training.loop.interrupts import RunStopped
     from satclip_engine.training.session import resolve_settings
 
-    run_settings = resolve_settings(out, resume=resume, overwrite=overwrite, file=config, flags=flags)
+    resolve = partial(resolve_settings, out, resume=resume, overwrite=overwrite, file=config, flags=flags)
+    run_settings = resolve()
     if run_settings.unfreeze and (features is not None or rebuild_features):
         option = "--rebuild-features" if features is None else "--features"
         raise click.UsageError(f"--unfreeze makes no features: leave out {option}")
     request = _RunRequest(data, from_raster, out, features or out / "features", rebuild_features, resume)
     try:
-        result = _run(run_settings, request, quiet=quiet, verbose=verbose)
+        result = _run(run_settings, request, resolve, quiet=quiet, verbose=verbose)
     except RunStopped as stopped:
         terminated = stopped.signal == signal.SIGTERM
         raise (Terminated if terminated else KeyboardInterrupt)(str(stopped)) from stopped
@@ -197,43 +201,59 @@ class _RunRequest:
     resume: bool
 
 
-def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: bool) -> RunResult | None:
-    """Make features, then train; the result in the main process, None in the others."""
-    from satclip_engine.training.inputs import training_inputs
+def _run(
+    config: TrainConfig, request: _RunRequest, check: Callable[[], object], *, quiet: bool, verbose: bool
+) -> RunResult | None:
+    """Make features, then train; the result in the main process, None in the others.
+
+    check: raises where the folder of the run, once it is held, is not what it was before.
+    """
     from satclip_engine.training.loop.distributed import join_processes
     from satclip_engine.training.loop.model import check_backend
+    from satclip_engine.training.session import held_run
+
+    with join_processes(config.device) as processes:
+        check_backend(config, processes.device)
+        if not processes.is_main:
+            warnings.simplefilter("ignore")
+        with held_run(request.out, is_main=processes.is_main):
+            check()
+            result = _run_held(config, request, processes, quiet=quiet, verbose=verbose)
+    return result if processes.is_main else None
+
+
+def _run_held(
+    config: TrainConfig, request: _RunRequest, processes: ProcessContext, *, quiet: bool, verbose: bool
+) -> RunResult:
+    """Make features, then train, in a folder that no other run writes to."""
+    from satclip_engine.training.inputs import training_inputs
     from satclip_engine.training.results.display import display_for
     from satclip_engine.training.session import train
 
     data = request.data or request.raster
     assert data is not None
-    with join_processes(config.device) as processes:
-        check_backend(config, processes.device)
-        if not processes.is_main:
-            warnings.simplefilter("ignore")
-        quiet = quiet or not processes.is_main
-        inputs = training_inputs(
-            data,
-            request.raster is not None,
-            config,
-            request.features,
-            processes,
-            rebuild_features=request.rebuild_features,
-            progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
-        )
-        if verbose and processes.is_main:
-            click.echo(f"satclip-train: {inputs.description}", err=True)
-        result = train(
-            config,
-            inputs.features,
-            request.out,
-            image_encoder=inputs.image_encoder,
-            resume=request.resume,
-            processes=processes,
-            display=display_for(sys.stderr, quiet=quiet),
-            notes={"data": data.absolute().name, "version": __version__, **inputs.notes},
-        )
-    return result if processes.is_main else None
+    quiet = quiet or not processes.is_main
+    inputs = training_inputs(
+        data,
+        request.raster is not None,
+        config,
+        request.features,
+        processes,
+        rebuild_features=request.rebuild_features,
+        progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
+    )
+    if verbose and processes.is_main:
+        click.echo(f"satclip-train: {inputs.description}", err=True)
+    return train(
+        config,
+        inputs.features,
+        request.out,
+        image_encoder=inputs.image_encoder,
+        resume=request.resume,
+        processes=processes,
+        display=display_for(sys.stderr, quiet=quiet),
+        notes={"data": data.absolute().name, "version": __version__, **inputs.notes},
+    )
 
 
 def _as_text(result: RunResult, out: Path) -> str:
@@ -244,7 +264,7 @@ def _as_text(result: RunResult, out: Path) -> str:
     lines = [
         (
             "trained",
-            f"{outcome.last.step} steps of {outcome.batch_size} samples, {outcome.last.epoch} epochs, "
+            f"{outcome.last.step} steps of {outcome.batch_size} samples, {outcome.epochs:.4g} epochs, "
             f"{duration_text(outcome.seconds)}{early}",
         )
     ]
@@ -252,7 +272,11 @@ def _as_text(result: RunResult, out: Path) -> str:
         scores = best.scores
         kind = "held-out" if outcome.held_out else "training"
         lines += [
-            ("best", f"epoch {best.epoch}, loss {scores.loss:.4f} on {scores.samples} {kind} samples"),
+            (
+                "best",
+                f"epoch {best.epoch}, step {best.step}: loss {scores.loss:.4f} on {scores.samples} {kind} "
+                f"samples, by chance {scores.chance:.4f}",
+            ),
             ("location→image", f"R@1 {100 * scores.place_r1:.1f} %, R@10 {100 * scores.place_r10:.1f} %"),
             ("image→location", f"R@1 {100 * scores.image_r1:.1f} %, R@10 {100 * scores.image_r10:.1f} %"),
         ]
@@ -263,7 +287,8 @@ def _as_text(result: RunResult, out: Path) -> str:
 
 def _as_json(result: RunResult) -> str:
     outcome = result.outcome
-    scores = None if outcome.best.scores is None else dict(vars(outcome.best.scores))
+    best = outcome.best.scores
+    scores = None if best is None else {**vars(best), "chance": best.chance}
     content = {
         "steps": outcome.last.step,
         "epochs": outcome.last.epoch,

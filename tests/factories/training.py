@@ -44,8 +44,16 @@ class MadeEncoder:
     name, dim, channels, size, fixed_size = "corners", 6, 3, None, False
     vision_layers, notes, device = None, (), "cpu"
 
+    projection_loaded = False
+
     def __init__(self, factor: float = 1.0):
+        import torch
+
         self.factor = factor
+        self.projection = torch.nn.Linear(self.dim, 4)
+
+    def state_dict(self):
+        return {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
 
     @property
     def fingerprint(self) -> str:

@@ -22,6 +22,7 @@ from satclip_engine._optional import need
 from satclip_engine.errors import Argument, DataError, OutputError, UsageError
 from satclip_engine.files import TEMPORARY_SUFFIX, locked_folder
 from satclip_engine.progress import Progress, Silence, size_text
+from satclip_engine.training.features.encoder_file import write_image_encoder
 from satclip_engine.training.features.feature_cache import FeatureCache
 from satclip_engine.training.features.shards import (
     FORMAT,
@@ -135,6 +136,7 @@ def build_cache(
         with locked_folder(folder):
             manifest = _start_manifest(content, folder, rebuild)
             _compute(content, folder, manifest, workers or reader_threads(), progress)
+            write_image_encoder(folder, encoder)
             _finish(content, folder, manifest)
     finally:
         progress.finish()

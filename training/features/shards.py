@@ -2,6 +2,7 @@
 
     manifest.json           what the features are of, and the shards that are finished
     features-00000.npy …    (rows, views, dim) float16
+    encoder.pt              the image encoder, for checkpoints
     lonlat.npy, rows.npy    locations, and rows of the source, of all features; written last
     lock                    held by the run that writes
 
@@ -134,7 +135,7 @@ def file_crc(path: Path) -> int:
 def remove_cache(folder: Path) -> None:
     """Remove a cache's own files; the manifest goes first, so that nothing half removed looks whole."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("features-*.npy", "lonlat.npy", "rows.npy"):
+    for pattern in ("features-*.npy", "encoder.pt", "lonlat.npy", "rows.npy"):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -60,6 +60,9 @@ class ImageEncoder(Protocol):
     def projection(self) -> torch.nn.Linear: ...  # dim → embedding
 
     @property
+    def projection_loaded(self) -> bool: ...  # from a file, rather than drawn
+
+    @property
     def notes(self) -> tuple[str, ...]: ...
 
     @property

@@ -45,10 +45,12 @@ class TimmEncoder:
             self.visual: Any = timm.create_model(architecture, in_chans=channels, num_classes=embed_dim)
         self._head = "head" if self.fixed_size else "fc"
         self.dim = self.visual.num_features
+        self.projection_loaded = False
         if weights is None:
             self.notes: tuple[str, ...] = (f"{name} has no weights: its trunk is random (seed {seed})",)
         else:
-            self.notes = (load_trunk(self.visual, weights, head=self._head),)
+            note, self.projection_loaded = load_trunk(self.visual, weights, head=self._head)
+            self.notes = (note,)
         # On two cores with AVX-512: 1.3 (resnet18) to 2.4 times (resnet50) the rate of contiguous tensors.
         self.visual.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.projection.requires_grad_(True)

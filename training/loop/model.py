@@ -61,6 +61,18 @@ class Model(nn.Module):
         self.register_buffer("feature_size", feature_size)
         self.trunk = trunk
 
+    def start_projection(self, weight: Tensor, bias: Tensor) -> None:  # (E, F), (E,)
+        """Start from a projection for features as they come from the trunk. Raises UsageError."""
+        if weight.shape != self.projection.weight.shape or bias.shape != self.projection.bias.shape:
+            raise UsageError(
+                f"embed_dim: the projection to start from is {tuple(weight.shape)}, that of these settings "
+                f"{tuple(self.projection.weight.shape)}: give {len(weight)}",
+                argument="embed_dim",
+            )
+        with torch.no_grad():
+            self.projection.weight.copy_(weight.double() * self.feature_size.double())
+            self.projection.bias.copy_(bias.double() + weight.double() @ self.feature_mean.double())
+
     def train(self, mode: bool = True) -> Model:
         """Set the mode of all modules but the trunk, which stays in evaluation mode."""
         super().train(mode)
