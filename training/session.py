@@ -45,6 +45,7 @@ from satclip_engine.training.results.export import location_weights, write_check
 from satclip_engine.training.results.log import CsvLog, TensorBoardLog, remove_events
 from satclip_engine.training.results.picture import write_picture
 from satclip_engine.training.samples import Features
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 CONFIG: Final = "config.toml"
 LOG: Final = "log.csv"
@@ -134,6 +135,7 @@ def _remove_unused(folder: Path) -> None:
             folder.rmdir()
 
 
+@cpu_by_default()
 def train(
     config: TrainConfig,
     data: Features,

@@ -42,6 +42,7 @@ from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.encoders import ImageEncoder, augmentation_for
 from satclip_engine.training.prefetch import prefetch, reader_threads
 from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_skipped
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 _SHARD_IMAGES: Final = 4096
 _BATCH_BYTES: Final = 64 << 20  # of views that go through the trunk at once
@@ -92,6 +93,7 @@ class _CacheContent:
         }
 
 
+@cpu_by_default()
 def build_cache(
     source: PatchSource,
     encoder: ImageEncoder,

@@ -6,16 +6,17 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import Tensor
-
+from satclip_engine._optional import need
 from satclip_engine.errors import DataError
 from satclip_engine.files import write_atomically
 from satclip_engine.training.images.encoders import ImageEncoder
-from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
 from satclip_engine.weights.lightning_file import load_safely
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENCODER_FILE: Final = "encoder.pt"
 
@@ -38,6 +39,8 @@ class ImageEncoderState:
 
 def image_encoder_state(encoder: ImageEncoder) -> ImageEncoderState:
     """State of an encoder as checkpoints hold it, without its projection."""
+    from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
+
     state = {name.removeprefix(VISUAL_PREFIX): value.cpu() for name, value in encoder.state_dict().items()}
     pointer = encoder.projection.weight.data_ptr()
     weight = next(name for name, value in encoder.state_dict().items() if value.data_ptr() == pointer)
@@ -52,7 +55,7 @@ def image_encoder_state(encoder: ImageEncoder) -> ImageEncoderState:
 def write_image_encoder(folder: Path, encoder: ImageEncoder) -> None:
     """Write an encoder beside its features. Raises OutputError."""
     fields_of = vars(image_encoder_state(encoder)).items()
-    buffer = io.BytesIO()
+    torch, buffer = _torch(), io.BytesIO()
     torch.save({name: dict(value) if isinstance(value, dict) else value for name, value in fields_of}, buffer)
     write_atomically(folder / ENCODER_FILE, buffer.getvalue())
 
@@ -62,7 +65,7 @@ def read_image_encoder(folder: Path) -> ImageEncoderState | None:
     path = folder / ENCODER_FILE
     if not path.exists():
         return None
-    content = load_safely(torch, path, str(path))
+    content = load_safely(_torch(), path, str(path))
     if not _is_encoder(content):
         raise DataError(
             f"{path} is not an image encoder of this version: remove it, or build the cache again"
@@ -78,4 +81,8 @@ def _is_encoder(content: Any) -> bool:
     if not all(isinstance(value, kinds[name]) for name, value in content.items()):
         return False
     tensors = {**content.get("state", {}), **content.get("loaded_projection", {})}
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items())
+    return all(isinstance(key, str) and isinstance(value, _torch().Tensor) for key, value in tensors.items())
+
+
+def _torch() -> ModuleType:
+    return need("torch", extra="train", why="training")

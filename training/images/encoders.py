@@ -24,6 +24,7 @@ from satclip_engine._optional import need
 from satclip_engine.errors import UsageError
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.sources.source import PatchSource
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +83,7 @@ class ImageEncoder(Protocol):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
+@cpu_by_default()
 def load_encoder(
     name: str = DEFAULT,
     source: PatchSource | None = None,

@@ -96,7 +96,7 @@ def jitter_locations(
 def feature_noise(dim: int, batch: TrainingBatch, seed: int) -> Tensor:  # (n, dim) float32
     """Draw standard normal numbers for the features of a batch."""
     generator = torch.Generator().manual_seed(derive_seed(seed, _NOISE_STREAM, batch.step))
-    return torch.randn(batch.total, dim, generator=generator)[batch.rows]
+    return torch.randn(batch.total, dim, generator=generator, dtype=torch.float32, device="cpu")[batch.rows]
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

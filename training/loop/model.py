@@ -48,14 +48,19 @@ class Model(nn.Module):
             backend=config.backend,
             precision=config.location_precision,
             seed=config.seed,
+            device="cpu",
+            dtype=torch.float32,
         )
         shape_first_layer(
             self.location, config.first_layer_taper, config.first_layer_knee, config.first_layer_gain
         )
-        self.projection = nn.utils.skip_init(nn.Linear, len(feature_mean), config.embed_dim)
+        self.projection = nn.utils.skip_init(
+            nn.Linear, len(feature_mean), config.embed_dim, device="cpu", dtype=torch.float32
+        )
         _initialise(self.projection, derive_seed(config.seed, _PROJECTION_STREAM))
         self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(config.logit_scale)), requires_grad=config.learn_logit_scale
+            torch.tensor(math.log(config.logit_scale), dtype=torch.float32, device="cpu"),
+            requires_grad=config.learn_logit_scale,
         )
         self.register_buffer("feature_mean", feature_mean)
         self.register_buffer("feature_size", feature_size)

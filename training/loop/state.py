@@ -86,7 +86,10 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if not content.startswith(_MAGIC) or hashlib.sha256(body).hexdigest().encode() != digest:
         raise WeightsError(f"{path} is damaged or cut off ({len(content)} bytes)")
-    state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's advice would be to load it unsafely
+        raise WeightsError(f"{path} is damaged: its pickle cannot be read") from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: expected a dictionary, found {type(state).__name__}")
     return state

@@ -15,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from satclip_engine.training.samples import (
     feature_statistics,
     samples_fingerprint,
 )
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 _MAX_SAVING_SHARE: Final = 0.05  # of the time, that states at the ends of epochs may take
 _SCORED_SAMPLES: Final = 8192  # of the training samples, when none are held out
@@ -117,6 +118,7 @@ class Trainer:
     Raises UsageError for settings that do not fit the data, WeightsError where there is nothing to resume.
     """
 
+    @cpu_by_default()
     def __init__(
         self,
         config: TrainConfig,
@@ -163,6 +165,7 @@ class Trainer:
         """Number of finished epochs."""
         return self.step // self.batches.steps_per_epoch
 
+    @cpu_by_default()
     def resume(self) -> None:
         """Resume from the newest whole state in the folder. Raises UsageError for that of another run."""
         state, note = load_state(self.folder)
@@ -172,6 +175,7 @@ class Trainer:
         self._check_schedule(state)
         self._load(state)
 
+    @cpu_by_default()
     def run(self) -> RunOutcome:
         """Train to the end. Raises Diverged, OutputError, and RunStopped after Ctrl-C or SIGTERM."""
         self._start_time = self._save_time = time.monotonic()
@@ -193,6 +197,8 @@ class Trainer:
             self.save()
         return self.outcome()
 
+    @cpu_by_default()
+    @torch.enable_grad()
     def train_step(self) -> float:
         """Update once and return the loss. Raises Diverged, before a weight has changed, when it is NaN."""
         config, processes = self.config, self.processes
@@ -395,11 +401,11 @@ class Trainer:
         limit_logit_scale(self.model, self.config.max_logit_scale)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.processes.device.type, torch.bfloat16)
+        """Context of the products; autocast of somebody else's ends in it."""
         torch.set_float32_matmul_precision("high" if self.config.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"  # which torch allows by itself
-        return nullcontext()
+        is_bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=is_bf16)
 
     def _stop(self, number: int) -> None:
         self.save()
