@@ -98,17 +98,19 @@ def _unfrozen_inputs(
     augmentation = _augmentation(encoder, source, config)
     augmentation.output_size(source.size)  # raises now where images are too small
     workers = config.num_workers or None
-    rows: Any = None
+    usable: Any = None
     if processes.is_main:
-        rows, skipped = usable_rows(source, workers=workers, progress=progress)
-        _warn_of_skipped(skipped)
-    images = ImageViews(source, processes.broadcast(rows), augmentation, seed=config.seed, workers=workers)
+        usable = usable_rows(source, workers=workers, progress=progress)
+        _warn_of_skipped(usable.skipped)
+    rows, _, content = processes.broadcast(usable)
+    images = ImageViews(source, rows, augmentation, seed=config.seed, workers=workers, content=content)
     trunk = encoder.network()
     assert trunk is not None  # TrainConfig refuses to unfreeze the others
     features = TrunkFeatures(
         images, trunk, dim=encoder.dim, chunk=config.trunk_batch, trunk_fingerprint=encoder.fingerprint
     )
-    if processes.broadcast(features.fingerprint) != features.fingerprint:
+    identity = (source.fingerprint, features.fingerprint)
+    if processes.broadcast(identity) != identity:
         raise DataError(
             f"{source.name}: this process finds other images, or other weights, than the main one: give all "
             "of them the same files"

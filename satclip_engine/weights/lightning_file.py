@@ -202,8 +202,8 @@ def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return torch's reason without its advice, which is to load the file unsafely."""
-    if match := re.search(r"WeightsUnpickler error: *(.+)", str(error)):
-        return match[1].strip()
+    if match := re.search(r"WeightsUnpickler error: *(\S.*)", str(error)):
+        return match[1].rstrip()
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return "its pickle cannot be read" if "weights_only" in lines[0] else lines[0].partition(". ")[0]
 

@@ -51,6 +51,8 @@ class MadeEncoder:
 
         self.factor = factor
         self.projection = torch.nn.Linear(self.dim, 4)
+        for parameter in self.projection.parameters():
+            torch.nn.init.zeros_(parameter)
 
     def state_dict(self):
         return {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
@@ -89,6 +91,6 @@ def made_images(
     from satclip_engine.training.images.image_views import ImageViews, usable_rows
 
     source = source or MadeSource(count, seed=seed)
-    rows, _ = usable_rows(source, workers=2)
-    images = ImageViews(source, rows, Augmentation(8), seed=0, workers=2)
+    rows, _, content = usable_rows(source, workers=2)
+    images = ImageViews(source, rows, Augmentation(8), seed=0, workers=2, content=content)
     return TrunkFeatures(images, made_trunk(), dim=12, chunk=chunk, trunk_fingerprint=trunk_fingerprint)

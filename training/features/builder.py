@@ -199,17 +199,26 @@ def _start_manifest(content: _CacheContent, folder: Path, rebuild: bool) -> dict
 def _check_same(content: _CacheContent, folder: Path, manifest: dict[str, Any]) -> None:
     """Raise DataError naming everything in which a cache differs from what is asked for."""
     identity, description = content.identity(), content.description()
-    differences = [
-        f"{key} ({manifest['in_words'].get(key)}, now {description[key]})"
+    differences = {
+        key: f"{key} ({manifest['in_words'].get(key)}, now {description[key]})"
         for key in identity
         if manifest["made_of"].get(key) != identity[key]
-    ]
-    if differences:
-        raise DataError(
-            f"{folder} holds the features of something else: it differs in {', '.join(differences)}; ",
-            *rebuild_advice(folder),
-            argument=REBUILD.name,
+    }
+    if not differences:
+        return
+    advice = rebuild_advice(folder)
+    if "images" in differences and manifest["in_words"].get("images") == description["images"]:
+        differences["images"] = (
+            f"images ({description['images']} as before, but a file's size or time of change, a location, or "
+            "how they are read is another)"
         )
+        if len(differences) == 1:
+            advice = (f"if they were only copied or touched, give {folder} itself as the data; or ", *advice)
+    raise DataError(
+        f"{folder} holds the features of something else: it differs in {', '.join(differences.values())}; ",
+        *advice,
+        argument=REBUILD.name,
+    )
 
 
 def _is_whole(path: Path, crc: int) -> bool:

@@ -443,7 +443,7 @@ class Trainer:
             self.total,
         )
         for note in setting_notes(self.config, size) if self.processes.is_main else ():
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=4)
 
     def _check_same(self, state: dict[str, Any]) -> None:
         before = make_config(state["config"], file=str(self.folder))
