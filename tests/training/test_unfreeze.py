@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from factories.runs import random_features, small_config, torch
 from factories.training import S2, MadeSource, made_images
 
@@ -27,6 +28,7 @@ from satclip_engine.training.loop.trainer import Trainer, last_good_state
 from satclip_engine.training.loop.validation import validate
 from satclip_engine.training.samples import feature_statistics
 from satclip_engine.training.session import train
+from satclip_engine.training.sources.readers import open_source
 from satclip_engine.training.sources.source import SkippedImage
 
 ALONE = ProcessContext(torch.device("cpu"))
@@ -286,3 +288,20 @@ def test_real_patches_become_samples_but_for_the_damaged_one(timm, s2, tmp_path)
     assert not (tmp_path / "features").exists()
     whole = training_inputs(S2, False, config, tmp_path / "features", ALONE)
     assert whole.features.fingerprint != inputs.features.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_that_were_only_copied_are_the_same_and_changed_ones_are_not(s2):
+    def content():
+        rows, _, digest = usable_rows(open_source(s2), workers=2)
+        return rows.tolist(), digest
+
+    before = content()
+    image = sorted((s2 / "images").iterdir())[1]
+    os.utime(image, (1, 1))
+    assert content() == before
+    with rasterio.open(image, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        pixels = dataset.read(3)
+        pixels[5, 7] ^= 1
+        dataset.write(pixels, 3)
+    assert content() != before

@@ -184,7 +184,8 @@ class Trainer:
             callback.begin(self.total, self.batches.steps_per_epoch, self.history)
         if self.step == 0:
             self.save()  # there is always a good state to return to
-        with InterruptHandler() as interrupts, torch.random.fork_rng(devices=[]):
+        no_autocast = torch.autocast(self.processes.device.type, enabled=False)  # of somebody else's
+        with InterruptHandler() as interrupts, torch.random.fork_rng(devices=[]), no_autocast:
             try:
                 while self.step < self.total and not self.finished_early:
                     self._after_step(self.train_step())
@@ -401,7 +402,7 @@ class Trainer:
         limit_logit_scale(self.model, self.config.max_logit_scale)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        """Context of the products; autocast of somebody else's ends in it."""
+        """Context of the image side's products."""
         torch.set_float32_matmul_precision("high" if self.config.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"  # which torch allows by itself
         is_bf16 = self.config.precision == "bf16"
