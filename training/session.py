@@ -226,7 +226,7 @@ def _run(
 def _remove_run(folder: Path) -> None:
     """Remove a former run's own files. Raises OutputError."""
     try:
-        for name in _RUN_FILES:
+        for name in (*_RUN_FILES, state.NEXT):
             (folder / name).unlink(missing_ok=True)
         remove_events(folder / "tensorboard")
     except OSError as error:

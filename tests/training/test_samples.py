@@ -110,6 +110,7 @@ def test_without_repeated_locations_the_split_is_a_permutation_of_the_samples():
     [
         (random_features(12).lonlat, 0.1, "leaves one for validation, .*give 0.17 or more, or 0"),
         (np.repeat(random_features(9).lonlat, 4, 0), 0.1, "leaves 4 of one location for .*give 0.23 or more"),
+        (np.repeat(random_features(3).lonlat, 4, 0), 0.4, "leaves 4 of one location .*more locations, or 0"),
         (np.repeat(random_features(9).lonlat, 4, 0), 0.9, "leaves 4 of one location for training.*lower"),
     ],
 )
@@ -121,9 +122,7 @@ def test_a_side_of_one_location_is_an_error_that_says_what_to_do(lonlat, fractio
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
 def test_samples_of_one_location_are_refused_whatever_is_held_out(fraction):
-    with pytest.raises(
-        UsageError, match="all 40 samples are of one location, .*give images of more locations"
-    ):
+    with pytest.raises(UsageError, match=r"all 40 samples are of one location, .*of more locations"):
         split_samples(np.repeat(random_features(1).lonlat, 40, axis=0), fraction, seed=0)
 
 

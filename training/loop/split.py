@@ -156,8 +156,8 @@ def _check_sides(split: Split, fraction: float, block_degrees: float | None) -> 
     """Raise UsageError for a side that is empty, or in which all samples are of one location."""
     if len(split.locations) > 1 and not split.locations.any():
         raise UsageError(
-            f"all {len(split.locations)} samples are of one location, by which no encoder is better than another: "
-            "give images of more locations"
+            f"all {len(split.locations)} samples are of one location, by which no encoder is better than "
+            "another: give images of more locations"
         )
     unit = "" if block_degrees is None else f" in blocks of {block_degrees:g} degrees"
     share = f"{fraction:g} of {len(split.locations)} samples{unit}"
@@ -180,6 +180,8 @@ def _better_fraction(split: Split, side: str, block_degrees: float | None) -> st
     """Advice on a fraction that leaves two locations for either side."""
     sizes = np.sort(np.bincount(split.locations))
     fewest = math.ceil(100 * float(sizes[:2].sum()) / len(split.locations)) / 100
+    if len(sizes) < 4:
+        return "images of more locations"
     if side == "training":
         return "a lower fraction"
     return f"{fewest:g} or more" if block_degrees is None else "a higher one, or smaller blocks"

@@ -21,7 +21,7 @@ from satclip_engine.files import sync_folder, write_atomically
 
 NEWEST: Final = "state.pt"
 PREVIOUS: Final = "state.previous.pt"
-_NEXT: Final = "state.next.pt"
+NEXT: Final = "state.next.pt"  # being made newest
 _MAGIC: Final = b"satclip-train state 2\n"
 _FAMILY: Final = _MAGIC[:-3]  # of all versions
 _DIGEST_BYTES: Final = 64
@@ -40,10 +40,10 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     digest = hashlib.sha256(content).hexdigest().encode()
     newest = folder / NEWEST
     try:
-        write_atomically(folder / _NEXT, _MAGIC + digest + content)
+        write_atomically(folder / NEXT, _MAGIC + digest + content)
         if newest.exists():
             newest.replace(folder / PREVIOUS)
-        (folder / _NEXT).replace(newest)
+        (folder / NEXT).replace(newest)
         sync_folder(folder)
     except OSError as error:
         message = str(error) if isinstance(error, OutputError) else f"cannot write {newest}: {error}"
