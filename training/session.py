@@ -34,6 +34,7 @@ from satclip_engine.training.features.encoder_file import ImageEncoderState
 from satclip_engine.training.loop import state
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.interrupts import RunStopped
+from satclip_engine.training.loop.schedule import check_length
 from satclip_engine.training.loop.trainer import (
     Diverged,
     RunOutcome,
@@ -76,16 +77,10 @@ def resolve_settings(
     """Resolve the settings of a run: defaults, or those of the run to resume, then `file`, then `flags`.
 
     Raises OutputError where another run lies and neither `resume` nor `overwrite` is set, UsageError for
-    settings that cannot be used or that the run to resume does not have.
+    settings that cannot be used or that the run to resume does not have, WeightsError where its state is not
+    whole.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file: give a folder as --out")
-    former = next((name for name in _RUN_FILES if (folder / name).exists()), None)
-    if former and not (resume or overwrite):
-        raise OutputError(
-            f"{folder} holds a run already ({former}): give another folder, --resume to resume it, or "
-            "--overwrite to start over"
-        )
+    check_folder(folder, replace_run=resume or overwrite)
     base = None
     if resume and state.has_state(folder) and (folder / CONFIG).exists():
         base = make_config(read_toml(folder / CONFIG), file=str(folder / CONFIG))
@@ -97,7 +92,21 @@ def resolve_settings(
     if base is not None and (names := changed_settings(base, config)):
         spelled = {name: spelling(name, source, values, flags) for name in names}
         raise UsageError(other_settings(folder, base, config, spelled))
+    if base is not None:  # before hours are spent on images
+        check_length(state.load_state(folder)[0], config, folder)
     return config
+
+
+def check_folder(folder: Path, *, replace_run: bool) -> None:
+    """Raise OutputError for a file, and for a folder with a run that is neither resumed nor replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give a folder as --out")
+    former = next((name for name in _RUN_FILES if (folder / name).exists()), None)
+    if former and not replace_run:
+        raise OutputError(
+            f"{folder} holds a run already ({former}): give another folder, --resume to resume it, or "
+            "--overwrite to start over"
+        )
 
 
 @contextmanager

@@ -7,9 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,14 +167,15 @@ def main(
     from satclip_engine.training.loop.interrupts import RunStopped
     from satclip_engine.training.session import resolve_settings
 
-    resolve = partial(resolve_settings, out, resume=resume, overwrite=overwrite, file=config, flags=flags)
-    run_settings = resolve()
+    run_settings = resolve_settings(out, resume=resume, overwrite=overwrite, file=config, flags=flags)
     if run_settings.unfreeze and (features is not None or rebuild_features):
         option = "--rebuild-features" if features is None else "--features"
         raise click.UsageError(f"--unfreeze makes no features: leave out {option}")
-    request = _RunRequest(data, from_raster, out, features or out / "features", rebuild_features, resume)
+    request = _RunRequest(
+        data, from_raster, out, features or out / "features", rebuild_features, resume, resume or overwrite
+    )
     try:
-        result = _run(run_settings, request, resolve, quiet=quiet, verbose=verbose)
+        result = _run(run_settings, request, quiet=quiet, verbose=verbose)
     except RunStopped as stopped:
         terminated = stopped.signal == signal.SIGTERM
         raise (Terminated if terminated else KeyboardInterrupt)(str(stopped)) from stopped
@@ -199,25 +198,22 @@ class _RunRequest:
     features: Path
     rebuild_features: bool
     resume: bool
+    replace_run: bool  # or go on with it
 
 
-def _run(
-    config: TrainConfig, request: _RunRequest, check: Callable[[], object], *, quiet: bool, verbose: bool
-) -> RunResult | None:
-    """Make features, then train; the result in the main process, None in the others.
-
-    check: raises where the folder of the run, once it is held, is not what it was before.
-    """
+def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: bool) -> RunResult | None:
+    """Make features, then train; the result in the main process, None in the others."""
     from satclip_engine.training.loop.distributed import join_processes
     from satclip_engine.training.loop.model import check_backend
-    from satclip_engine.training.session import held_run
+    from satclip_engine.training.session import check_folder, held_run
 
     with join_processes(config.device) as processes:
         check_backend(config, processes.device)
         if not processes.is_main:
             warnings.simplefilter("ignore")
         with held_run(request.out, is_main=processes.is_main):
-            check()
+            if processes.is_main:  # nobody else has begun a run there meanwhile
+                check_folder(request.out, replace_run=request.replace_run)
             result = _run_held(config, request, processes, quiet=quiet, verbose=verbose)
     return result if processes.is_main else None
 

@@ -147,7 +147,7 @@ def _check(source: PatchSource, rows: range) -> tuple[dict[int, SkippedImage], l
     images = dict(zip(rows, source.read(rows), strict=True))
     unusable = {row: image for row, image in images.items() if isinstance(image, SkippedImage)}
     sums = [
-        (row, zlib.crc32(np.ascontiguousarray(image)))
+        (row, zlib.crc32(np.ascontiguousarray(image).data))
         for row, image in images.items()
         if not isinstance(image, SkippedImage)
     ]

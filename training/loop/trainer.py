@@ -47,7 +47,7 @@ from satclip_engine.training.loop.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
-from satclip_engine.training.loop.schedule import learning_rate_factor, total_steps
+from satclip_engine.training.loop.schedule import check_length, learning_rate_factor, total_steps
 from satclip_engine.training.loop.split import Split, split_samples
 from satclip_engine.training.loop.state import load_state, save_state
 from satclip_engine.training.loop.validation import RetrievalScores, validate
@@ -172,7 +172,7 @@ class Trainer:
         if note and self.processes.is_main:
             warnings.warn(note, stacklevel=2)
         self._check_same(state)
-        self._check_schedule(state)
+        check_length(state, self.config, self.folder)
         self._load(state)
 
     @cpu_by_default()
@@ -262,6 +262,7 @@ class Trainer:
             "data": self._data_fingerprint,
             "step": self.step,
             "total": self.total,
+            "steps_per_epoch": self.batches.steps_per_epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state,
@@ -456,28 +457,6 @@ class Trainer:
                 f"{self.folder} holds a run on other data, or on other features of the same data: give the "
                 "same, or start over with --overwrite"
             )
-
-    def _check_schedule(self, state: dict[str, Any]) -> None:
-        """Raise UsageError for another length of a run whose learning rate follows it."""
-        planned, step = state["total"], state["step"]
-        is_over = step >= max(planned, self.total)
-        if self.config.schedule == "constant" or self.total == planned or is_over:
-            return
-        peak = self.config.learning_rate
-        before, now = (
-            peak * learning_rate_factor(min(step, total - 1), total, self.config)
-            for total in (planned, self.total)
-        )
-        epochs = planned / self.batches.steps_per_epoch
-        raise UsageError(
-            f"{self.folder} holds a run whose {self.config.schedule} schedule ends at step {planned} "
-            f"({epochs:.3g} epochs); to end at step {self.total}, its learning rate would go from "
-            f"{before:.2g} to {now:.2g} at step {step + 1}, as in no uninterrupted run: leave out ",
-            Argument("max_epochs"),
-            " and ",
-            Argument("max_steps"),
-            " to resume it as planned, or start one of that length in another folder or with --overwrite",
-        )
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
