@@ -162,12 +162,15 @@ class TrainConfig:
     schedule: str = setting("constant", "Learning rate over the run.", choices=("constant", "cosine"))
     warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", least=0)
     ema: float | None = setting(
-        None, "Decay of an average of the weights, which is then validated and written.", above=0, below=1
+        None,
+        "Decay of an average of the weights, which is validated and written; short runs rise to less.",
+        above=0,
+        below=1,
     )
 
     # Validation
     val_random_split_fraction: float = setting(
-        0.1, "Share of samples held out; 0 for none.", least=0, below=1
+        0.1, "Share of samples held out, by whole locations; 0 for none.", least=0, below=1
     )
     val_block_degrees: float | None = setting(
         None, "Hold out whole blocks of this many degrees instead of single samples.", above=0, most=90

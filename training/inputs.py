@@ -1,12 +1,7 @@
-"""Inputs of a training run from DATA: source → image encoder → feature cache, or → views → unfrozen trunk.
-
-Beside the features, in encoder.pt, lies the trunk that made them, so that a later run on the cache alone can
-write it into its checkpoints.
-"""
+"""Inputs of a training run from DATA: source → image encoder → feature cache, or → views → unfrozen trunk."""
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -15,23 +10,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from satclip_engine.errors import Argument, DataError, UsageError, WeightsError
-from satclip_engine.files import write_atomically
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.features.builder import build_cache
+from satclip_engine.training.features.encoder_file import (
+    ImageEncoderState,
+    image_encoder_state,
+    read_image_encoder,
+)
 from satclip_engine.training.features.feature_cache import FeatureCache
 from satclip_engine.training.features.shards import MANIFEST
 from satclip_engine.training.features.trunk_features import TrunkFeatures
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.encoders import ImageEncoder, augmentation_for, load_encoder
 from satclip_engine.training.images.image_views import ImageViews, usable_rows
-from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
 from satclip_engine.training.locations import join_first
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.split import split_samples
-from satclip_engine.training.results.export import ImageEncoderState
 from satclip_engine.training.samples import Features
 from satclip_engine.training.sources.kinds import (
     DATA_SETTINGS,
@@ -44,9 +40,7 @@ from satclip_engine.training.sources.kinds import (
 from satclip_engine.training.sources.random_patches import RasterPatches
 from satclip_engine.training.sources.readers import kind_of, open_source
 from satclip_engine.training.sources.source import PatchSource, SkippedImage
-from satclip_engine.weights.lightning_file import load_safely
 
-_ENCODER_FILE: Final = "encoder.pt"
 _RCF_SETTINGS: Final = ("rcf_filters", "rcf_components")
 _NOTED_OVERLAP: Final = 0.05  # share of the held-out patches
 
@@ -109,7 +103,7 @@ def training_inputs(
         _build_features(source, folder, config, processes, rebuild_features, progress)
     processes.barrier()
     cache = FeatureCache.open(folder, verify=processes.is_main)
-    image_encoder = _read_image_encoder(folder)
+    image_encoder = read_image_encoder(folder)
     _check_features(cache, image_encoder, config)
     config = replace(config, views=cache.views)
     name = "an unknown encoder" if image_encoder is None else image_encoder.name
@@ -127,17 +121,19 @@ def _unfrozen_inputs(
     augmentation = _augmentation(encoder, source, config)
     augmentation.output_size(source.size)  # raises now where images are too small
     workers = config.num_workers or None
-    rows: Any = None
+    usable: Any = None
     if processes.is_main:
-        rows, skipped = usable_rows(source, workers=workers, progress=progress)
-        _warn_of_skipped(skipped)
-    images = ImageViews(source, processes.broadcast(rows), augmentation, seed=config.seed, workers=workers)
+        usable = usable_rows(source, workers=workers, progress=progress)
+        _warn_of_skipped(usable.skipped)
+    rows, _, content = processes.broadcast(usable)
+    images = ImageViews(source, rows, augmentation, seed=config.seed, workers=workers, content=content)
     trunk = encoder.network()
     assert trunk is not None  # TrainConfig refuses to unfreeze the others
     features = TrunkFeatures(
         images, trunk, dim=encoder.dim, chunk=config.trunk_batch, trunk_fingerprint=encoder.fingerprint
     )
-    if processes.broadcast(features.fingerprint) != features.fingerprint:
+    identity = (source.fingerprint, features.fingerprint)
+    if processes.broadcast(identity) != identity:
         raise DataError(
             f"{source.name}: this process finds other images, or other weights, than the main one: give all "
             "of them the same files"
@@ -201,7 +197,7 @@ def _build_features(
     rebuild: bool,
     progress: Any,
 ) -> None:
-    """Compute the features that are missing, and write the encoder beside them."""
+    """Compute the features that are missing; says what is left out."""
     _check_source(source, config)
     encoder = _load_encoder(source, config).to(processes.device)
     cache = build_cache(
@@ -216,10 +212,6 @@ def _build_features(
         progress=progress,
     )
     _warn_of_skipped(cache.skipped)
-    image_encoder = image_encoder_state(encoder)
-    buffer = io.BytesIO()
-    torch.save({**vars(image_encoder), "state": dict(image_encoder.state)}, buffer)
-    write_atomically(folder / _ENCODER_FILE, buffer.getvalue())
 
 
 def _load_encoder(source: PatchSource, config: TrainConfig) -> ImageEncoder:
@@ -283,21 +275,6 @@ def _check_channels(channels: int, config: TrainConfig) -> None:
             "other --bands, or leave it out",
             argument="in_channels",
         )
-
-
-def image_encoder_state(encoder: ImageEncoder) -> ImageEncoderState:
-    """State of an encoder as checkpoints hold it, without its projection."""
-    state = {name.removeprefix(VISUAL_PREFIX): value.cpu() for name, value in encoder.state_dict().items()}
-    pointer = encoder.projection.weight.data_ptr()
-    weight = next(name for name, value in encoder.state_dict().items() if value.data_ptr() == pointer)
-    projection = weight.removeprefix(VISUAL_PREFIX).removesuffix(".weight")
-    trunk = {name: value for name, value in state.items() if not name.startswith(f"{projection}.")}
-    return ImageEncoderState(encoder.name, encoder.channels, projection, trunk)
-
-
-def _read_image_encoder(folder: Path) -> ImageEncoderState | None:
-    path = folder / _ENCODER_FILE
-    return ImageEncoderState(**load_safely(torch, path, str(path))) if path.exists() else None
 
 
 def _check_features(

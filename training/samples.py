@@ -36,7 +36,8 @@ class MemoryFeatures:
 
     def __init__(self, lonlat: Any, features: Any) -> None:  # (N, 2), (N, F) or (N, K, F)
         self.lonlat = np.asarray(lonlat, np.float64)
-        values = torch.as_tensor(features, dtype=torch.float32)
+        device = features.device if isinstance(features, Tensor) else "cpu"
+        values = torch.as_tensor(features, dtype=torch.float32, device=device)
         self._values = values[:, None] if values.ndim == 2 else values
         if self._values.ndim != 3 or self.lonlat.shape != (len(self._values), 2):
             raise UsageError(

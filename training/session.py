@@ -4,14 +4,16 @@ DIR/config.toml                       the settings
 DIR/state.pt, state.previous.pt       for --resume
 DIR/log.csv, DIR/tensorboard/         logs
 DIR/last.ckpt, best.ckpt, best.safetensors, training.png       results
+DIR/lock                              held by the process that trains
 """
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ import torch
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, SatclipError, UsageError
-from satclip_engine.files import write_atomically
+from satclip_engine.files import locked_folder, write_atomically
 from satclip_engine.training.config import (
     TrainConfig,
     changed_settings,
@@ -28,9 +30,11 @@ from satclip_engine.training.config import (
     read_toml,
     spelling,
 )
+from satclip_engine.training.features.encoder_file import ImageEncoderState
 from satclip_engine.training.loop import state
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.interrupts import RunStopped
+from satclip_engine.training.loop.schedule import check_length
 from satclip_engine.training.loop.trainer import (
     Diverged,
     RunOutcome,
@@ -38,16 +42,19 @@ from satclip_engine.training.loop.trainer import (
     TrainingCallback,
     last_good_state,
 )
-from satclip_engine.training.results.export import ImageEncoderState, location_weights, write_checkpoints
-from satclip_engine.training.results.log import CsvLog, TensorBoardLog
+from satclip_engine.training.results.export import location_weights, write_checkpoints
+from satclip_engine.training.results.log import CsvLog, TensorBoardLog, remove_events
 from satclip_engine.training.results.picture import write_picture
 from satclip_engine.training.samples import Features
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 CONFIG: Final = "config.toml"
 LOG: Final = "log.csv"
 PICTURE: Final = "training.png"
 _RESULTS: Final = ("last.ckpt", "best.ckpt", "best.safetensors", PICTURE)
 _RUN_FILES: Final = (CONFIG, state.NEWEST, state.PREVIOUS, LOG, *_RESULTS)
+_LOCK: Final = "lock"  # of locked_folder
+_held_folders: ContextVar[frozenset[Path]] = ContextVar("held_folders", default=frozenset())  # by this thread
 
 
 @dataclass(frozen=True)
@@ -70,28 +77,74 @@ def resolve_settings(
     """Resolve the settings of a run: defaults, or those of the run to resume, then `file`, then `flags`.
 
     Raises OutputError where another run lies and neither `resume` nor `overwrite` is set, UsageError for
-    settings that cannot be used or that the run to resume does not have.
+    settings that cannot be used or that the run to resume does not have, WeightsError where its state is not
+    whole.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file: give a folder as --out")
-    former = next((name for name in _RUN_FILES if (folder / name).exists()), None)
-    if former and not (resume or overwrite):
-        raise OutputError(
-            f"{folder} holds a run already ({former}): give another folder, --resume to resume it, or "
-            "--overwrite to start over"
-        )
+    check_folder(folder, replace_run=resume or overwrite)
     base = None
     if resume and state.has_state(folder) and (folder / CONFIG).exists():
         base = make_config(read_toml(folder / CONFIG), file=str(folder / CONFIG))
     values = {} if file is None else read_toml(file)
     source = "" if file is None else str(file)
     config = make_config(values, file=source, flags=flags, base=base)
+    if config.image_weights is not None:  # so that a run is resumed from any working directory
+        config = replace(config, image_weights=str(Path(config.image_weights).absolute()))
     if base is not None and (names := changed_settings(base, config)):
         spelled = {name: spelling(name, source, values, flags) for name in names}
         raise UsageError(other_settings(folder, base, config, spelled))
+    if base is not None:  # before hours are spent on images
+        check_length(state.load_state(folder)[0], config, folder)
     return config
 
 
+def check_folder(folder: Path, *, replace_run: bool) -> None:
+    """Raise OutputError for a file, and for a folder with a run that is neither resumed nor replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give a folder as --out")
+    former = next((name for name in _RUN_FILES if (folder / name).exists()), None)
+    if former and not replace_run:
+        raise OutputError(
+            f"{folder} holds a run already ({former}): give another folder, --resume to resume it, or "
+            "--overwrite to start over"
+        )
+
+
+@contextmanager
+def held_run(folder: Path, *, is_main: bool = True) -> Iterator[None]:
+    """Hold the folder of a run, made if need be: no other process trains in it meanwhile.
+
+    Inside of itself it holds nothing more. is_main: False for the other processes of the same run.
+
+    Raises OutputError when another process holds it, or it cannot be made.
+    """
+    path = folder.resolve()
+    if not is_main or path in _held_folders.get():
+        yield
+        return
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    with locked_folder(folder):
+        token = _held_folders.set(_held_folders.get() | {path})
+        try:
+            yield
+        finally:
+            _held_folders.reset(token)
+            if is_new:
+                _remove_unused(folder)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it wrote anything."""
+    with suppress(OSError):
+        if [entry.name for entry in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()
+            folder.rmdir()
+
+
+@cpu_by_default()
 def train(
     config: TrainConfig,
     data: Features,
@@ -105,31 +158,53 @@ def train(
 ) -> RunResult:
     """Train, and write the results; a former run in the folder is replaced unless `resume`.
 
+    The folder is held meanwhile; other files in it stay as they are.
+
     image_encoder: for checkpoints. notes: for checkpoints too, in plain values.
 
     Raises RunStopped after Ctrl-C or SIGTERM and Diverged where the loss is no number, both after the results
     so far are written; UsageError, OutputError, WeightsError.
     """
     processes = processes or ProcessContext(torch.device("cpu"))
+    with held_run(folder, is_main=processes.is_main):
+        return _train(config, data, folder, image_encoder, resume, processes, display, notes or {})
+
+
+def _train(
+    config: TrainConfig,
+    data: Features,
+    folder: Path,
+    image_encoder: ImageEncoderState | None,
+    resume: bool,
+    processes: ProcessContext,
+    display: TrainingCallback | None,
+    notes: Mapping[str, Any],
+) -> RunResult:
+    """Do what `train` does, in a folder that is held."""
     resume = processes.broadcast(resume and state.has_state(folder))
-    if processes.is_main:
-        _make_folder(folder, resume)
-    processes.barrier()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trainer = Trainer(config, data, folder, processes=processes)
+    projection = None if image_encoder is None else image_encoder.loaded_projection
+    trainer = Trainer(config, data, folder, processes=processes, projection=projection)
     if resume:
         trainer.resume()
-    if processes.is_main:
-        write_atomically(folder / CONFIG, config.as_toml().encode())
-        trainer.callbacks = _callbacks(config, folder, display)
+    elif processes.is_main:
+        _remove_run(folder)
     was_complete = trainer.step >= trainer.total or trainer.finished_early
+    if (
+        was_complete and (folder / CONFIG).exists()
+    ):  # settings that train nothing more are not those of the run
+        config = make_config(read_toml(folder / CONFIG), file=str(folder / CONFIG))
+    if processes.is_main:
+        if not was_complete:
+            write_atomically(folder / CONFIG, config.as_toml().encode())
+        trainer.callbacks = _callbacks(config, folder, display)
     try:
-        outcome = _run(trainer, config, image_encoder, notes or {})
+        outcome = _run(trainer, config, image_encoder, notes)
     finally:
         for callback in trainer.callbacks:
             callback.finish()
-    files = _write_results(outcome, config, image_encoder, folder, notes or {}) if processes.is_main else []
+    files = _write_results(outcome, config, image_encoder, folder, notes) if processes.is_main else []
     return RunResult(outcome, tuple(files), was_complete)
 
 
@@ -157,14 +232,12 @@ def _run(
         ) from error
 
 
-def _make_folder(folder: Path, resume: bool) -> None:
-    """Make the folder; remove a former run unless it is resumed."""
+def _remove_run(folder: Path) -> None:
+    """Remove a former run's own files. Raises OutputError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for name in _RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for name in (*_RUN_FILES, state.NEXT):
+            (folder / name).unlink(missing_ok=True)
+        remove_events(folder / "tensorboard")
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 

@@ -21,6 +21,7 @@ from satclip_engine.progress import duration_text, progress_for, size_text
 from satclip_engine.training.config import TrainConfig, flag_of, read_toml, respelled, setting_type, settings
 
 if TYPE_CHECKING:
+    from satclip_engine.training.loop.distributed import ProcessContext
     from satclip_engine.training.session import RunResult
 
 HELP = """Train a location encoder on images and the locations where they were taken.
@@ -179,6 +180,7 @@ def main(
         features or out / "features",
         rebuild_features,
         resume,
+        resume or overwrite,
         frozenset(typed | set({} if config is None else read_toml(config))),
     )
     try:
@@ -205,49 +207,62 @@ class _RunRequest:
     features: Path
     rebuild_features: bool
     resume: bool
+    replace_run: bool  # or go on with it
     asked: frozenset[str]
 
 
 def _run(config: TrainConfig, request: _RunRequest, *, quiet: bool, verbose: bool) -> RunResult | None:
     """Make features, then train; the result in the main process, None in the others."""
-    from satclip_engine.training.inputs import training_inputs
     from satclip_engine.training.loop.distributed import join_processes
     from satclip_engine.training.loop.model import check_backend
-    from satclip_engine.training.results.display import display_for
-    from satclip_engine.training.session import train
+    from satclip_engine.training.session import check_folder, held_run
 
     with join_processes(config.device) as processes:
         check_backend(config, processes.device)
         if not processes.is_main:
             warnings.simplefilter("ignore")
-        quiet = quiet or not processes.is_main
-        inputs = training_inputs(
-            request.data,
-            request.is_raster,
-            config,
-            request.features,
-            processes,
-            asked=request.asked,
-            rebuild_features=request.rebuild_features,
-            progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
-        )
-        if verbose and processes.is_main:
-            say_line(f"satclip-train: {inputs.description}")
-        result = train(
-            inputs.config or config,
-            inputs.features,
-            request.out,
-            image_encoder=inputs.image_encoder,
-            resume=request.resume,
-            processes=processes,
-            display=display_for(sys.stderr, quiet=quiet),
-            notes={
-                "data": os.path.basename(os.path.abspath(request.data)),
-                "version": __version__,
-                **inputs.notes,
-            },
-        )
+        with held_run(request.out, is_main=processes.is_main):
+            if processes.is_main:  # nobody else has begun a run there meanwhile
+                check_folder(request.out, replace_run=request.replace_run)
+            result = _run_held(config, request, processes, quiet=quiet, verbose=verbose)
     return result if processes.is_main else None
+
+
+def _run_held(
+    config: TrainConfig, request: _RunRequest, processes: ProcessContext, *, quiet: bool, verbose: bool
+) -> RunResult:
+    """Make features, then train, in a folder that no other run writes to."""
+    from satclip_engine.training.inputs import training_inputs
+    from satclip_engine.training.results.display import display_for
+    from satclip_engine.training.session import train
+
+    quiet = quiet or not processes.is_main
+    inputs = training_inputs(
+        request.data,
+        request.is_raster,
+        config,
+        request.features,
+        processes,
+        asked=request.asked,
+        rebuild_features=request.rebuild_features,
+        progress=progress_for(quiet=quiet, command="satclip-train", unit="images"),
+    )
+    if verbose and processes.is_main:
+        say_line(f"satclip-train: {inputs.description}")
+    return train(
+        inputs.config or config,
+        inputs.features,
+        request.out,
+        image_encoder=inputs.image_encoder,
+        resume=request.resume,
+        processes=processes,
+        display=display_for(sys.stderr, quiet=quiet),
+        notes={
+            "data": os.path.basename(os.path.abspath(request.data)),
+            "version": __version__,
+            **inputs.notes,
+        },
+    )
 
 
 def _as_text(result: RunResult, out: Path) -> str:
@@ -258,7 +273,7 @@ def _as_text(result: RunResult, out: Path) -> str:
     lines = [
         (
             "trained",
-            f"{outcome.last.step} steps of {outcome.batch_size} samples, {outcome.last.epoch} epochs, "
+            f"{outcome.last.step} steps of {outcome.batch_size} samples, {outcome.epochs:.4g} epochs, "
             f"{duration_text(outcome.seconds)}{early}",
         )
     ]
@@ -266,7 +281,11 @@ def _as_text(result: RunResult, out: Path) -> str:
         scores = best.scores
         kind = "held-out" if outcome.held_out else "training"
         lines += [
-            ("best", f"epoch {best.epoch}, loss {scores.loss:.4f} on {scores.samples} {kind} samples"),
+            (
+                "best",
+                f"epoch {best.epoch}, step {best.step}: loss {scores.loss:.4f} on {scores.samples} {kind} "
+                f"samples, by chance {scores.chance:.4f}",
+            ),
             ("location→image", f"R@1 {100 * scores.place_r1:.1f} %, R@10 {100 * scores.place_r10:.1f} %"),
             ("image→location", f"R@1 {100 * scores.image_r1:.1f} %, R@10 {100 * scores.image_r10:.1f} %"),
         ]
@@ -277,7 +296,8 @@ def _as_text(result: RunResult, out: Path) -> str:
 
 def _as_json(result: RunResult) -> str:
     outcome = result.outcome
-    scores = None if outcome.best.scores is None else dict(vars(outcome.best.scores))
+    best = outcome.best.scores
+    scores = None if best is None else {**vars(best), "chance": best.chance}
     content = {
         "steps": outcome.last.step,
         "epochs": outcome.last.epoch,

@@ -213,8 +213,15 @@ def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
                 f"{where}: refused: its pickle asks for {match[1]}, which is no tensor or plain value "
                 "(nothing was executed); save it again without that object"
             ) from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"{where}: damaged or not a checkpoint of torch ({lines[0]})") from error
+        raise WeightsError(f"{where}: damaged or not a checkpoint of torch ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return torch's reason without its advice, which is to load the file unsafely."""
+    if match := re.search(r"WeightsUnpickler error: *(\S.*)", str(error)):
+        return match[1].rstrip()
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "its pickle cannot be read" if "weights_only" in lines[0] else lines[0].partition(". ")[0]
 
 
 def _check_archive(path: Path, where: str) -> bool:

@@ -44,8 +44,18 @@ class MadeEncoder:
     name, dim, channels, size, fixed_size = "corners", 6, 3, None, False
     vision_layers, notes, device = None, (), "cpu"
 
+    projection_loaded = False
+
     def __init__(self, factor: float = 1.0):
+        import torch
+
         self.factor = factor
+        self.projection = torch.nn.Linear(self.dim, 4)
+        for parameter in self.projection.parameters():
+            torch.nn.init.zeros_(parameter)
+
+    def state_dict(self):
+        return {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
 
     @property
     def fingerprint(self) -> str:
@@ -81,6 +91,6 @@ def made_images(
     from satclip_engine.training.images.image_views import ImageViews, usable_rows
 
     source = source or MadeSource(count, seed=seed)
-    rows, _ = usable_rows(source, workers=2)
-    images = ImageViews(source, rows, Augmentation(8), seed=0, workers=2)
+    rows, _, content = usable_rows(source, workers=2)
+    images = ImageViews(source, rows, Augmentation(8), seed=0, workers=2, content=content)
     return TrunkFeatures(images, made_trunk(), dim=12, chunk=chunk, trunk_fingerprint=trunk_fingerprint)

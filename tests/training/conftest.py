@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -11,29 +12,19 @@ from factories.training import S2
 
 
 @pytest.fixture(scope="session")
-def torchvision() -> ModuleType:
-    """torchvision's Python part, also where its compiled operators do not load.
+def timm() -> ModuleType:
+    """timm as the trainer imports it, whatever torch its torchvision was compiled for."""
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from satclip_engine.training.images.timm_encoder import import_timm
 
-    torchvision on PyPI is compiled for PyPI's torch. Beside a CPU build of torch its operators are missing,
-    and its import ends at the first one whose shape function it registers. Declared, they let the import go
-    on; neither timm nor these tests call any.
-    """
-    torch = pytest.importorskip("torch")
-    try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-            )
-    import torchvision
-
-    return torchvision
+    return import_timm("this test")
 
 
 @pytest.fixture(scope="session")
-def timm(torchvision) -> ModuleType:
-    return pytest.importorskip("timm")
+def torchvision(timm) -> ModuleType:
+    return pytest.importorskip("torchvision")
 
 
 @pytest.fixture

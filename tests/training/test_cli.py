@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ SMALL = [
     "--dropout",
     "0",
     "--batch-size",
-    "16",
+    "180",
     "--epochs",
     "3",
     "--threads",
@@ -38,7 +39,7 @@ SMALL = [
 def material(monkeypatch, tmp_path):
     """Random features in place of DATA's; the test may put others into the list."""
     monkeypatch.chdir(tmp_path)
-    made = [random_features()]
+    made = [random_features(200)]
     monkeypatch.setattr(
         "satclip_engine.training.inputs.training_inputs",
         lambda *args, **more: TrainingInputs(made[0], None, "made", {}),
@@ -62,8 +63,8 @@ def assert_one_line(result, code, *fragments):
 def test_a_run_reports_what_it_did_and_wrote(material):
     result = run("data", "--out", "run", *SMALL)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("run\n  trained        3 steps of 16 samples, 3 epochs, ")
-    assert "on 2 held-out samples" in result.stdout
+    assert result.stdout.startswith("run\n  trained        3 steps of 180 samples, 3 epochs, ")
+    assert f"on 20 held-out samples, by chance {math.log(20):.4f}" in result.stdout
     assert "wrote          last.ckpt (" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("satclip-train: epoch 3, step 3 of 3: loss ")
 
@@ -72,7 +73,7 @@ def test_quiet_silences_progress_and_json_is_json(material):
     result = run("data", "--out", "run", *SMALL, "-q", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     report = json.loads(result.stdout)
-    assert (report["steps"], report["batch"], report["held_out"]) == (3, 16, 2)
+    assert (report["steps"], report["batch"], report["held_out"]) == (3, 180, 20)
     assert report["files"][0] == "run/last.ckpt"
 
 
@@ -100,7 +101,7 @@ def test_a_folder_with_a_run_is_refused_resumed_or_replaced(material):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_says_so_in_one_line(material, number, status):
-    material[0] = Signalling(random_features(), number, 4)
+    material[0] = Signalling(random_features(200), number, 4)
     result = run("data", "--out", "run", *SMALL, "--epochs", 90, "-q")
     assert_one_line(result, status, "of 90: resume with --resume")
 

@@ -31,7 +31,7 @@ def made(**changes):
 
 
 def outcome(snapshot):
-    return RunOutcome(snapshot, snapshot, (), 16, 1.0, False, 2)
+    return RunOutcome(snapshot, snapshot, (), 16, 1.0, False, 2, 1)
 
 
 def write(tmp_path, visual=None, **changes):

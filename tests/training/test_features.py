@@ -122,7 +122,11 @@ def test_a_finished_cache_is_opened_and_not_made_again(tmp_path):
     ("change", "words"),
     [
         ({"encoder": MadeEncoder(2.0)}, r"differs in encoder \(corners \w{8}, now corners \w{8}\)"),
-        ({"source": MadeSource(seed=1)}, r"differs in images \(50 of made, now 50 of made\)"),
+        (
+            {"source": MadeSource(seed=1)},
+            r"differs in images \(50 of made as before, but a file's size or time of change, .*"
+            r"if they were only copied or touched, give .* itself as the data",
+        ),
         ({"source": MadeSource(40)}, r"differs in images \(50 of made, now 40 of made\)"),
         ({"views": 2}, r"differs in views \(3, now 2\)"),
         ({"seed": 1}, r"differs in seed \(0, now 1\)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 
@@ -155,15 +157,35 @@ def test_unknown_encoders_and_options_of_others_are_refused(source):
         load_encoder("resnet18")
 
 
-def test_a_torchvision_of_another_torch_is_a_missing_extra(monkeypatch):
-    def broken(name, *args):
-        raise RuntimeError("operator torchvision::nms does not exist")
+FOREIGN_TORCHVISION = """
+import torch
+for name in {operators!r}:  # as torchvision does it in Python for its compiled operators
+    torch.library.register_fake(f"torchvision::{{name}}")(lambda boxes, scores, threshold: scores)
+"""
 
-    monkeypatch.setattr("satclip_engine.training.images.timm_encoder.need", lambda *a, **k: broken("timm"))
-    with pytest.raises(
-        MissingExtra, match=r"torchvision made for torch .*satclip-engine\[train\].*or use rcf.*nms"
+
+@pytest.mark.parametrize("operators", [("nms", "qnms"), ("nms", "another")])
+def test_a_torchvision_made_for_another_torch_is_put_up_with_or_the_message_says_which_fits(
+    tmp_path, operators
+):
+    for package, code in (
+        ("torchvision", FOREIGN_TORCHVISION.format(operators=operators)),
+        ("timm", "import torchvision"),
     ):
-        load_encoder("resnet18", channels=3)
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(code)
+    module = "satclip_engine.training.images.timm_encoder"
+    code = f"from {module} import import_timm; print(import_timm('it').__file__)"
+    here = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True)
+    if operators[1] == "qnms":
+        assert done.stdout.strip() == str(tmp_path / "timm" / "__init__.py"), done.stderr
+        return
+    message = done.stderr.splitlines()[-1]
+    assert f"it needs a torchvision made for torch {torch.__version__}" in message
+    assert "torchvision::another does not exist" in message
+    assert "pip install --force-reinstall --no-deps torchvision" in message
+    assert ("--index-url https://download.pytorch.org/whl/" in message) == ("+" in torch.__version__)
 
 
 def test_a_missing_timm_is_a_missing_extra(monkeypatch):

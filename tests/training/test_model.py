@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -127,14 +128,35 @@ def test_a_run_ends_with_its_epochs_or_its_steps():
     assert total_steps(7, small_config(max_epochs=3, max_steps=10)) == 10
 
 
-def test_an_average_follows_the_weights_by_its_decay():
-    layer = torch.nn.Linear(2, 2)
-    average = WeightAverage(layer, 0.9)
-    start = layer.weight.detach().clone()
-    with torch.no_grad():
-        layer.weight += 1
-    average.update(layer)
-    torch.testing.assert_close(average.state["weight"], start + 0.1)
+@pytest.mark.parametrize("decay", [0.5, 0.95, 0.9999])
+def test_an_average_is_torchs_with_a_decay_that_rises_from_two_elevenths(decay):
+    layer = torch.nn.Linear(3, 2)
+
+    def rising(average, new, step):
+        return average.lerp(new, 1 - min(decay, (1 + step.item()) / (10 + step.item())))
+
+    expected = torch.optim.swa_utils.AveragedModel(layer, avg_fn=rising)
+    expected.update_parameters(layer)  # copies
+    average = WeightAverage(layer, decay)
+    for step in range(1, 300):
+        with torch.no_grad():
+            layer.weight += torch.sin(torch.arange(6.0) + step).view(2, 3)
+        average.update(layer, step)
+        expected.update_parameters(layer)
+    for name, value in expected.module.state_dict().items():
+        torch.testing.assert_close(average.state[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_an_average_forgets_its_start_in_a_few_steps():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1)
+    average = WeightAverage(layer, 0.9999)
+    layer.weight.data.fill_(0)
+    for step in range(1, 41):
+        average.update(layer, step)
+    share = math.factorial(41) * math.factorial(10) / math.factorial(50)  # the product of (1 + t) / (10 + t)
+    assert float(average.state["weight"]) == pytest.approx(share, rel=1e-5)
+    assert share < 1e-8
 
 
 def test_ranks_count_the_candidates_that_are_at_least_as_similar():

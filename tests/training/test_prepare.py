@@ -13,7 +13,8 @@ from factories.training import S2
 
 from satclip_engine.cli.train import main
 from satclip_engine.encoder import load
-from satclip_engine.training.features import FeatureCache
+from satclip_engine.training.features import FeatureCache, build_cache
+from satclip_engine.training.images import load_encoder
 from satclip_engine.training.images.rcf import RandomFeatures
 from satclip_engine.training.patches import open_source
 
@@ -215,3 +216,50 @@ def test_a_setting_is_named_as_it_was_given(s2, tmp_path):
         image.unlink()
     skipped = run(*args, "--max-skipped", 1).stderr
     assert "or allow more with --max-skipped 2\n" in skipped
+
+
+def test_training_starts_from_the_projection_of_a_checkpoint(timm, tmp_path):
+    torch.manual_seed(3)
+    network = timm.create_model("resnet18", in_chans=13, num_classes=16)
+    state = {f"model.visual.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "satclip.ckpt")
+    still = {
+        "image-encoder": "resnet18",
+        "learning-rate": 1e-12,
+        "weight-decay": 0,
+        "max-steps": 1,
+        "seed": 5,
+    }
+    settings = options(SMALL | {"views": 1, "val-random-split-fraction": 0, "threads": 1} | still)
+    first, again = tmp_path / "first", tmp_path / "again"
+    result = run(S2, "--out", first, *settings, "--image-weights", tmp_path / "satclip.ckpt")
+    assert result.exit_code == 0, result.output
+    assert "satclip.ckpt: 120 tensors, named model.visual.*; training starts from its projection too" in (
+        " ".join(result.stderr.split())
+    )
+    report(first / "features", "--out", again, *settings)
+    for folder in (first, again):
+        exported = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("fc.weight", "fc.bias"):
+            torch.testing.assert_close(
+                exported[f"model.visual.{name}"], state[f"model.visual.{name}"], rtol=1e-4, atol=1e-6
+            )
+    other = run(first / "features", "--out", tmp_path / "other", *settings, "--embed-dim", 8)
+    assert other.exit_code == 2
+    assert "--embed-dim: the projection to start from is (16, 512), that of these settings (8, 512)" in (
+        " ".join(other.stderr.split())
+    )
+
+
+def test_a_cache_by_build_cache_has_its_encoder_for_checkpoints(tmp_path):
+    source = open_source(S2)
+    encoder = load_encoder("rcf", source, filters=16)
+    build_cache(source, encoder, tmp_path / "features", views=2)
+    report(tmp_path / "features", "--out", tmp_path / "run", *RUN, "--epochs", 1)
+    stored = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["image_encoder"]
+    assert stored["name"] == "rcf"
+    assert torch.equal(stored["state_dict"]["filters"], encoder.state_dict()["filters"])
+    torch.save({"name": "rcf", "channels": "13", "projection": "fc"}, tmp_path / "features" / "encoder.pt")
+    result = run(tmp_path / "features", "--out", tmp_path / "run", *RUN, "--overwrite", "-q")
+    assert result.exit_code == 1
+    assert "encoder.pt is no" in result.stderr

@@ -11,7 +11,7 @@ from satclip_engine.errors import DataError, UsageError
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.image_views import ImageViews
 from satclip_engine.training.loop.batches import BatchSchedule, feature_noise, jitter_locations
-from satclip_engine.training.loop.split import split_samples
+from satclip_engine.training.loop.split import number_locations, split_samples
 from satclip_engine.training.samples import MemoryFeatures, feature_statistics, samples_fingerprint
 
 
@@ -33,6 +33,102 @@ def test_a_split_by_blocks_leaves_no_block_on_both_sides():
     assert 0.2 <= len(split.held_out) / 2000 < 0.35
 
 
+def near(lonlat, metres, seed=1):
+    """Points at up to so many metres from others."""
+    rng = np.random.default_rng(seed)
+    bearing, degrees = rng.uniform(0, 2 * np.pi, len(lonlat)), metres / 111_195
+    north = degrees * np.cos(bearing)
+    east = degrees * np.sin(bearing) / np.cos(np.radians(lonlat[:, 1]))
+    return lonlat + np.stack([east, north], 1)
+
+
+@pytest.mark.parametrize("block_degrees", [None, 10.0])
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda lonlat: lonlat,
+        lambda lonlat: lonlat + np.array([360.0, 0.0]),
+        lambda lonlat: lonlat.astype(np.float32).astype(np.float64),
+        lambda lonlat: near(lonlat, 1),
+        lambda lonlat: near(lonlat, 10),
+    ],
+    ids=["exactly", "a turn on", "in float32", "a metre", "ten metres"],
+)
+def test_images_of_one_location_are_on_one_side(again, block_degrees):
+    first = np.random.default_rng(0).uniform(-80, 80, (300, 2))
+    lonlat = np.concatenate([first, again(first), again(first), again(first)])
+    split = split_samples(lonlat, 0.1, seed=0, block_degrees=block_degrees)
+    location = np.tile(np.arange(300), 4)
+    assert set(location[split.train]).isdisjoint(location[split.held_out])
+    assert split.held_out_locations == len(set(location[split.held_out]))
+    if block_degrees is None:
+        assert len(split.held_out) == 120
+    assert not np.array_equal(
+        split.held_out, split_samples(lonlat, 0.1, seed=1, block_degrees=block_degrees).held_out
+    )
+
+
+@pytest.mark.parametrize(
+    "locations", [[[180.0, 5.0], [-180.0, 5.0]], [[7.0, 90.0], [140.0, 90.0]], [[7.0, -90.0], [140.0, -90.0]]]
+)
+def test_the_antimeridian_and_the_poles_part_no_location(locations):
+    lonlat = np.concatenate([random_features(50).lonlat, locations])
+    for degrees in (None, 10.0):
+        for seed in range(20):
+            split = split_samples(lonlat, 0.5, seed, block_degrees=degrees)
+            assert len({50, 51} & set(split.held_out)) in (0, 2)
+
+
+def test_locations_that_are_further_apart_stay_apart():
+    first = np.random.default_rng(0).uniform(-80, 80, (300, 2))
+    assert len(set(number_locations(np.concatenate([first, near(first, 100)])))) == 600
+    numbers = number_locations(first[[4, 2, 2, 0, 4]])
+    assert numbers.tolist() == [0, 1, 1, 2, 0], "numbered as they come"
+
+
+def test_a_trail_of_images_is_no_single_location():
+    trail = np.stack([np.arange(0, 1, 5e-5), np.zeros(20_000)], 1)  # 5.6 metres from one to the next
+    numbers = number_locations(trail)
+    assert 100 <= len(set(numbers)) <= 110
+    split = split_samples(trail, 0.1, seed=0)
+    assert abs(len(split.held_out) - 2000) <= 100
+
+
+def test_locations_of_unequal_size_meet_the_share_as_nearly_as_they_can():
+    sizes = np.random.default_rng(2).integers(1, 40, 200)
+    lonlat = np.repeat(random_features(200).lonlat, sizes, axis=0)
+    for seed in range(5):
+        split = split_samples(lonlat, 0.1, seed)
+        assert abs(len(split.held_out) - int(0.1 * len(lonlat))) <= 1
+
+
+def test_without_repeated_locations_the_split_is_a_permutation_of_the_samples():
+    lonlat = random_features(500).lonlat
+    expected = np.sort(np.random.default_rng([7, 0]).permutation(500)[:50])
+    assert np.array_equal(split_samples(lonlat, 0.1, seed=7).held_out, expected)
+
+
+@pytest.mark.parametrize(
+    ("lonlat", "fraction", "message"),
+    [
+        (random_features(12).lonlat, 0.1, "leaves one for validation, .*give 0.17 or more, or 0"),
+        (np.repeat(random_features(9).lonlat, 4, 0), 0.1, "leaves 4 of one location for .*give 0.23 or more"),
+        (np.repeat(random_features(3).lonlat, 4, 0), 0.4, "leaves 4 of one location .*more locations, or 0"),
+        (np.repeat(random_features(9).lonlat, 4, 0), 0.9, "leaves 4 of one location for training.*lower"),
+    ],
+)
+def test_a_side_of_one_location_is_an_error_that_says_what_to_do(lonlat, fraction, message):
+    with pytest.raises(UsageError, match=message) as error:
+        split_samples(lonlat, fraction, seed=0)
+    assert error.value.argument == "val_random_split_fraction"
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
+def test_samples_of_one_location_are_refused_whatever_is_held_out(fraction):
+    with pytest.raises(UsageError, match=r"all 40 samples are of one location, .*of more locations"):
+        split_samples(np.repeat(random_features(1).lonlat, 40, axis=0), fraction, seed=0)
+
+
 def test_without_a_share_all_samples_are_trained_on():
     split = split_samples(random_features(5).lonlat, 0.0, seed=0)
     assert (len(split.train), len(split.held_out)) == (5, 0)
@@ -40,7 +136,7 @@ def test_without_a_share_all_samples_are_trained_on():
 
 @pytest.mark.parametrize(("fraction", "blocks", "side"), [(0.1, None, "validation"), (0.5, 90.0, "training")])
 def test_an_empty_side_of_the_split_is_an_error_that_says_what_to_do(fraction, blocks, side):
-    lonlat = np.array([[1.0, 2.0]] * 5)
+    lonlat = np.array([[1.0, 2.0 + row] for row in range(5)])
     with pytest.raises(UsageError, match=f"leaves none for {side}; give another fraction, or 0"):
         split_samples(lonlat, fraction, seed=0, block_degrees=blocks)
 

@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 def test_when_none_is_whole_the_error_says_what_is_left_to_do(tmp_path):
     (tmp_path / NEWEST).write_bytes(b"")
     (tmp_path / PREVIOUS).write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match="none is whole: start over with --overwrite"):
+    with pytest.raises(WeightsError, match="none can be resumed: start over with --overwrite"):
         load_state(tmp_path)
 
 

@@ -27,10 +27,14 @@ from satclip_engine.weights import read_weights
 # Everything random is in use, so that nothing of it can be forgotten in a state.
 RESTLESS = {"dropout": 0.3, "feature_noise": 0.2, "ema": 0.9, "schedule": "cosine", "warmup_steps": 2}
 
+# Notes that runs as short as these give.
+SHORT_RUN = "[0-9]+ (held-out|training) samples|ema |a warm-up "
+
 
 def run(folder, config, data=None, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", SHORT_RUN)
         return train(config, data or random_features(), folder, **more)
 
 
@@ -81,6 +85,7 @@ def test_a_run_learns_twenty_random_pairs_by_heart(tmp_path):
         "best.safetensors",
         "config.toml",
         "last.ckpt",
+        "lock",
         "log.csv",
         "state.previous.pt",
         "state.pt",
@@ -294,8 +299,24 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, small_config(tensorboard=True, max_epochs=2))
+    config = small_config(tensorboard=True, max_epochs=2, batch_size=15)
+    run(tmp_path, config, random_features(100))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
+    losses = iter([event.value for event in events.Scalars("train_loss")])
+    with pytest.warns(UserWarning, match="10 held-out samples"):
+        trainer = Trainer(config, random_features(100), tmp_path / "again")
+    for _ in range(12):
+        assert next(losses) == pytest.approx(trainer.train_step(), rel=1e-6), "the loss of each step alone"
     values = [event.value for event in events.Scalars("val_loss")]
     np.testing.assert_allclose(values, [float(row["val_loss"]) for row in log(tmp_path)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("fraction", "scored", "count"), [(0.1, "held-out", 20), (0.0, "training", 200)])
+def test_the_log_says_what_was_scored_and_the_loss_that_chance_gives(tmp_path, fraction, scored, count):
+    config = small_config(val_random_split_fraction=fraction, batch_size=180, max_epochs=2)
+    done = run(tmp_path, config, random_features(200))
+    for row in log(tmp_path):
+        assert (row["val_of"], row["samples"]) == (scored, str(count))
+        assert float(row["val_chance"]) == pytest.approx(np.log(count))
+    assert done.outcome.best.scores.chance == pytest.approx(np.log(count))

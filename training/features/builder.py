@@ -22,6 +22,7 @@ from satclip_engine._optional import need
 from satclip_engine.errors import Argument, DataError, OutputError, UsageError
 from satclip_engine.files import LOCK, WorkingFolder, locked_folder
 from satclip_engine.progress import Progress, Silence, size_text
+from satclip_engine.training.features.encoder_file import write_image_encoder
 from satclip_engine.training.features.feature_cache import FeatureCache
 from satclip_engine.training.features.shards import (
     FORMAT,
@@ -43,6 +44,7 @@ from satclip_engine.training.images.encoders import ImageEncoder, augmentation_f
 from satclip_engine.training.locations import check_on_earth
 from satclip_engine.training.prefetch import prefetch, reader_threads
 from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_skipped
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 _SHARD_IMAGES: Final = 4096
 _BATCH_BYTES: Final = 64 << 20  # of views that go through the trunk at once
@@ -93,6 +95,7 @@ class _CacheContent:
         }
 
 
+@cpu_by_default()
 def build_cache(
     source: PatchSource,
     encoder: ImageEncoder,
@@ -138,6 +141,7 @@ def build_cache(
         with locked_folder(folder, named=True) as locked:
             manifest = _start_manifest(content, locked, rebuild)
             _compute(content, folder, manifest, workers or reader_threads(), progress)
+            write_image_encoder(folder, encoder)
             _finish(content, folder, manifest)
     finally:
         progress.finish()
@@ -197,17 +201,26 @@ def _start_manifest(content: _CacheContent, locked: WorkingFolder, rebuild: bool
 def _check_same(content: _CacheContent, folder: Path, manifest: dict[str, Any]) -> None:
     """Raise DataError naming everything in which a cache differs from what is asked for."""
     identity, description = content.identity(), content.description()
-    differences = [
-        f"{key} ({manifest['in_words'].get(key)}, now {description[key]})"
+    differences = {
+        key: f"{key} ({manifest['in_words'].get(key)}, now {description[key]})"
         for key in identity
         if manifest["made_of"].get(key) != identity[key]
-    ]
-    if differences:
-        raise DataError(
-            f"{folder} holds the features of something else: it differs in {', '.join(differences)}; ",
-            *rebuild_advice(folder),
-            argument=REBUILD.name,
+    }
+    if not differences:
+        return
+    advice = rebuild_advice(folder)
+    if "images" in differences and manifest["in_words"].get("images") == description["images"]:
+        differences["images"] = (
+            f"images ({description['images']} as before, but a file's size or time of change, a location, or "
+            "how they are read is another)"
         )
+        if len(differences) == 1:
+            advice = (f"if they were only copied or touched, give {folder} itself as the data; or ", *advice)
+    raise DataError(
+        f"{folder} holds the features of something else: it differs in {', '.join(differences.values())}; ",
+        *advice,
+        argument=REBUILD.name,
+    )
 
 
 def _is_whole(path: Path, crc: int) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from satclip_engine.errors import UsageError
 from satclip_engine.training.images.image_views import ImageViews, ViewRequest
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ class TrunkFeatures:
     def __init__(
         self, images: ImageViews, trunk: nn.Module, *, dim: int, chunk: int, trunk_fingerprint: str
     ) -> None:
+        unfit = [
+            f"{name} is {parameter.dtype} on {parameter.device}"
+            for name, parameter in trunk.named_parameters()
+            if parameter.is_meta or parameter.dtype != torch.float32
+        ]
+        if unfit:
+            raise UsageError(f"trunk: expected float32 weights, but {unfit[0]}", argument="trunk")
         self.images, self.trunk = images, trunk
         self.dim, self.chunk = dim, chunk
         self.lonlat, self.views = images.lonlat, images.views

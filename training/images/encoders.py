@@ -24,6 +24,7 @@ from satclip_engine._optional import need
 from satclip_engine.errors import UsageError
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.sources.source import PatchSource
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,9 @@ class ImageEncoder(Protocol):
     def projection(self) -> torch.nn.Linear: ...  # dim → embedding
 
     @property
+    def projection_loaded(self) -> bool: ...  # from a file, rather than drawn
+
+    @property
     def notes(self) -> tuple[str, ...]: ...
 
     @property
@@ -79,6 +83,7 @@ class ImageEncoder(Protocol):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
+@cpu_by_default()
 def load_encoder(
     name: str = DEFAULT,
     source: PatchSource | None = None,

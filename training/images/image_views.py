@@ -1,7 +1,7 @@
 """Fresh augmented views of images for a training that reads images at every step, read ahead by threads.
 
-    rows, skipped = usable_rows(source)              one pass over the images, before training
-    images = ImageViews(source, rows, augmentation, seed=0)
+    rows, skipped, content = usable_rows(source)     one pass over the images, before training
+    images = ImageViews(source, rows, augmentation, seed=0, content=content)
     for views in images.prefetch(requests): ...      (n, C, h, w) float32 each, the next being made meanwhile
 
 Where a cache of features holds a few views of an image, here every number below `ImageViews.views` is one,
@@ -10,6 +10,8 @@ made when it is asked for; asked for again, it is the same to the bit.
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -41,10 +43,20 @@ class ViewRequest(NamedTuple):
     views: np.ndarray  # (n,)
 
 
+class UsableImages(NamedTuple):
+    """Rows of the images that can be read, the images that are left out, and a digest of all pixels read."""
+
+    rows: np.ndarray
+    skipped: list[SkippedImage]
+    content: str
+
+
 class ImageViews:
     """The images of a source that can be used, by sample and view.
 
     rows: of the source, that are the samples. seed: of the views. workers: threads that read and make views.
+    content: digest of the pixels, by which the images are told from others; by default the source's own
+        fingerprint, which changes with a file's time of change.
     """
 
     views: Final = _FRESH_VIEWS
@@ -57,16 +69,18 @@ class ImageViews:
         *,
         seed: int,
         workers: int | None = None,
+        content: str | None = None,
     ) -> None:
         self.source, self.rows, self.augmentation = source, np.asarray(rows, np.int64), augmentation
         self.lonlat = np.ascontiguousarray(source.lonlat[self.rows])
         check_on_earth(self.lonlat, lambda index: f"image {self.rows[index]}", source.name)
         self._seed, self._workers = seed, workers or reader_threads()
+        self._content = content or source.fingerprint
 
     @property
     def fingerprint(self) -> str:
         """sha256 over what determines the views."""
-        inputs = {"images": self.source.fingerprint, "augmentation": self.augmentation.fingerprint}
+        inputs = {"images": self._content, "augmentation": self.augmentation.fingerprint}
         return fingerprint("image views", {**inputs, "seed": self._seed}, self.rows)
 
     def prefetch(self, requests: Iterable[ViewRequest]) -> Iterator[np.ndarray]:
@@ -103,8 +117,8 @@ class ImageViews:
 
 def usable_rows(
     source: PatchSource, *, workers: int | None = None, progress: Progress | None = None
-) -> tuple[np.ndarray, list[SkippedImage]]:
-    """Rows of the images that can be read, and the images that are left out.
+) -> UsableImages:
+    """Find the images that can be read.
 
     Every image is read once, because only reading a file shows whether it is whole. Raises DataError when too
     many are left out.
@@ -114,12 +128,16 @@ def usable_rows(
         range(start, min(start + _READ_IMAGES, len(source))) for start in range(0, len(source), _READ_IMAGES)
     ]
     skipped, rows = list(source.skipped), []
+    content = hashlib.sha256()
     total = len(source) + len(source.skipped)
     progress.stage("checking images")
     progress.start(len(source))
     with ThreadPoolExecutor(workers or reader_threads(), thread_name_prefix="images") as pool:
         try:
-            for chunk, unusable in zip(chunks, pool.map(partial(_unusable, source), chunks), strict=True):
+            for chunk, (unusable, sums) in zip(
+                chunks, pool.map(partial(_check, source), chunks), strict=True
+            ):
+                content.update(repr(sums).encode())
                 skipped += unusable.values()
                 rows += [row for row in chunk if row not in unusable]
                 progress.advance(len(chunk))
@@ -128,10 +146,16 @@ def usable_rows(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             progress.finish()
-    return np.array(rows, np.int64), skipped
+    return UsableImages(np.array(rows, np.int64), skipped, content.hexdigest())
 
 
-def _unusable(source: PatchSource, rows: range) -> dict[int, SkippedImage]:
-    """Images that cannot be used, by row."""
-    images = source.read(rows)
-    return {row: image for row, image in zip(rows, images, strict=True) if isinstance(image, SkippedImage)}
+def _check(source: PatchSource, rows: range) -> tuple[dict[int, SkippedImage], list[tuple[int, int]]]:
+    """Images that cannot be used, by row, and the checksums of the others' pixels."""
+    images = dict(zip(rows, source.read(rows), strict=True))
+    unusable = {row: image for row, image in images.items() if isinstance(image, SkippedImage)}
+    sums = [
+        (row, zlib.crc32(np.ascontiguousarray(image).data))
+        for row, image in images.items()
+        if not isinstance(image, SkippedImage)
+    ]
+    return unusable, sums

@@ -39,6 +39,7 @@ class RandomFeatures:
     name = "rcf"
     size: int | None = None
     fixed_size = False
+    projection_loaded = False
     vision_layers: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -48,7 +49,7 @@ class RandomFeatures:
         self.dim = tensors["components"].shape[0] if "components" in tensors else tensors["mean"].shape[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projection = torch.nn.Linear(self.dim, embed_dim)
+            self.projection = torch.nn.Linear(self.dim, embed_dim, device=self.device, dtype=torch.float32)
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,9 @@ from satclip_engine._optional import need
 from satclip_engine.errors import MissingExtra, UsageError, WeightsError
 from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX, load_trunk
 from satclip_engine.training.sources.source import fingerprint
+from satclip_engine.training.torch_defaults import float32_by_default
 
+_SHAPED_OPERATORS = ("nms", "qnms")  # of torchvision
 _SIDE_PIXELS = 224  # of the images that all three were pretrained with
 
 
@@ -36,19 +40,21 @@ class TimmEncoder:
         weights: Path | None,
         seed: int,
     ) -> None:
-        timm = _timm(name)
+        timm = import_timm(f"the image encoder {name}")
         self.name, self.channels, self.size = name, channels, _SIDE_PIXELS
         self.fixed_size = architecture.startswith("vit")
         self.vision_layers: str | None = f"moco_{name}"
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), float32_by_default():
             torch.manual_seed(seed)
             self.visual: Any = timm.create_model(architecture, in_chans=channels, num_classes=embed_dim)
         self._head = "head" if self.fixed_size else "fc"
         self.dim = self.visual.num_features
+        self.projection_loaded = False
         if weights is None:
             self.notes: tuple[str, ...] = (f"{name} has no weights: its trunk is random (seed {seed})",)
         else:
-            self.notes = (load_trunk(self.visual, weights, head=self._head),)
+            note, self.projection_loaded = load_trunk(self.visual, weights, head=self._head)
+            self.notes = (note,)
         # On two cores with AVX-512: 1.3 (resnet18) to 2.4 times (resnet50) the rate of contiguous tensors.
         self.visual.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.projection.requires_grad_(True)
@@ -107,13 +113,41 @@ class TimmEncoder:
             ) from error
 
 
-def _timm(name: str) -> ModuleType:
-    """Import timm. A torchvision that does not belong to this torch fails with a RuntimeError."""
+def import_timm(why: str) -> ModuleType:
+    """Import timm, beside a torchvision that was compiled for another torch too.
+
+    torchvision on PyPI is compiled for PyPI's torch. Beside a CPU build of torch its operators are missing,
+    and its import ends at the first one whose shape function it registers. Declared, they let the import go
+    on; timm's networks call none.
+
+    Raises MissingExtra where there is no timm, or its torchvision cannot be imported even so.
+    """
     try:
-        return need("timm", extra="train", why=f"the image encoder {name}")
+        return need("timm", extra="train", why=why)
     except RuntimeError as error:
-        message = str(error).strip().splitlines()[0]
-        raise MissingExtra(
-            f"the image encoder {name} needs timm and a torchvision made for torch {torch.__version__}: "
-            f'pip install --upgrade "satclip-engine[train]", or use rcf ({message})'
-        ) from error
+        if "torchvision::" not in str(error):
+            raise _unusable_torchvision(why, error) from error
+    _declare_operators()
+    try:
+        return need("timm", extra="train", why=why)
+    except RuntimeError as error:
+        raise _unusable_torchvision(why, error) from error
+
+
+def _declare_operators() -> None:
+    """Declare the operators whose shape functions torchvision registers in Python."""
+    for name in _SHAPED_OPERATORS:
+        with contextlib.suppress(RuntimeError):  # it is there
+            torch.library.define(
+                f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
+            )
+
+
+def _unusable_torchvision(why: str, error: RuntimeError) -> MissingExtra:
+    build = re.search(r"\+(cpu|xpu|cu\d+|rocm[\d.]+)$", torch.__version__)
+    index = f" --index-url https://download.pytorch.org/whl/{build[1]}" if build else ""
+    reason = str(error).strip().splitlines()[0]
+    return MissingExtra(
+        f"{why} needs a torchvision made for torch {torch.__version__} ({reason}): "
+        f"pip install --force-reinstall --no-deps torchvision{index}, or use rcf"
+    )

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from satclip_engine.errors import WeightsError
-from satclip_engine.training.sources.source import join_first
+from satclip_engine.training.locations import join_first
 from satclip_engine.weights.lightning_file import load_safely
 from satclip_engine.weights.network_keys import WRAPPERS, without_wrappers
 
@@ -39,8 +39,8 @@ _NESTED_KEYS: Final = ("state_dict", "model")  # under which checkpoints keep th
 _BATCH_COUNTER: Final = "num_batches_tracked"  # of batch normalisation: absent from old files, used by nobody
 
 
-def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> str:
-    """Load a file's weights into a timm model; returns in words which tensors were loaded.
+def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> tuple[str, bool]:
+    """Load a file's weights into a timm model; returns in words which were loaded, and if the head was.
 
     head: the name of the model's last layer, "fc" or "head".
     Raises WeightsError naming missing, unknown and ill-shaped tensors.
@@ -58,7 +58,8 @@ def load_trunk(visual: torch.nn.Module, path: Path, *, head: str) -> str:
     visual.load_state_dict({**trunk, **(own_head if takes_head else {})}, strict=False)
     named = f", named {prefix}*" if prefix else ""
     left_out = f"its head left out ({', '.join(own_head) or 'none'})"
-    return f"{path}: {len(trunk)} tensors{named}; {'its projection loaded too' if takes_head else left_out}"
+    head_note = "training starts from its projection too" if takes_head else left_out
+    return f"{path}: {len(trunk)} tensors{named}; {head_note}", takes_head
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -48,18 +48,35 @@ class Model(nn.Module):
             backend=config.backend,
             precision=config.location_precision,
             seed=config.seed,
+            device="cpu",
+            dtype=torch.float32,
         )
         shape_first_layer(
             self.location, config.first_layer_taper, config.first_layer_knee, config.first_layer_gain
         )
-        self.projection = nn.utils.skip_init(nn.Linear, len(feature_mean), config.embed_dim)
+        self.projection = nn.utils.skip_init(
+            nn.Linear, len(feature_mean), config.embed_dim, device="cpu", dtype=torch.float32
+        )
         _initialise(self.projection, derive_seed(config.seed, _PROJECTION_STREAM))
         self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(config.logit_scale)), requires_grad=config.learn_logit_scale
+            torch.tensor(math.log(config.logit_scale), dtype=torch.float32, device="cpu"),
+            requires_grad=config.learn_logit_scale,
         )
         self.register_buffer("feature_mean", feature_mean)
         self.register_buffer("feature_size", feature_size)
         self.trunk = trunk
+
+    def start_projection(self, weight: Tensor, bias: Tensor) -> None:  # (E, F), (E,)
+        """Start from a projection for features as they come from the trunk. Raises UsageError."""
+        if weight.shape != self.projection.weight.shape or bias.shape != self.projection.bias.shape:
+            raise UsageError(
+                f"embed_dim: the projection to start from is {tuple(weight.shape)}, that of these settings "
+                f"{tuple(self.projection.weight.shape)}: give {len(weight)}",
+                argument="embed_dim",
+            )
+        with torch.no_grad():
+            self.projection.weight.copy_(weight.double() * self.feature_size.double())
+            self.projection.bias.copy_(bias.double() + weight.double() @ self.feature_mean.double())
 
     def train(self, mode: bool = True) -> Model:
         """Set the mode of all modules but the trunk, which stays in evaluation mode."""

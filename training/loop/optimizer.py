@@ -1,7 +1,8 @@
-"""AdamW with the published parameter groups, and an exponential moving average of the weights."""
+"""AdamW with the published parameter groups, and a moving average of the weights."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,18 +59,33 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
+def average_decay(step: int, decay: float) -> float:
+    """Decay of the average in its update after `step` ≥ 1 steps: `decay`, less in the first 9 / (1 − decay).
+
+    A constant decay keeps decay^step of the initial weights, nearly all in a short run. (1 + t) / (10 + t)
+    forgets them like t^−9 and averages over the last tenth of what was trained so far.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
 class WeightAverage:
-    """Exponential moving average of a model's state: average ← decay · average + (1 − decay) · state."""
+    """Moving average of a model's state: average ← d · average + (1 − d) · state, d as in `average_decay`."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.state = copied_state(model)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Add the model's current state."""
+    def update(self, model: nn.Module, step: int) -> None:
+        """Add the model's state after `step` steps."""
+        decay = average_decay(step, self.decay)
         for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - self.decay)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                self.state[name].lerp_(value, 1 - decay)
             else:  # batch normalisation counts its batches
-                self.state[name].copy_(value)
+                self.state[name] = copy.deepcopy(value)
+
+
+def copied_state(model: nn.Module) -> dict[str, Any]:
+    """Copy of a model's state, which further steps do not change."""
+    return {name: copy.deepcopy(value) for name, value in model.state_dict().items()}

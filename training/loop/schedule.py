@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from satclip_engine.errors import Argument, UsageError
 from satclip_engine.training.config import TrainConfig
 
 
@@ -25,3 +29,26 @@ def total_steps(steps_per_epoch: int, config: TrainConfig) -> int:
     """Number of steps of a whole run."""
     total = steps_per_epoch * config.max_epochs
     return total if config.max_steps is None else min(total, config.max_steps)
+
+
+def check_length(state: Mapping[str, Any], config: TrainConfig, folder: Path) -> None:
+    """Raise UsageError where `config` gives a run another length, and its schedule depends on it.
+
+    What was trained already followed the former one: the result would be that of no uninterrupted run.
+    """
+    step, planned, total = state["step"], state["total"], total_steps(state["steps_per_epoch"], config)
+    if config.schedule == "constant" or total == planned or step >= max(planned, total):
+        return
+    before = config.learning_rate * learning_rate_factor(min(step, planned - 1), planned, config)
+    now = config.learning_rate * learning_rate_factor(min(step, total - 1), total, config)
+    epochs = planned / state["steps_per_epoch"]
+    raise UsageError(
+        f"{folder} holds a run whose {config.schedule} schedule ends at step {planned} "
+        f"({epochs:.3g} epochs); "
+        f"to end at step {total}, its learning rate would go "
+        f"from {before:.2g} to {now:.2g} at step {step + 1}, as in no uninterrupted run: leave out ",
+        Argument("max_epochs"),
+        " and ",
+        Argument("max_steps"),
+        " to resume it as planned, or start one of that length in another folder or with --overwrite",
+    )

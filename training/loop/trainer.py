@@ -5,7 +5,7 @@
 
 A step is batch, features, loss, backward, update. All random numbers are functions of the seed and the step,
 and everything else that a step depends on is in `Trainer.state`; so a resumed run on one process repeats an
-uninterrupted one bit by bit.
+uninterrupted one bit by bit. A length that its schedule was not made for is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,11 @@ from satclip_engine.contrast import contrastive_loss
 from satclip_engine.errors import Argument, SatclipError, UsageError
 from satclip_engine.training.config import TrainConfig, changed_settings, make_config, other_settings
 from satclip_engine.training.features.trunk_features import GradientCache, TrunkFeatures
+from satclip_engine.training.loop.advice import RunSize, setting_notes
 from satclip_engine.training.loop.batches import (
     BatchSchedule,
     TrainingBatch,
+    check_locations,
     dropout_seed,
     feature_noise,
     jitter_locations,
@@ -39,9 +41,14 @@ from satclip_engine.training.loop.batches import (
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.interrupts import InterruptHandler, RunStopped
 from satclip_engine.training.loop.model import Model, check_backend, gains, limit_gains, limit_logit_scale
-from satclip_engine.training.loop.optimizer import WeightAverage, make_optimizer, set_learning_rate
-from satclip_engine.training.loop.schedule import learning_rate_factor, total_steps
-from satclip_engine.training.loop.split import split_samples
+from satclip_engine.training.loop.optimizer import (
+    WeightAverage,
+    copied_state,
+    make_optimizer,
+    set_learning_rate,
+)
+from satclip_engine.training.loop.schedule import check_length, learning_rate_factor, total_steps
+from satclip_engine.training.loop.split import Split, split_samples
 from satclip_engine.training.loop.state import load_state, save_state
 from satclip_engine.training.loop.validation import RetrievalScores, validate
 from satclip_engine.training.samples import (
@@ -51,6 +58,7 @@ from satclip_engine.training.samples import (
     feature_statistics,
     samples_fingerprint,
 )
+from satclip_engine.training.torch_defaults import cpu_by_default
 
 _MAX_SAVING_SHARE: Final = 0.05  # of the time, that states at the ends of epochs may take
 _SCORED_SAMPLES: Final = 8192  # of the training samples, when none are held out
@@ -94,14 +102,23 @@ class RunOutcome:
     seconds: float
     stopped_early: bool
     held_out: int  # samples
+    steps_per_epoch: int
+
+    @property
+    def epochs(self) -> float:
+        """Epochs trained, with the begun one's share."""
+        return self.last.step / self.steps_per_epoch
 
 
 class Trainer:
     """A run over `data`, with its state in `folder`.
 
+    projection: weight and bias to start from, of features as they come from the trunk; drawn without.
+
     Raises UsageError for settings that do not fit the data, WeightsError where there is nothing to resume.
     """
 
+    @cpu_by_default()
     def __init__(
         self,
         config: TrainConfig,
@@ -110,11 +127,13 @@ class Trainer:
         *,
         processes: ProcessContext | None = None,
         callbacks: Sequence[TrainingCallback] = (),
+        projection: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
         self.processes = processes or ProcessContext(torch.device("cpu"))
         self.callbacks = callbacks if self.processes.is_main else ()
         check_backend(config, self.processes.device)
+        check_locations(data.lonlat)
         split = split_samples(
             data.lonlat, config.val_random_split_fraction, config.seed, block_degrees=config.val_block_degrees
         )
@@ -122,7 +141,8 @@ class Trainer:
         self.batches = BatchSchedule(split.train, config.batch_size, data.views, config.seed)
         self.total = total_steps(self.batches.steps_per_epoch, config)
         self._check_batch()
-        self.model = self._new_model(split.train)
+        self._warn_of_settings(split)
+        self.model = self._new_model(split.train, projection)
         self._gradient_cache = self._new_gradient_cache()
         self._apply_limits()
         self.optimizer = make_optimizer(self.model, config)
@@ -132,6 +152,9 @@ class Trainer:
         self.stale = 0  # validations since the best one
         self.history: list[dict[str, Any]] = []
         self._epoch_loss, self._epoch_steps = 0.0, 0  # a sum, and over how many steps, since the last row
+        self._cut_epoch: dict[str, Any] | None = (
+            None  # where the run ends in an epoch: what was before its row
+        )
         self._seconds = 0.0  # of the run before it was resumed
         self._first_step = 0  # of this process
         self._start_time = self._save_time = self._save_seconds = 0.0
@@ -142,14 +165,17 @@ class Trainer:
         """Number of finished epochs."""
         return self.step // self.batches.steps_per_epoch
 
+    @cpu_by_default()
     def resume(self) -> None:
         """Resume from the newest whole state in the folder. Raises UsageError for that of another run."""
         state, note = load_state(self.folder)
         if note and self.processes.is_main:
             warnings.warn(note, stacklevel=2)
         self._check_same(state)
+        check_length(state, self.config, self.folder)
         self._load(state)
 
+    @cpu_by_default()
     def run(self) -> RunOutcome:
         """Train to the end. Raises Diverged, OutputError, and RunStopped after Ctrl-C or SIGTERM."""
         self._start_time = self._save_time = time.monotonic()
@@ -158,19 +184,22 @@ class Trainer:
             callback.begin(self.total, self.batches.steps_per_epoch, self.history)
         if self.step == 0:
             self.save()  # there is always a good state to return to
-        with InterruptHandler() as interrupts, torch.random.fork_rng(devices=[]):
+        no_autocast = torch.autocast(self.processes.device.type, enabled=False)  # of somebody else's
+        with InterruptHandler() as interrupts, torch.random.fork_rng(devices=[]), no_autocast:
             try:
                 while self.step < self.total and not self.finished_early:
-                    self.train_step()
-                    self._after_step()
+                    self._after_step(self.train_step())
                     if self.processes.any_process(interrupts.signal is not None):
                         self._stop(interrupts.signal or 15)
             finally:
                 if self._gradient_cache is not None:
                     self._gradient_cache.close()
-        self.save()
+        if self.step > self._first_step:
+            self.save()
         return self.outcome()
 
+    @cpu_by_default()
+    @torch.enable_grad()
     def train_step(self) -> float:
         """Update once and return the loss. Raises Diverged, before a weight has changed, when it is NaN."""
         config, processes = self.config, self.processes
@@ -204,7 +233,7 @@ class Trainer:
         self.optimizer.step()
         self._apply_limits()
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.update(self.model, self.step + 1)
         self.step += 1
         self._epoch_loss += value
         self._epoch_steps += 1
@@ -220,7 +249,7 @@ class Trainer:
         if self.processes.is_main:
             start = time.monotonic()
             for name, value in self.model.state_dict().items():
-                if not torch.isfinite(value).all():
+                if isinstance(value, Tensor) and not torch.isfinite(value).all():
                     raise Diverged(f"{name} is no longer finite after step {self.step}")
             save_state(self.folder, self.state())
             self._save_time = time.monotonic()
@@ -232,14 +261,23 @@ class Trainer:
             "config": self.config.as_dict(),
             "data": self._data_fingerprint,
             "step": self.step,
+            "total": self.total,
+            "steps_per_epoch": self.batches.steps_per_epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state,
+            **self._progress(),
+            "cut_epoch": self._cut_epoch,
+            "seconds": self._elapsed(),
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        """Rows and validations so far."""
+        return {
             "best": None if self.best is None else _snapshot_dict(self.best),
             "stale": self.stale,
-            "history": self.history,
+            "history": list(self.history),
             "epoch_loss": [self._epoch_loss, self._epoch_steps],
-            "seconds": self._elapsed(),
         }
 
     def outcome(self) -> RunOutcome:
@@ -254,19 +292,26 @@ class Trainer:
             self._elapsed(),
             self.finished_early,
             len(self.held_out),
+            self.batches.steps_per_epoch,
         )
 
-    def _new_model(self, samples: np.ndarray) -> Model:
+    def _new_model(self, samples: np.ndarray, projection: Mapping[str, Tensor] | None) -> Model:
         """Make the initial model. A trunk that is trained is a copy, so that the data keep theirs."""
+        trunk = copy.deepcopy(self.data.trunk) if isinstance(self.data, TrunkFeatures) else None
+        model = Model(self.config, *self._statistics(samples), trunk)
+        if projection:
+            model.start_projection(**projection)
+        return model.to(self.processes.device)
+
+    def _statistics(self, samples: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and size of the features of `samples`, on the CPU."""
         if not isinstance(self.data, TrunkFeatures):
-            statistics = feature_statistics(self.data, samples, limit=STATISTICS_SAMPLES)
-            return Model(self.config, *statistics).to(self.processes.device)
+            return feature_statistics(self.data, samples, limit=STATISTICS_SAMPLES)
         measured = None
         if self.processes.is_main:  # on GPUs, the others' features would differ in their last bits
             measured = feature_statistics(self.data, samples, limit=_TRUNK_STATISTICS_SAMPLES)
         mean, size = (value.cpu() for value in self.processes.broadcast(measured))
-        trunk = copy.deepcopy(self.data.trunk)
-        return Model(self.config, mean, size, trunk).to(self.processes.device)
+        return mean, size
 
     def _new_gradient_cache(self) -> GradientCache | None:
         """Make the passes of images through the model's trunk; None where features come as they are."""
@@ -281,11 +326,10 @@ class Trainer:
             return self._gradient_cache.forward(batch)
         return self.processes.to_device(self.data.batch(batch.samples, batch.views))
 
-    def _after_step(self) -> None:
+    def _after_step(self, loss: float) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
         steps = self.step - self._first_step
         speed = steps * self.batches.size / max(1e-9, time.monotonic() - self._start_time)
-        loss = self._epoch_loss / self._epoch_steps
         for callback in self.callbacks:
             callback.step(self.step, loss, rate, speed)
         is_epoch_end = self.step % self.batches.steps_per_epoch == 0 or self.step == self.total
@@ -297,6 +341,8 @@ class Trainer:
             self.save()
 
     def _end_epoch(self, rate: float, speed: float) -> None:
+        is_cut = self.step % self.batches.steps_per_epoch != 0
+        self._cut_epoch = self._progress() if is_cut else None
         row: dict[str, Any] = {
             "epoch": math.ceil(self.step / self.batches.steps_per_epoch),
             "step": self.step,
@@ -312,6 +358,7 @@ class Trainer:
             scores = self._score()
             self._keep_best(scores, row["epoch"])
             row |= {"val_loss": scores.loss} | {k: v for k, v in asdict(scores).items() if k != "loss"}
+            row |= {"val_of": "held-out" if len(self.held_out) else "training", "val_chance": scores.chance}
         self.history.append(row)
         for callback in self.callbacks:
             callback.epoch(row)
@@ -334,7 +381,7 @@ class Trainer:
 
     def _keep_best(self, scores: RetrievalScores, epoch: int) -> None:
         if self.best is None or self.best.scores is None or scores.loss < self.best.scores.loss:
-            state = {name: value.detach().clone() for name, value in self._exported_state().items()}
+            state = copied_state(self._exported_model())
             self.best, self.stale = ModelSnapshot(state, self.step, epoch, scores), 0
         else:
             self.stale += 1
@@ -356,37 +403,49 @@ class Trainer:
         limit_logit_scale(self.model, self.config.max_logit_scale)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.processes.device.type, torch.bfloat16)
+        """Context of the image side's products."""
         torch.set_float32_matmul_precision("high" if self.config.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"  # which torch allows by itself
-        return nullcontext()
+        is_bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=is_bf16)
 
     def _stop(self, number: int) -> None:
         self.save()
         raise RunStopped(f"stopped after step {self.step} of {self.total}: resume with --resume", number)
 
     def _check_batch(self) -> None:
-        size, batch_size = self.batches.size, self.config.batch_size
+        size = self.batches.size
         if size < self.processes.world_size:
             raise UsageError(
                 f"batch_size: {size} samples a step are fewer than {self.processes.world_size} processes: "
                 "raise it or start fewer processes",
                 argument="batch_size",
             )
+        if len(self.batches.samples) < 2:
+            raise UsageError(
+                "one training sample has no negatives: give more data, or hold out less (",
+                Argument("val_random_split_fraction"),
+                ")",
+            )
         if size < 2:
             raise UsageError(
-                "one training sample has no negatives: give more data, hold out less (",
-                Argument("val_random_split_fraction"),
-                ") or raise ",
-                Argument("batch_size"),
+                f"batch_size: a batch of one of the {len(self.batches.samples)} training samples has no "
+                "negatives: give at least 2",
+                argument="batch_size",
             )
-        if size < batch_size and self.processes.is_main:
-            warnings.warn(
-                f"a batch of {batch_size} is more than the {size} training samples: every step takes all of "
-                "them",
-                stacklevel=3,
-            )
+
+    def _warn_of_settings(self, split: Split) -> None:
+        """Say which settings cannot do what they are for in this run."""
+        size = RunSize(
+            len(split.train),
+            len(split.held_out),
+            split.held_out_locations,
+            self.batches.size,
+            self.batches.steps_per_epoch,
+            self.total,
+        )
+        for note in setting_notes(self.config, size) if self.processes.is_main else ():
+            warnings.warn(note, stacklevel=4)
 
     def _check_same(self, state: dict[str, Any]) -> None:
         before = make_config(state["config"], file=str(self.folder))
@@ -403,10 +462,18 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.average.state = {k: v.to(self.processes.device) for k, v in state["average"].items()}
-        self.best = None if state["best"] is None else _snapshot_of(state["best"])
-        self.step, self.stale, self.history = state["step"], state["stale"], list(state["history"])
-        self._epoch_loss, self._epoch_steps = state["epoch_loss"]
+            self.average.state = {
+                name: value.to(self.processes.device) if isinstance(value, Tensor) else value
+                for name, value in state["average"].items()
+            }
+        self.step, self._cut_epoch = state["step"], state["cut_epoch"]
+        progress = state
+        if self._cut_epoch is not None and self.step < self.total:
+            # A run that goes on has neither the row nor the validation of the epoch that was cut off.
+            progress, self._cut_epoch = self._cut_epoch, None
+        self.best = None if progress["best"] is None else _snapshot_of(progress["best"])
+        self.stale, self.history = progress["stale"], list(progress["history"])
+        self._epoch_loss, self._epoch_steps = progress["epoch_loss"]
         self._seconds = state["seconds"]
         self._first_step = self.step
 
@@ -423,7 +490,7 @@ def last_good_state(folder: Path) -> RunOutcome | None:
     history = tuple(state["history"])
     last = ModelSnapshot(weights, state["step"], len(history), _scores_of(history[-1]) if history else None)
     best = last if state["best"] is None else _snapshot_of(state["best"])
-    return RunOutcome(best, last, history, 0, state["seconds"], False, 0)
+    return RunOutcome(best, last, history, 0, state["seconds"], False, 0, 1)
 
 
 def _scores_of(row: dict[str, Any]) -> RetrievalScores | None:

@@ -34,6 +34,11 @@ class RetrievalScores:
     samples: int
 
     @property
+    def chance(self) -> float:
+        """Loss of embeddings that say nothing: all of `samples` are equally likely."""
+        return math.log(self.samples)
+
+    @property
     def finite(self) -> bool:
         """True where the loss is a number."""
         return math.isfinite(self.loss)

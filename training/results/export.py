@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from satclip_engine.files import write_atomically
 from satclip_engine.training.config import VISION_LAYERS, TrainConfig
+from satclip_engine.training.features.encoder_file import ImageEncoderState
 from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
 from satclip_engine.training.loop.model import Model
 from satclip_engine.training.loop.trainer import ModelSnapshot, RunOutcome
@@ -30,20 +30,6 @@ from satclip_engine.weights.schema import Convention, Stored
 
 _LOCATION_PREFIX: Final = "location.nnet."
 _TRUNK_PREFIX: Final = "trunk."
-
-
-@dataclass(frozen=True, eq=False)
-class ImageEncoderState:
-    """An image encoder for checkpoints: `state` by published names without the trained projection.
-
-    projection: its name ("fc", "head", or "projection" where the published code has none). The state of an
-    encoder that was trained too is in the snapshots instead.
-    """
-
-    name: str
-    channels: int
-    projection: str
-    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def location_weights(

@@ -26,7 +26,11 @@ COLUMNS: Final = (
     "logit_scale",
     "gain",
     "samples_per_second",
+    "val_chance",
+    "samples",
+    "val_of",
 )
+_EVENTS: Final = "events.out.tfevents.*"  # TensorBoard's files
 
 
 class CsvLog:
@@ -68,11 +72,21 @@ class TensorBoardLog:
 
     def epoch(self, row: dict[str, Any]) -> None:
         for name in COLUMNS[4:]:
-            if name in row:
+            if isinstance(row.get(name), int | float):
                 self._writer.add_scalar(name, row[name], row["step"])
 
     def finish(self) -> None:
         self._writer.close()
+
+
+def remove_events(folder: Path) -> None:
+    """Remove TensorBoard's files, and the folder if nothing else is in it. Raises OSError."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.glob(_EVENTS):
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _line(cells: Sequence[Any]) -> str:
