@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from satclip_engine._version import __version__
+from satclip_engine.arrays.ranges import RangeChoice, check_on_earth
 from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import locked_folder
@@ -77,7 +78,7 @@ def write_raster(
     grid: Any,
     *,
     dtype: str = "int8",
-    range: str | os.PathLike[str] = GLOBE,
+    range: RangeChoice = GLOBE,
     scale: str = SCALES[0],
     compress: str = "zstd",
     blocksize: int | None = None,
@@ -100,7 +101,7 @@ def write_raster(
     range: what codes of integers are spread over. "globe": each band's range over all of the Earth, so that
         all rasters of the encoder have the same scales, whatever pixels, and can be put together. "window":
         the range in this raster, which gives finer steps. Or a file, whose scales are taken: a raster, JSON
-        or TOML (`arrays.ranges.ranges_in` has the form).
+        or TOML (`arrays.ranges.ranges_in` has the form), or a mapping such as a report's `quantisation`.
     scale: "band" or "common", one scale and offset for all bands, for tools that know only one.
     compress: zstd, deflate, lerc or none. blocksize: pixels along a tile's side, a multiple of 16; default
         the smallest of 64, 128, 256 and 512 with which the file has at most two million tiles.
@@ -179,8 +180,9 @@ def cache_bytes(memory: int) -> int:
 
 
 def find_quantiser(request: Request) -> Quantiser:
-    """The codes of a raster."""
+    """The codes of a raster. Raises UsageError where no pixel has data."""
     encoder = request.encoder
+    check_on_earth(request.grid)
     return request.rule.quantiser(encoder, encoder.network, request.grid, request.tiling.threads)
 
 
