@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
+    from satclip_engine.arrays.ranges import RangeChoice
     from satclip_engine.backends.extremes import Extremes
     from satclip_engine.geo.grid import Grid
     from satclip_engine.lattice.choose import Planner
@@ -384,7 +385,7 @@ class Encoder:
         exact: bool = False,
         tolerance: float | None = None,
         dtype: Any = None,
-        range: str | os.PathLike[str] = GLOBE,
+        range: RangeChoice = GLOBE,
         scale: str = SCALES[0],
         scale_offset: tuple[Any, Any] | None = None,
     ) -> xarray.DataArray:

@@ -97,6 +97,12 @@ class Quantiser:
         """The same as kernels that store floats too take it: None of these."""
         return (None, None) if self.scale is None else self.quantise
 
+    @property
+    def is_common(self) -> bool:
+        """True where all bands have one scale and offset."""
+        pairs = (self.scale, self.offset)
+        return all(values is None or bool((values == values[0]).all()) for values in pairs)
+
     def of_type(self, sample: SampleType) -> Quantiser:
         """Codes of another integer type for the same values."""
         assert self.scale is not None

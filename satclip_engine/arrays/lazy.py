@@ -6,7 +6,6 @@ well, not stored. With `chunks` the array is a dask array instead.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -22,7 +21,7 @@ from satclip_engine._version import __version__
 from satclip_engine.arrays.axis import AxisIndex, AxisLabels
 from satclip_engine.arrays.band_variable import named_array
 from satclip_engine.arrays.chunks import DIMS, normal_chunks
-from satclip_engine.arrays.ranges import RangeRule, range_rule
+from satclip_engine.arrays.ranges import RangeChoice, RangeRule, range_rule
 from satclip_engine.backends.buffers import aligned, kernel_order
 from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.errors import Argument, UsageError
@@ -190,7 +189,7 @@ def coding_rule(
     encoder: Encoder,
     dtype: np.dtype[Any] | None,
     *,
-    range: str | os.PathLike[str],
+    range: RangeChoice,
     scale: str,
     scale_offset: tuple[Any, Any] | None,
 ) -> RangeRule:
@@ -245,7 +244,9 @@ def coded_array(
         "offset": xarray.Variable("band", quantiser.offset),
     }
     array = named_array(
-        xarray.Variable(DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder) | plan.attributes()),
+        xarray.Variable(
+            DIMS, memory.transpose(2, 0, 1), attrs=attributes(encoder) | rule.tags | plan.attributes()
+        ),
         _coordinates({**_band_names(encoder), **_band_errors(plan), **scale_offset_variables}, grid),
         encoder.band_names,
         (quantiser.scale, quantiser.offset),

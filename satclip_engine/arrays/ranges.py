@@ -3,7 +3,8 @@
     rule = range_rule("globe", "band", sample_type("int8"), enc.band_names)
     rule.quantiser(enc, enc.network, grid)
 
-A file is a raster with scales and offsets, or JSON or TOML with these numbers; `ranges_in` says how.
+A file is a raster with scales and offsets, or JSON or TOML with these numbers; `ranges_in` says how. In
+Python a mapping of the same form will do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -37,7 +38,9 @@ SAMPLE_PIXELS = 1 << 16
 SAMPLING_ROUNDS = 4
 MIN_VALID_SHARE = 1 / 8  # of the sample
 _MAX_FILE_BYTES = 1 << 24  # of a JSON or TOML file
-_FILE = "file"
+_NUMBERS, _MAPPING = "numbers", "the mapping"
+
+RangeChoice: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +48,17 @@ class RangeRule:
     """Origin of the ranges of integer codes; made by `range_rule`."""
 
     sample: SampleType
-    origin: str = GLOBE  # globe, window or file
+    origin: str = GLOBE  # globe, window or numbers
     common: bool = False  # one scale and offset for all bands
-    content: Quantiser | None = None  # of a file
+    content: Quantiser | None = None  # made of numbers that were given
 
     @property
     def token(self) -> str:
-        """Identifies the ranges beside the encoder and the raster; a file by its numbers."""
+        """Identifies the ranges beside the encoder and the raster; numbers, of a file too, by themselves."""
         if self.content is None:
             return self.origin
         numbers = json.dumps(self.content.as_dict()).encode()
-        return f"{_FILE} {hashlib.sha256(numbers).hexdigest()[:16]}"
+        return f"{_NUMBERS} {hashlib.sha256(numbers).hexdigest()[:16]}"
 
     @property
     def tags(self) -> dict[str, str]:
@@ -71,9 +74,7 @@ class RangeRule:
         return {"range": self.token, **quantiser.as_dict(), "bands": list(names)}
 
     def quantiser(self, encoder: Encoder, network: Prepared, grid: PixelGrid, threads: int) -> Quantiser:
-        """The codes of a raster that `network` evaluates. Raises UsageError where no pixel has data."""
-        if self.content is not None or self.origin == GLOBE or self.sample.largest_code is None:
-            check_on_earth(grid)
+        """The codes of a raster that `network` evaluates. Raises UsageError for a window without data."""
         if self.sample.largest_code is None:
             return Quantiser(self.sample)
         if self.content is not None:
@@ -87,35 +88,36 @@ class RangeRule:
         return fit(self.sample, extremes.low, extremes.high, margin=margin)
 
 
-def range_rule(
-    choice: str | os.PathLike[str], scale: str, sample: SampleType, names: Sequence[str]
-) -> RangeRule:
+def range_rule(choice: RangeChoice, scale: str, sample: SampleType, names: Sequence[str]) -> RangeRule:
     """The rule that `range` and `scale` ask for; a file is read. names: of the bands.
 
-    Raises UsageError for what is none, for a file that does not fit, and for floats, which have no codes.
+    Raises UsageError for what is none, for numbers that do not fit, and for floats, which have no codes.
     """
-    if not isinstance(choice, (str, os.PathLike)):
-        raise UsageError(f"range must be {', '.join(RANGES)} or a file, not {choice!r}", argument="range")
-    origin = os.fspath(choice)
     if scale not in SCALES:
         raise UsageError(f"scale must be {' or '.join(SCALES)}, not {scale!r}", argument="scale")
+    if not isinstance(choice, (str, os.PathLike, Mapping)):
+        raise UsageError(
+            f"range must be {', '.join(RANGES)}, a file or a mapping, not {choice!r}", argument="range"
+        )
+    origin = choice if isinstance(choice, Mapping) else os.fspath(choice)
     common = scale != SCALES[False]
     if sample.largest_code is None:
         _check_nothing_asked(origin, scale, sample)
         return RangeRule(sample)
     if origin in RANGES:
-        return RangeRule(sample, origin, common)
-    content = ranges_in(Path(origin), sample, names)
-    assert content.scale is not None
-    assert content.offset is not None
-    if common and (np.ptp(content.scale) or np.ptp(content.offset)):
+        return RangeRule(sample, str(origin), common)
+    if isinstance(origin, str):
+        content, source = ranges_in(Path(origin), sample, names), repr(origin)
+    else:
+        content, source = _of_table(_MAPPING, origin, sample, names), _MAPPING
+    if common and not content.is_common:
         raise UsageError(
-            Argument("scale", scale), f": the bands of {origin!r} have scales of their own", argument="scale"
+            Argument("scale", scale), f": the bands of {source} have scales of their own", argument="scale"
         )
-    return RangeRule(sample, _FILE, common, content)
+    return RangeRule(sample, _NUMBERS, common, content)
 
 
-def _check_nothing_asked(origin: str, scale: str, sample: SampleType) -> None:
+def _check_nothing_asked(origin: object, scale: str, sample: SampleType) -> None:
     """Refuse what says something about codes."""
     for name, value, usual in (("range", origin, GLOBE), ("scale", scale, SCALES[False])):
         if value != usual:
@@ -142,13 +144,11 @@ def ranges_in(path: Path, sample: SampleType, names: Sequence[str]) -> Quantiser
     A raster's bands are those of the same names, or, where they have none, as many in the same order; int8,
     uint8 and int16 are converted to each other. JSON and TOML have `scale` and `offset`, for codes of `dtype`
     (default: of the type asked for), or `low` and `high`, over which codes are spread; each a number for all
-    bands or a list, and `bands`, the names of a list's items. They may lie under `quantisation`, as the
-    report of `satclip-grid --json` has them. Raises UsageError.
+    bands or a list, and `bands`, the names of a list's items. They may lie under `quantisation`, as in the
+    report of `satclip-grid --json`. Raises UsageError.
     """
     if not path.is_file() and "://" not in str(path) and not str(path).startswith("/vsi"):
-        raise UsageError(
-            f"range: {str(path)!r} is none of {', '.join(RANGES)} and a file that is there", argument="range"
-        )
+        raise _refused(repr(str(path)), f"is none of {', '.join(RANGES)} and a file that is there")
     if path.suffix.lower() in (".json", ".toml"):
         return _in_text(path, sample, names)
     return _in_raster(path, sample, names)
@@ -162,13 +162,13 @@ def _in_raster(path: Path, sample: SampleType, names: Sequence[str]) -> Quantise
             dtypes, descriptions = set(dataset.dtypes), dataset.descriptions
             scale, offset = (np.array(numbers, np.float64) for numbers in (dataset.scales, dataset.offsets))
     except rasterio.errors.RasterioError as error:
-        raise _refused(path, f"is no raster, JSON or TOML that can be read: {error}") from error
-    stored = _integer_type(path, dtypes.pop() if len(dtypes) == 1 else "of several types")
+        raise _refused(repr(str(path)), f"is no raster, JSON or TOML that can be read: {error}") from error
+    stored = _integer_type(repr(str(path)), dtypes.pop() if len(dtypes) == 1 else "of several types")
     if (scale == 1).all() and (offset == 0).all():
-        raise _refused(path, "has no scales and offsets")
+        raise _refused(repr(str(path)), "has no scales and offsets")
     named = all(descriptions) and len(set(descriptions)) == len(descriptions)
-    index = _index(path, list(descriptions) if named else None, scale.size, names)
-    return Quantiser(stored, *_checked(path, scale[index], offset[index])).of_type(sample)
+    index = _index(repr(str(path)), list(descriptions) if named else None, scale.size, names)
+    return Quantiser(stored, *_checked(repr(str(path)), scale[index], offset[index])).of_type(sample)
 
 
 @contextlib.contextmanager
@@ -182,84 +182,98 @@ def _without_georeference() -> Iterator[None]:
 
 
 def _in_text(path: Path, sample: SampleType, names: Sequence[str]) -> Quantiser:
-    content = _parsed(path)
-    content = content.get("quantisation") or content
+    return _of_table(repr(str(path)), _parsed(path), sample, names)
+
+
+def _of_table(source: str, table: Mapping[str, Any], sample: SampleType, names: Sequence[str]) -> Quantiser:
+    """The codes that a table of names and numbers gives, as `ranges_in` has them."""
+    content = table.get("quantisation") or table
+    if not isinstance(content, Mapping):
+        raise _refused(source, "is no table of names and numbers")
+    content = {name: _plain(value) for name, value in content.items()}
     pairs = [pair for pair in (("scale", "offset"), ("low", "high")) if set(pair) <= set(content)]
     if not pairs:
-        raise _refused(path, 'has neither "scale" and "offset" nor "low" and "high"')
+        raise _refused(source, 'has neither "scale" and "offset" nor "low" and "high"')
     listed = content.get("bands")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(n, str) for n in listed)):
-        raise _refused(path, '"bands" must be a list of names')
-    first, second = (_numbers(path, name, content[name], listed, names) for name in pairs[0])
+        raise _refused(source, '"bands" must be a list of names')
+    first, second = (_numbers(source, name, content[name], listed, names) for name in pairs[0])
     if pairs[0][0] == "low":
         if not (first <= second).all():
-            raise _refused(path, '"low" must not be above "high"')
+            raise _refused(source, '"low" must not be above "high"')
         return fit(sample, first, second)
-    stored = _integer_type(path, content.get("dtype", sample.name))
-    return Quantiser(stored, *_checked(path, first, second)).of_type(sample)
+    stored = _integer_type(source, content.get("dtype", sample.name))
+    return Quantiser(stored, *_checked(source, first, second)).of_type(sample)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tuples, which only Python has, as lists; everything else as it is."""
+    return np.asarray(value).tolist() if isinstance(value, tuple) or hasattr(value, "__array__") else value
 
 
 def _parsed(path: Path) -> Mapping[str, Any]:
     """The table in a JSON or TOML file."""
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise _refused(path, "is too large for a list of scales")
     try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError("it is too large for a list of scales")
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise _refused(path, f"cannot be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("quantisation", {}), (dict, type(None))):
-        raise _refused(path, "is no table of names and numbers")
+        raise _refused(repr(str(path)), f"cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise _refused(repr(str(path)), "is no table of names and numbers")
     return content
 
 
-def _numbers(path: Path, name: str, value: Any, listed: list[str] | None, names: Sequence[str]) -> np.ndarray:
+def _numbers(
+    source: str, name: str, value: Any, listed: list[str] | None, names: Sequence[str]
+) -> np.ndarray:
     """A number for each band, (E,) float64, from a number for all or a list."""
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items):
-        raise _refused(path, f'"{name}" must be a number or a list of numbers')
+        raise _refused(source, f'"{name}" must be a number or a list of numbers')
     try:
         numbers = np.array(items, np.float64)
     except OverflowError:
         numbers = np.array([np.inf])
     if not np.isfinite(numbers.astype(np.float32)).all():
-        raise _refused(path, f'"{name}" must be finite')
+        raise _refused(source, f'"{name}" must be finite')
     if not isinstance(value, list):
         return np.full(len(names), numbers[0])
     if listed is not None and len(listed) != numbers.size:
-        raise _refused(path, f'"{name}" has {numbers.size} numbers for {len(listed)} "bands"')
-    return numbers[_index(path, listed, numbers.size, names)]
+        raise _refused(source, f'"{name}" has {numbers.size} numbers for {len(listed)} "bands"')
+    return numbers[_index(source, listed, numbers.size, names)]
 
 
-def _index(path: Path, listed: list[str] | None, count: int, names: Sequence[str]) -> np.ndarray:
+def _index(source: str, listed: list[str] | None, count: int, names: Sequence[str]) -> np.ndarray:
     """Numbers of the bands of these names among a file's: by its own names, or in the same order."""
     if listed is None:
         if count != len(names):
-            raise _refused(path, f"has {count} bands without names, not {len(names)}")
+            raise _refused(source, f"has {count} bands without names, not {len(names)}")
         return np.arange(count)
     place = {name: number for number, name in enumerate(listed)}
     if absent := [name for name in names if name not in place]:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise _refused(path, f"has no band {absent[0]!r}{more}: its bands are other ones")
+        raise _refused(source, f"has no band {absent[0]!r}{more}: its bands are other ones")
     return np.array([place[name] for name in names])
 
 
-def _integer_type(path: Path, name: Any) -> SampleType:
+def _integer_type(source: str, name: Any) -> SampleType:
     sample = SAMPLE_TYPES.get(name) if isinstance(name, str) else None
     if sample is None or sample.largest_code is None:
         integers = ", ".join(name for name, sample in SAMPLE_TYPES.items() if sample.largest_code)
-        raise _refused(path, f"is {name!r}; scales are those of {integers}")
+        raise _refused(source, f"is {name!r}; scales are those of {integers}")
     return sample
 
 
-def _checked(path: Path, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _checked(source: str, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not (np.isfinite(scale).all() and np.isfinite(offset).all() and (scale > 0).all()):
-        raise _refused(path, "scales must be positive, and all numbers finite")
+        raise _refused(source, "scales must be positive, and all numbers finite")
     return scale, offset
 
 
-def _refused(path: Path, reason: str) -> UsageError:
-    return UsageError(f"range: {str(path)!r} {' '.join(reason.split())}", argument="range")
+def _refused(source: str, reason: str) -> UsageError:
+    return UsageError(f"range: {source} {' '.join(reason.split())}", argument="range")
 
 
 # Windows

@@ -144,12 +144,13 @@ class Contents:
         if self.packing.dtype not in NODE_DTYPES:
             raise ValueError(f"its dtype is {self.packing.dtype}")
         bands = (self.packing.scale, self.packing.offset, self.moments.sigma, self.moments.rms, self.mean)
-        if self.extremes is not None:
-            bands = (*bands, self.extremes.low, self.extremes.high)
-            if not (self.extremes.low <= self.extremes.high).all():
-                raise ValueError("its bands have no range")
-        if not self.bands or any(a.shape != (self.bands,) or not np.isfinite(a).all() for a in bands):
+        limits = () if self.extremes is None else (self.extremes.low, self.extremes.high)
+        if not self.bands or any(
+            a.shape != (self.bands,) or not np.isfinite(a).all() for a in (*bands, *limits)
+        ):
             raise ValueError("its bands do not agree")
+        if limits and (limits[0] > limits[1]).any():
+            raise ValueError("its bands have no range")
 
 
 def array_name(zone: int) -> str:

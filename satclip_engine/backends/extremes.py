@@ -70,7 +70,7 @@ def extremes(
     """
     probes = points[:: max(1, len(points) // _PROBES)]
     exact = exactly(probes)
-    if not np.isfinite(exact.astype(np.float32)).all():
+    if not (np.abs(exact) <= np.finfo(np.float32).max).all():
         raise WeightsError(
             "the embedding is not finite everywhere: these weights hold NaN, infinity or enormous values"
         )

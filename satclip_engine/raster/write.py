@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from satclip_engine._version import __version__
+from satclip_engine.arrays.ranges import RangeChoice, check_on_earth
 from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import WorkingFolder, locked_folder
@@ -83,7 +84,7 @@ def write_raster(
     grid: Any,
     *,
     dtype: str = "int8",
-    range: str | os.PathLike[str] = GLOBE,
+    range: RangeChoice = GLOBE,
     scale: str = SCALES[0],
     compress: str = "zstd",
     interleave: str = "tile",
@@ -107,7 +108,7 @@ def write_raster(
     range: what codes of integers are spread over. "globe": each band's range over all of the Earth, so that
         all rasters of the encoder have the same scales, whatever pixels, and can be put together. "window":
         the range in this raster, which gives finer steps. Or a file, whose scales are taken: a raster, JSON
-        or TOML (`arrays.ranges.ranges_in` has the form).
+        or TOML (`arrays.ranges.ranges_in` has the form), or a mapping such as a report's `quantisation`.
     scale: "band" or "common", one scale and offset for all bands, for tools that know only one.
     compress: zstd, deflate, lerc or none.
     interleave: order of the bands. tile: every band has its own tiles, and those of the same pixels follow
@@ -192,8 +193,9 @@ def cache_bytes(memory: int) -> int:
 
 
 def find_quantiser(request: Request) -> Quantiser:
-    """The codes of a raster."""
+    """The codes of a raster. Raises UsageError where no pixel has data."""
     encoder = request.encoder
+    check_on_earth(request.grid)
     return request.rule.quantiser(encoder, encoder.network, request.grid, request.tiling.threads)
 
 

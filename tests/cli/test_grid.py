@@ -253,6 +253,35 @@ def test_backend_and_precision_are_in_the_report_and_the_tags(folder, weights):
     assert re.search(r"backend  triton \(triton .* interpreter fast\) on cpu\n", verbose.stdout)
 
 
+def test_tiles_of_other_bands_types_and_runs_share_scales(folder, weights):
+    common = ["--weights", weights, "--resolution", 1, "--no-preview", "-q"]
+    first = run("a.tif", *common, "--bounds", 0, 0, 20, 10, "--json")
+    Path("a.json").write_text(first.stdout)
+    window = run("b.tif", *common, "--bounds", 20, 0, 40, 10, "--range", "window", "--json")
+    assert (first.exit_code, window.exit_code) == (0, 0)
+    report = json.loads(first.stdout)["quantisation"]
+    assert (report["range"], report["dtype"]) == ("globe", "int8")
+    for name, options in (
+        ("c.tif", ["--bands", "2-3"]),
+        ("d.tif", ["--bands", "2,3", "--range", "a.tif"]),
+        ("e.tif", ["--bands", "2,3", "--range", folder / "a.json"]),
+    ):
+        assert run(name, *common, "--bounds", 20, 0, 40, 10, *options, "--dtype", "uint8").exit_code == 0
+        with rasterio.open(name) as dataset:
+            assert dataset.dtypes == ("uint8", "uint8")
+            assert dataset.nodata == 0
+            np.testing.assert_array_equal(dataset.scales, report["scale"][1:3])
+            np.testing.assert_array_equal(
+                dataset.offsets, np.array(report["offset"][1:3]) - 128 * np.array(report["scale"][1:3])
+            )
+            assert ("--range a.json" in dataset.tags()["command"]) == (name == "e.tif")
+    assert json.loads(window.stdout)["quantisation"]["scale"] != report["scale"]
+    assert run("f.tif", *common, "--scale", "common").exit_code == 0
+    with rasterio.open("f.tif") as dataset:
+        assert len(set(dataset.scales)) == len(set(dataset.offsets)) == 1
+        assert dataset.tags()["command"].endswith("--scale common")
+
+
 def test_in_a_pipe_progress_is_a_few_plain_lines_and_quiet_is_silent(folder, weights):
     plain = run("a.tif", "--weights", weights, *SMALL)
     assert 1 <= plain.stderr.count("\n") <= 8

@@ -235,8 +235,9 @@ def test_a_raster_of_nowhere_is_no_data(smooth):
     assert planned(smooth, grid).plan.reason.startswith("no point on Earth")
     assert np.isnan(smooth.grid(geobox=grid).values).all()
     assert (smooth.grid(geobox=grid, dtype="int8", scale_offset=(0.1, 0.0)).values == -128).all()
+    assert (smooth.grid(geobox=grid, dtype="uint8").values == 0).all()
     with pytest.raises(UsageError, match="none of the 400 × 400 pixels lies on Earth"):
-        smooth.grid(geobox=grid, dtype="int8")
+        smooth.grid(geobox=grid, dtype="int8", range="window")
 
 
 @pytest.mark.parametrize(

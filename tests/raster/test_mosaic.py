@@ -13,7 +13,7 @@ from factories import gdal_tools
 from rasterio.merge import merge
 from rioxarray.merge import merge_arrays
 
-from satclip_engine.encoder import Encoder
+from satclip_engine.encoder import Encoder, load
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster.write import write_raster
@@ -130,3 +130,15 @@ def test_integer_types_of_one_encoder_are_one_grid_of_values(tiny, tmp_path):
     first = np.moveaxis(content["int8"], 0, -1)
     np.testing.assert_array_equal(stored["int8"].decode(first), stored["uint8"].decode(first + 128))
     np.testing.assert_array_equal(stored["int8"].decode(first), stored["int16"].decode(first * 256))
+
+
+def test_interpolated_tiles_differ_by_one_code_in_a_few_values(tmp_path):
+    """As docs/lattice.md has it: rasters of 10⁵ pixels have lattices of their own."""
+    encoder = load("default-l10", threads=2).select("1-8")
+    whole = codes(write(encoder, tmp_path / "a.tif", "int8", (5, 44, 9, 47), resolution=0.01)).astype(int)
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert "no band errs by more than" in dataset.tags()["reconstruction"]
+    tile = codes(write(encoder, tmp_path / "b.tif", "int8", (6, 45, 8, 46), resolution=0.01))
+    off = np.abs(whole[:, 100:200, 100:300] - tile)
+    assert off.max() <= 1
+    assert off.mean() < 0.01

@@ -136,7 +136,7 @@ def test_what_half_precision_cannot_hold_is_clipped_and_counted():
     assert statistics.overshoot[0] == pytest.approx(1e6 - 65504)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
 def test_nodata_is_never_produced_by_data_and_clipping_is_counted_per_band(dtype):
     pixels = pixels_of((64, 64, 5))
     quantiser = quantiser_for(pixels, dtype, spread=0.5)
@@ -144,7 +144,7 @@ def test_nodata_is_never_produced_by_data_and_clipping_is_counted_per_band(dtype
     codes = tiles[0].transpose(1, 2, 0)
     missing = np.isnan(pixels)
     np.testing.assert_array_equal(codes == int(quantiser.sample.nodata), missing)
-    distance = np.abs(pixels - quantiser.offset) / quantiser.scale - quantiser.sample.largest_code
+    distance = np.abs(pixels - quantiser.quantise.offset) / quantiser.scale - quantiser.sample.largest_code
     beyond = np.nan_to_num(distance, nan=-1.0) > 0.5
     assert beyond.any()
     np.testing.assert_allclose(
@@ -199,7 +199,7 @@ def test_the_binding_refuses_arrays_that_do_not_fit(change, message):
         _C.pack_tiles(**{**arguments, **change})
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
 @pytest.mark.parametrize("offset", [0.0, 100.0, -1e6])
 def test_decoded_codes_lie_within_half_a_step(dtype, offset):
     values = (np.random.default_rng(0).normal(size=(4000, 3)) * [1e-3, 1, 50] + offset).astype(np.float32)
