@@ -27,7 +27,18 @@ _ROLES = {
 }
 _DEGREES = {"degree", "degrees", "deg", "°", "dd", "decimal", "dec", "wgs", "wgs84", "84", "4326", "epsg"}
 _PLAIN = _DEGREES | {"coord", "coords", "coordinate", "coordinates", "gps", "geo", "location", "geographic"}
-_PLAIN |= {"nav", "rho", "psi", "u", "v"}  # ocean models' points of a cell
+_PLAIN |= {
+    "nav",
+    "rho",
+    "psi",
+    "u",
+    "v",
+    "cell",
+    "vertex",
+    "edge",
+    "node",
+    "face",
+}  # models' points of a cell
 _HEMISPHERES = {"longitude": {"e", "east"}, "latitude": {"n", "north"}}
 _OPPOSITE = {"longitude": {"w", "west"}, "latitude": {"s", "south"}}
 _UNITS = {  # words of a unit that is not the degree

@@ -18,7 +18,7 @@ from satclip_engine.errors import Argument, UsageError
 from satclip_engine.geo import crs as _crs
 from satclip_engine.geo.agreement import check_agreement
 from satclip_engine.geo.columns import plain_role
-from satclip_engine.geo.units import STANDARD_NAMES, refuse_unit, to_crs_unit, to_degrees
+from satclip_engine.geo.units import STANDARD_NAMES, refuse_angles, refuse_unit, to_crs_unit, to_degrees
 
 if TYPE_CHECKING:
     import pyproj
@@ -196,6 +196,8 @@ def _fitted(
     if stored is None or stored.values.size < 2:
         return None
     factor = to_crs_unit(stored.units, crs, axis=axis) if stored.units else 1.0
+    if not stored.units:
+        refuse_angles(stored.name, crs, stored.values)
     if factor is None:
         crs_words = f"CRS {crs.name!r}, which counts in {_crs.unit_name(crs)}s"
         raise UsageError(f"{dataset.name}: {refuse_unit(stored.name, stored.units, crs_words)}")

@@ -6,6 +6,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from satclip_engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +68,19 @@ def to_crs_unit(units: str, crs: pyproj.CRS, *, axis: str) -> float | None:
         radians = _size(_normal(units), _ANGLES)
         metres = None if radians is None else radians * height
     return None if metres is None else _tidy(metres / factor)
+
+
+def refuse_angles(name: object, crs: pyproj.CRS, labels: np.ndarray) -> None:
+    """Raise UsageError for labels without a unit that are angles of a satellite by all appearance.
+
+    In the unit of the CRS they would all lie within a metre of each other.
+    """
+    largest = float(np.abs(labels[np.isfinite(labels)]).max(initial=0.0))
+    if 0.0 < largest < 1.0 and not crs.is_geographic and _satellite_height(crs) is not None:
+        raise UsageError(
+            f"coordinate {str(name)!r} has no units, and looks like the angles of a satellite in radians: set "
+            "its attribute units"
+        )
 
 
 def refuse_unit(name: object, units: str, subject: str) -> UsageError:

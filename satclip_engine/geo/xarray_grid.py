@@ -17,7 +17,7 @@ from satclip_engine.errors import UsageError
 from satclip_engine.geo.agreement import check_agreement
 from satclip_engine.geo.columns import plain_role
 from satclip_engine.geo.crs import odc_crs, parse_crs, unit_name
-from satclip_engine.geo.units import STANDARD_NAMES, refuse_unit, to_crs_unit, to_degrees
+from satclip_engine.geo.units import STANDARD_NAMES, refuse_angles, refuse_unit, to_crs_unit, to_degrees
 
 if TYPE_CHECKING:
     import pyproj
@@ -101,31 +101,39 @@ def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataAr
     Of a raster its labels, along its dimensions or 2-d xc and yc; else those of points. Raises UsageError for
     a unit that the CRS does not know.
     """
-    labels = _labels(obj)
+    labels = _labels(obj, crs)
     if labels is None:
         return None
     x, y = (_in_crs_unit(label, crs, axis) for label, axis in zip(labels, "xy", strict=True))
+    units = [_attribute_of(label, "units") for label in labels]
+    if not all(units) and any(unit and to_crs_unit(unit, crs, axis="x") != 1.0 for unit in units):
+        bare, other = (0, 1) if units[1] else (1, 0)
+        raise UsageError(
+            f"coordinate {str(labels[bare].name)!r} has no units, while {str(labels[other].name)!r} is in "
+            f"{units[other]!r}: set its attribute units"
+        )
     return x, y
 
 
-def _labels(obj: Object) -> tuple[xarray.DataArray, xarray.DataArray] | None:
+def _labels(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:
     dims = spatial_dims(obj)
     if dims is not None:
         for y, x in (dims, ("yc", "xc")):
             if x in obj.coords and y in obj.coords:
                 return obj.coords[x], obj.coords[y]
         return None
-    x_label, y_label = _label(obj, "x"), _label(obj, "y")
+    x_label, y_label = _label(obj, crs, "x"), _label(obj, crs, "y")
     return None if x_label is None or y_label is None else (x_label, y_label)
 
 
-def _label(obj: Object, axis: str) -> xarray.DataArray | None:
+def _label(obj: Object, crs: pyproj.CRS, axis: str) -> xarray.DataArray | None:
     """The x or y coordinate of points: by CF's words, then by the names of rasters' dimensions."""
     numeric = [name for name in obj.coords if obj.coords[name].dtype.kind in "iuf"]
     names = [pair["yx".index(axis)] for pair in _DIMS]
+    standard = [word for word in STANDARD_NAMES[axis] if word.startswith("projection") != crs.is_geographic]
     for rule in (
         lambda name: _attribute(obj, name, "axis") == axis,
-        lambda name: _attribute(obj, name, "standard_name") in STANDARD_NAMES[axis],
+        lambda name: _attribute(obj, name, "standard_name") in standard,
         lambda name: name in names,
     ):
         if matches := [name for name in numeric if rule(name)]:
@@ -145,6 +153,8 @@ def _in_crs_unit(label: xarray.DataArray, crs: pyproj.CRS, axis: str) -> xarray.
             f"CRS {crs.name!r}"
         )
     factor = to_crs_unit(units, crs, axis=axis) if units else 1.0
+    if not units:
+        refuse_angles(label.name, crs, np.asarray(label.values, np.float64))
     if factor is None:
         raise refuse_unit(label.name, units, f"CRS {crs.name!r}, which counts in {unit_name(crs)}s")
     return _scaled(label, factor)
@@ -200,7 +210,7 @@ def _check_lonlat(obj: Object, dims: tuple[str, str], crs: pyproj.CRS, transform
         return lon, lat
 
     names = " and ".join(repr(str(coordinate.name)) for coordinate in beside)
-    labels = _labels(obj)
+    labels = _labels(obj, crs)
     units = "" if labels is None else f" and the units of {labels[0].name} and {labels[1].name}"
     check_agreement(
         crs,
@@ -271,7 +281,7 @@ def _transform(obj: Object, dims: tuple[str, str], crs: pyproj.CRS) -> Affine | 
     if x.ndim == 2:
         transposed = labels[0].dims != dims
         return _agreeing(stored, x.T if transposed else x, y.T if transposed else y)
-    single = any(label.dtype == np.float32 for label in _labels(obj) or ())
+    single = any(label.dtype == np.float32 for label in _labels(obj, crs) or ())
     return _from_axes(stored, x, y, single=single)
 
 

@@ -132,7 +132,7 @@ REFUSED = {
     ),
     "a longitude": ({"standard_name": "longitude"}, {}, ("'xc'", "'longitude'")),
     "km that are called m": ({"units": "m"}, {}, ("contradict", "'lon' and 'lat'", "units of xc and yc")),
-    "km without a unit": ({"units": ""}, {}, ("contradict",)),
+    "km beside no unit": ({"units": ""}, {}, ("'xc' has no units, while 'yc' is in 'km'",)),
     "a longitude in metres": ({}, {"lon": "m"}, ("'lon'", "'m'", "longitude")),
     "a latitude in nothing": ({}, {"lat": "1"}, ("'lat'", "'1'", "latitude")),
 }
@@ -152,6 +152,41 @@ def test_what_is_not_understood_or_contradicts_is_refused_by_name(case):
         assert "\n" not in message
         for fragment in fragments:
             assert fragment in message
+
+
+def test_labels_without_a_unit_are_not_taken_for_metres_where_that_cannot_be():
+    disk = goes().array()
+    for names in (["x", "y"], ["y"]):
+        part = disk.copy(deep=True)
+        for name in names:
+            del part[name].attrs["units"]
+        with pytest.raises(UsageError, match=f"'{names[0]}' has no units"):
+            locate(part)
+    ice = osi_saf(beside=False).array()
+    del ice.yc.attrs["units"]
+    with pytest.raises(UsageError, match="'yc' has no units, while 'xc' is in 'km'"):
+        locate(ice)
+
+
+@pytest.mark.parametrize(
+    "case", ["OSI SAF, km", "OSI SAF, km, without 2-d coordinates", "GOES, radians", "MODIS, metres"]
+)
+def test_samples_of_a_product_lie_where_its_pixels_do(case):
+    product = LAYOUTS[case]()
+    obj = product.array()
+    y, x = obj.dims
+    lon, lat = (xr.DataArray(values, dims=obj.dims) for values in (product.lon, product.lat))
+    p = xr.DataArray([0, 3, 9, 11], dims="p")
+    for sample in (
+        lambda obj: obj.isel({x: p, y: p}),
+        lambda obj: obj.isel({y: 7}),
+        lambda obj: obj.isel({x: 8, y: 7}),
+        lambda obj: obj.stack(z=(y, x)),
+    ):
+        lonlat, dims = located(sample(obj))
+        expected = np.stack([sample(lon).values, sample(lat).values], axis=-1)
+        np.testing.assert_allclose(lonlat, expected, rtol=0, atol=1e-6)
+        assert dims == sample(lon).dims
 
 
 @pytest.mark.parametrize("units", ["m", "1", "furlong", "degrees_north"])
