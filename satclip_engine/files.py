@@ -94,13 +94,12 @@ class WorkingFolder:
         return 0 if status is None else status.st_size
 
     def remove(self, *names: str) -> None:
-        """Remove files; those that are missing are no failure."""
-        for name in names:
-            status = self._status(name)
-            if status is None:
-                continue
-            if not stat.S_ISREG(status.st_mode):
+        """Remove files, all or none if one of them is not ours; those that are missing are no failure."""
+        kinds = {name: status.st_mode for name in names if (status := self._status(name))}
+        for name, mode in kinds.items():
+            if not stat.S_ISREG(mode):
                 raise self._refusal(name)
+        for name in kinds:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.descriptor)
 

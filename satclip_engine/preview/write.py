@@ -55,8 +55,9 @@ def write_preview(
     """Write the PNG picture of `enc` over the extent of `grid` (its pixels do not matter); return its path.
 
     `enc` is the encoder of the whole embedding (no head folded in), `source` the line below the map,
-    `metadata` further text chunks of the file. The file appears under its name only when complete. Raises
-    OutputError when it cannot be written or exists already and `overwrite` is not set.
+    `metadata` further text chunks of the file. The file appears under its name only when complete; a link is
+    replaced, not followed. Raises UsageError for a name that does not end in .png and for texts that no PNG
+    holds, OutputError when it cannot be written or exists already and `overwrite` is not set.
     """
     from PIL.PngImagePlugin import PngInfo
 

@@ -122,9 +122,12 @@ def write_raster(
     exact, tolerance: a raster finer than the field is interpolated from a lattice of it, and the error
         measured: at most `tolerance` σ of each band, default an eighth of a quantisation step (floats: 1e-4
         σ). What was found is in the report and in the file's tags. `exact` never interpolates.
-    overwrite: replace an existing file when the new one is complete. resume: continue an interrupted run of
-        the same raster, or return at once when it is finished; starts over when there is nothing.
-    tags: metadata of the file. progress: told start(total), advance(pixels), stage(text) and finish().
+    overwrite: replace an existing file, and what GDAL reads beside it (.ovr, .msk, .aux.xml), when the new
+        one is complete; a link is replaced, not followed.
+    resume: continue an interrupted run of the same raster, or return at once when it is finished; starts over
+        when there is nothing.
+    tags: metadata of the file, text without control characters.
+    progress: told start(total), advance(pixels), stage(text) and finish().
 
     Overviews are means of the valid values of 2×2 pixels, taken before quantising. The file's bytes depend on
     none of threads, memory and interruptions. Raises UsageError for arguments that cannot be used,

@@ -163,7 +163,7 @@ class LocationWeights:
         return LocationWeights(tensors, convention, "exact", self.w0, provenance)
 
     def save(self, path: str | os.PathLike[str], *, convention: Convention | None = None) -> None:
-        """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole.
+        """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole, a link not followed.
 
         convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. One
             exception: the published code knows no orthonormal harmonics, so in a `.ckpt` such weights become

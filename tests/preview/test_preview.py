@@ -10,7 +10,7 @@ from PIL import Image
 
 from satclip_engine.arrays.pca import pca_head
 from satclip_engine.encoder import Encoder, load
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import Grid, make_grid
 from satclip_engine.preview.map_frame import equal_earth_frame, frame_for, graticule, shortest_arc
 from satclip_engine.preview.write import colour, embed_frame, render_preview, write_preview
@@ -246,3 +246,55 @@ def test_a_picture_that_fails_to_save_leaves_nothing(encoder, tmp_path, monkeypa
     with pytest.raises(OutputError, match="No space left on device"):
         write_preview(encoder, tmp_path / "a.png", grid=make_grid(resolution=5))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg", "a", "a.png.gz"])
+def test_a_picture_has_a_pictures_name(encoder, tmp_path, name):
+    with pytest.raises(UsageError, match=r"a preview's name ends in \.png"):
+        write_preview(encoder, tmp_path / name, grid=make_grid(resolution=10))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"title": "a\0b"}, "'Title' in title holds the control character"),
+        ({"source": "a\x1bb"}, "'Source' in source holds the control character"),
+        ({"metadata": {"year": 2024}}, "'year' in metadata must be text, not 2024"),
+        ({"metadata": {"note": "\udcff"}}, "'note' in metadata holds characters that are no text"),
+        ({"metadata": {"ü": "a"}}, "cannot have the name 'ü'"),
+        ({"metadata": {"n" * 80: "a"}}, "1 to 79 letters"),
+    ],
+)
+def test_texts_that_a_picture_cannot_hold_are_refused_before_it_is_drawn(
+    encoder, tmp_path, monkeypatch, texts, message
+):
+    monkeypatch.setattr("satclip_engine.preview.write.render_preview", None)
+    with pytest.raises(UsageError, match=message):
+        write_preview(encoder, tmp_path / "a.png", grid=make_grid(resolution=10), **texts)
+
+
+def test_a_picture_that_appears_while_another_is_drawn_stays(encoder, tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+
+    def late(*arguments, **options):
+        path.write_text("somebody else's")
+        return render_preview(*arguments, **options)
+
+    monkeypatch.setattr("satclip_engine.preview.write.render_preview", late)
+    with pytest.raises(OutputError, match=r"a\.png has appeared meanwhile: it is left as it is"):
+        write_preview(encoder, path, grid=make_grid(resolution=10))
+    assert path.read_text() == "somebody else's"
+
+
+def test_a_link_in_a_pictures_stead_is_replaced_or_refused_and_never_followed(encoder, tmp_path):
+    path, precious = tmp_path / "a.png", tmp_path / "precious"
+    precious.write_text("precious")
+    path.symlink_to("precious")
+    with pytest.raises(OutputError, match=r"exists already .a link to precious."):
+        write_preview(encoder, path, grid=make_grid(resolution=10))
+    with pytest.warns(UserWarning, match="was a link to precious: the link is replaced"):
+        write_preview(encoder, path, grid=make_grid(resolution=10), overwrite=True)
+    assert precious.read_text() == "precious"
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"

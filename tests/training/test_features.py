@@ -273,6 +273,43 @@ def test_folders_of_something_else_are_left_alone(tmp_path):
         FeatureCache.open(tmp_path)
 
 
+def test_only_a_caches_own_files_are_removed_and_what_a_killed_run_was_writing(tmp_path):
+    build(tmp_path)
+    others = [
+        "notes.part",
+        ".notes.txt.part",
+        "features-1.npy",
+        ".features-00001.npy.part.txt",
+        "rows.npy.old",
+    ]
+    for name in others:
+        (tmp_path / name).write_text("precious")
+    for name in (".features-00099.npy.part", ".manifest.json.part", "features-00077.npy"):
+        (tmp_path / name).write_text("of a killed run")
+    build(tmp_path, seed=1, rebuild=True)
+    assert others == [name for name in others if (tmp_path / name).read_text() == "precious"]
+    own = {*(f"features-{number:05d}.npy" for number in range(4)), "lonlat.npy", "rows.npy", "manifest.json"}
+    assert set(os.listdir(tmp_path)) == {*others, *own, "lock"}
+
+
+def test_a_cache_may_lie_behind_a_link_but_nothing_in_it_may(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    build(tmp_path / "cache")
+    shard, precious = tmp_path / "disk" / "features-00000.npy", tmp_path / "precious"
+    precious.write_text("precious")
+    shard.unlink()
+    shard.symlink_to(precious)
+    with pytest.raises(OutputError, match=r"features-00000\.npy is in the way: it is a link to"):
+        build(tmp_path / "cache", seed=1, rebuild=True)
+    assert (tmp_path / "disk" / "manifest.json").exists()
+    (tmp_path / "disk" / "lock").unlink()
+    (tmp_path / "disk" / "lock").symlink_to(precious)
+    with pytest.raises(OutputError, match="lock is in the way: it is a link to"):
+        build(tmp_path / "cache")
+    assert precious.read_text() == "precious"
+
+
 def test_options_that_cannot_be_are_refused(tmp_path):
     for bad in ({"views": 0}, {"shard": 0}, {"batch": 0}):
         with pytest.raises(UsageError, match="expected at least 1, got 0"):

@@ -289,6 +289,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert [each.name for each in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_link_is_replaced_by_the_file_and_never_followed(tmp_path: Path, suffix: str) -> None:
+    weights, path, precious = read_weights("default-l10"), tmp_path / f"a{suffix}", tmp_path / "precious"
+    precious.write_text("precious")
+    path.symlink_to("precious")
+    with pytest.warns(UserWarning, match="was a link to precious: the link is replaced"):
+        weights.save(path)
+    assert precious.read_text() == "precious"
+    assert not path.is_symlink()
+    assert read_weights(path).embed_dim == weights.embed_dim
+    assert sorted(os.listdir(tmp_path)) == [path.name, "precious"]
+    with pytest.raises(UsageError, match=r"expected a name ending in \.ckpt or \.safetensors"):
+        weights.save(tmp_path / "a.tif")
+
+
 def test_a_written_file_is_as_readable_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
