@@ -46,6 +46,7 @@ from satclip_engine.training.sources.source import PatchSource, SkippedImage, jo
 from satclip_engine.weights.lightning_file import load_safely
 
 _ENCODER_FILE: Final = "encoder.pt"
+_RCF_SETTINGS: Final = ("rcf_filters", "rcf_components")
 _NOTED_OVERLAP: Final = 0.05  # share of the held-out patches
 
 
@@ -109,6 +110,7 @@ def training_inputs(
     cache = FeatureCache.open(folder, verify=processes.is_main)
     image_encoder = _read_image_encoder(folder)
     _check_features(cache, image_encoder, config)
+    config = replace(config, views=cache.views)
     name = "an unknown encoder" if image_encoder is None else image_encoder.name
     description = f"{len(cache)} samples, {cache.views} views of {cache.dim} features by {name}"
     notes = {"image_encoder": name, "samples": len(cache), "features": cache.fingerprint}
@@ -162,20 +164,25 @@ def _used_settings(
     if asked is None:
         asked = [setting for setting in DATA_SETTINGS if getattr(config, setting, None) is not None]
     refuse_unfit(kind, name, [setting for setting in asked if setting in DATA_SETTINGS])
-    idle = ["views"] if config.unfreeze else []
+    if kind == FEATURES:  # compared with what the features are
+        return config
     if config.unfreeze and "views" in asked:
         raise UsageError(
             "views: an image encoder that is trained sees a fresh view every time: leave it out",
             argument="views",
         )
-    if config.image_encoder != "rcf":
-        idle += ["rcf_filters", "rcf_components"]
-        if unfit := next((setting for setting in idle if setting in asked), None):
-            raise UsageError(
-                f"{unfit}: the image encoder is {config.image_encoder}, and this is for rcf: leave it out",
-                argument=unfit,
-            )
+    _refuse_rcf_settings(config, asked)
+    idle = (["views"] if config.unfreeze else []) + (["rcf_filters"] if config.image_encoder != "rcf" else [])
     return config.with_defaults(setting for setting in kind.settings if setting not in idle)
+
+
+def _refuse_rcf_settings(config: TrainConfig, asked: Collection[str]) -> None:
+    unfit = next((setting for setting in _RCF_SETTINGS if setting in asked), None)
+    if unfit is not None and config.image_encoder != "rcf":
+        raise UsageError(
+            f"{unfit}: the image encoder is {config.image_encoder}, and this is for rcf: leave it out",
+            argument=unfit,
+        )
 
 
 def _open_source(data: str | Path, kind: DataKind, config: TrainConfig) -> PatchSource:
@@ -259,9 +266,9 @@ def _note_overlap(source: RasterPatches, train: np.ndarray, held_out: np.ndarray
     share = source.overlapping_share(held_out, train)
     if share >= _NOTED_OVERLAP:
         warnings.warn(
-            f"{100 * share:.0f} % of the held-out patches of {source.name} share pixels with patches that are "
-            "trained on, so their loss says little of other locations: hold out whole blocks "
-            "(val_block_degrees), or cut fewer patches (count)",
+            f"{100 * share:.0f} % of the held-out patches share pixels with patches that are trained on, so "
+            "their loss says little of other locations: hold out whole blocks (val_block_degrees), or cut "
+            "fewer patches (count)",
             stacklevel=3,
         )
 
@@ -294,6 +301,7 @@ def _check_features(
     cache: FeatureCache, image_encoder: ImageEncoderState | None, config: TrainConfig
 ) -> None:
     """Raise UsageError for features of another kind than the settings ask for."""
+    _check_same("views", config.views, cache.views, cache)
     if image_encoder is None:
         warnings.warn("the features come without their image encoder: checkpoints lack it", stacklevel=3)
         return
@@ -305,4 +313,20 @@ def _check_features(
             Argument("image_encoder", image_encoder.name),
             ", or another folder for others",
             argument="image_encoder",
+        )
+    _refuse_rcf_settings(config, [name for name in _RCF_SETTINGS if getattr(config, name) is not None])
+    if image_encoder.name == "rcf":
+        tensors = image_encoder.state.items()
+        filters = next((len(value) for name, value in tensors if name.endswith("filters")), None)
+        _check_same("rcf_filters", config.rcf_filters, filters, cache)
+        _check_same("rcf_components", config.rcf_components, cache.dim, cache)
+
+
+def _check_same(name: str, asked: int | None, present: int | None, cache: FeatureCache) -> None:
+    """Raise UsageError where a setting is not what the features were made with."""
+    if None not in (asked, present) and asked != present:
+        raise UsageError(
+            f"{name}: {asked} is asked for, the features in {cache.folder} have {present}: leave it out, or "
+            "give the images as DATA and another folder for features",
+            argument=name,
         )

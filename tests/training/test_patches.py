@@ -128,8 +128,8 @@ def test_more_skipped_files_than_allowed_are_an_error_that_names_the_first(s2):
     [
         (("65.83725072260995", "95.5"), r"latitude outside \[-90, 90\] in line 2 \(lat 95.5\)"),
         (("-121.86904142093074", "-190"), r"longitude outside .* in line 2 \(lon -190\)"),
-        (("65.83725072260995", ""), "missing in line 2"),
-        (("65.83725072260995", "nan"), "missing in line 2"),
+        (("65.83725072260995", ""), "missing or not finite in line 2"),
+        (("65.83725072260995", "nan"), "missing or not finite in line 2"),
         (("65.83725072260995", "north"), "lat in line 2 is not a number: 'north'"),
         (("lat,lon", "latitude,longitude"), "no column lat or lon"),
         (("fn", "name"), None),

@@ -147,7 +147,7 @@ def test_patches_cut_from_one_raster_are_data_too(tmp_path):
         (["s2", "--image-weights", "w.pth"], 2, "--image-weights: rcf has no weights"),
         (["s2", "--features", "s2"], 1, "s2 holds other files"),
         (["s2", "--features", "s2/index.csv"], 1, "it is a file; choose another --features"),
-        (["s2", "--bands", "1,2"], 2, "--bands: s2 is in the S2-100K layout, which fixes it: leave it out"),
+        (["s2", "--bands", "1,13"], 2, "--bands: a file of s2 has bands 1 to 12, not 13"),
         (["s2/images/patch_74721.tif", "--max-skipped", 1], 2, "--max-skipped: s2/images/patch_74721.tif is"),
         (["s2", "--val-random-split-fraction", "0.1"], 2, "of 4 samples leaves none for validation"),
     ],

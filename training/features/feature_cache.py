@@ -19,7 +19,7 @@ from satclip_engine.training.features.shards import (
     read_manifest,
     sha256,
 )
-from satclip_engine.training.sources.source import SkippedImage
+from satclip_engine.training.sources.source import SkippedImage, check_on_earth
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ class FeatureCache:
         self.rows = np.array(open_array(folder / "rows.npy", (count,), np.int64))  # of the source
         if sha256(self.lonlat) != manifest["lonlat_sha256"]:
             raise DataError(f"{folder / 'lonlat.npy'} is damaged; {completion_advice(folder)}")
+        check_on_earth(*self.lonlat.T, "sample {}".format, str(folder))
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> FeatureCache:

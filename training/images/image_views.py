@@ -21,7 +21,13 @@ from satclip_engine.errors import DataError
 from satclip_engine.progress import Progress, Silence
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.prefetch import prefetch, reader_threads
-from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_skipped, fingerprint
+from satclip_engine.training.sources.source import (
+    PatchSource,
+    SkippedImage,
+    check_on_earth,
+    check_skipped,
+    fingerprint,
+)
 
 _FRESH_VIEWS: Final = 2**31  # so many that no two epochs show an image in the same one
 _READ_IMAGES: Final = 8  # that a thread reads at once
@@ -54,6 +60,7 @@ class ImageViews:
     ) -> None:
         self.source, self.rows, self.augmentation = source, np.asarray(rows, np.int64), augmentation
         self.lonlat = np.ascontiguousarray(source.lonlat[self.rows])
+        check_on_earth(*self.lonlat.T, lambda index: f"image {self.rows[index]}", source.name)
         self._seed, self._workers = seed, workers or reader_threads()
 
     @property

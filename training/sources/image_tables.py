@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.errors import DataError
-from satclip_engine.geo.xarray_grid import LATITUDE, LONGITUDE
+from satclip_engine.errors import Argument, DataError, UsageError
+from satclip_engine.geo.columns import coordinate_columns
+from satclip_engine.training.sources.source import join_first
 
-_LON_NAMES: Final = (*LONGITUDE, "x")
-_LAT_NAMES: Final = (*LATITUDE, "y")
+_DELIMITERS: Final = ",;\t|"
 _PATH_NAMES: Final = (
     *("fn", "path", "file", "filename", "file_name"),
     *("filepath", "file_path", "image", "image_path"),
@@ -30,6 +30,7 @@ class ImageTable:
     """Columns by lower-case name; `lines[i]` is the line of row i in the file."""
 
     path: Path
+    names: Sequence[str]  # as the file has them
     columns: dict[str, Sequence[Any]]
     lines: Sequence[int]
     geometry: tuple[np.ndarray, np.ndarray] | None = None  # lon, lat of the centres, from GeoParquet
@@ -52,13 +53,18 @@ class ImageTable:
 
     def locations(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Longitudes and latitudes by column names, then by geometry; None when there are neither."""
-        lon = next((name for name in _LON_NAMES if name in self.columns), None)
-        lat = next((name for name in _LAT_NAMES if name in self.columns), None)
-        if lon is not None and lat is not None:
-            return self._numbers(lon), self._numbers(lat)
-        if (lon is None) != (lat is None):
-            raise DataError(f"{self.path} needs columns lon and lat, found {self._column_names()}")
-        return self.geometry
+        try:
+            columns = coordinate_columns(self.names)
+        except UsageError as error:
+            if self.geometry is not None:
+                return self.geometry
+            is_projected = any(isinstance(piece, Argument) for piece in error.message)
+            reason = "its coordinates are not degrees: transform them to columns lon and lat"
+            raise DataError(f"{self.path}: {reason if is_projected else error}") from error
+        if columns is None:
+            return self.geometry
+        lon, lat = (self._numbers(name.strip().lower()) for name in columns)
+        return lon, lat
 
     def _numbers(self, name: str) -> np.ndarray:
         """A column as float64; empty cells become NaN. Raises DataError naming what is no number."""
@@ -69,8 +75,10 @@ class ImageTable:
             try:
                 values[index] = float(value)
             except (TypeError, ValueError):
+                point = str(value).replace(",", ".", 1)
+                hint = f": write {point}" if _is_number(point) else ""
                 raise DataError(
-                    f"{self.path}: {name} in {self.row(index)} is not a number: {value!r}"
+                    f"{self.path}: {name} in {self.row(index)} is not a number: {value!r}{hint}"
                 ) from None
         return values
 
@@ -91,25 +99,60 @@ def read_image_table(path: Path) -> ImageTable:
     return table
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _read_csv(path: Path) -> ImageTable:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        header = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t", key=header.count)  # the comma wins a tie
-        reader = csv.reader(file, delimiter=delimiter)
-        names = [name.strip().lower() for name in next(reader, [])]
+        reader = csv.reader(file, delimiter=_delimiter(path))
+        header = next(reader, [])
         rows, lines = [], []
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
-            if len(row) != len(names):
+            if len(row) != len(header):
                 raise DataError(
-                    f"{path}: line {reader.line_num} has {len(row)} cells, the header has {len(names)}"
+                    f"{path}: line {reader.line_num} has {len(row)} cells, the header has {len(header)}: "
+                    "numbers want a decimal point, and text that holds the separator wants quotes"
                 )
             rows.append(row)
             lines.append(reader.line_num)
-    cells: Iterable[Sequence[Any]] = zip(*rows, strict=True) if rows else [()] * len(names)
-    return ImageTable(path, dict(zip(names, cells, strict=True)), lines)
+    cells: Iterable[Sequence[Any]] = zip(*rows, strict=True) if rows else [()] * len(header)
+    return ImageTable(path, header, _by_name(path, header, cells), lines)
+
+
+def _delimiter(path: Path) -> str:
+    """The separator by which most names of the header are known ones, then the one that gives most names."""
+
+    def score(delimiter: str) -> tuple[int, int]:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            names = next(csv.reader(file, delimiter=delimiter), [])
+        known = sum(name.strip().lower() in (*_PATH_NAMES, "url") for name in names)
+        return known + 2 * _has_coordinates(names), len(names)
+
+    return max(_DELIMITERS, key=score)  # the comma wins a tie
+
+
+def _has_coordinates(names: Sequence[str]) -> bool:
+    try:
+        return coordinate_columns(names) is not None
+    except UsageError:
+        return True  # they speak of coordinates that cannot be used
+
+
+def _by_name(path: Path, names: Sequence[str], cells: Iterable[Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Columns by lower-case name. Raises DataError for a name that two of them have."""
+    columns: dict[str, Sequence[Any]] = {}
+    for name, column in zip((name.strip().lower() for name in names), cells, strict=True):
+        if name and name in columns:
+            raise DataError(f"{path}: two columns are called {name!r}: leave one of them out")
+        columns[name] = column
+    return columns
 
 
 def _read_parquet(path: Path) -> ImageTable:
@@ -120,24 +163,56 @@ def _read_parquet(path: Path) -> ImageTable:
         table = parquet.read_table(path)
     except ArrowException as error:
         raise DataError(f"{path} is not a Parquet file ({error})") from error
-    geo = json.loads((table.schema.metadata or {}).get(b"geo", b"null"))
-    geometry = _centres(path, table, geo) if geo else None
-    plain = [name for name in table.column_names if not geo or name not in geo["columns"]]
-    columns = {name.lower(): table.column(name).to_pylist() for name in plain}
-    return ImageTable(path, columns, range(table.num_rows), geometry)
+    names = table.column_names
+    geo = (table.schema.metadata or {}).get(b"geo")
+    geometry, geometry_names = (None, set()) if geo is None else _geometry(path, table, geo)
+    plain = [name for name in names if name not in geometry_names]
+    cells = [column.to_pylist() for name, column in zip(names, table.columns, strict=True) if name in plain]
+    return ImageTable(path, plain, _by_name(path, plain, cells), range(table.num_rows), geometry)
 
 
-def _centres(path: Path, table: Any, geo: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the geometries in degrees. Raises DataError for an encoding other than WKB."""
+def _geometry(path: Path, table: Any, metadata: bytes) -> tuple[tuple[np.ndarray, np.ndarray], set[str]]:
+    """Centres of the geometries in degrees, and names of columns of geometries."""
+    import pyproj
+
+    try:
+        geo = json.loads(metadata)
+        name, columns = geo["primary_column"], dict(geo["columns"])
+        about, cells = dict(columns[name]), table.column(name).to_pylist()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: its GeoParquet metadata are damaged ({error}): write it anew, or without geometries "
+            "and with columns lon and lat"
+        ) from error
+    try:
+        return _centres(path, cells, about), set(columns)
+    except pyproj.exceptions.CRSError as error:
+        raise DataError(f"{path}: the CRS of its geometries is not understood ({error})") from error
+
+
+def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of geometries in degrees; NaN for those without any point.
+
+    Raises DataError for an encoding other than WKB, and for what is none.
+    """
     import shapely
 
-    name = geo["primary_column"]
-    column = geo["columns"][name]
-    if column.get("encoding") != "WKB":
-        raise DataError(f"{path}: geometries are encoded as {column.get('encoding')}, expected WKB")
-    centre = shapely.centroid(shapely.from_wkb(_object_array(table.column(name).to_pylist())))
+    if about.get("encoding") != "WKB":
+        raise DataError(f"{path}: geometries are encoded as {about.get('encoding')}, expected WKB")
+    is_bytes = np.array([isinstance(cell, bytes) for cell in cells], bool)
+    shapes = shapely.from_wkb(
+        _object_array(cell if cell else None for cell in np.where(is_bytes, _object_array(cells), None)),
+        on_invalid="ignore",
+    )
+    damaged = [
+        row for row, (cell, shape) in enumerate(zip(cells, shapes, strict=True)) if cell and shape is None
+    ]
+    if damaged:
+        rows = join_first(f"row {row}" for row in damaged)
+        raise DataError(f"{path}: the geometry is damaged in {rows}")
+    centre = shapely.centroid(shapes)
     x, y = shapely.get_x(centre), shapely.get_y(centre)
-    return _degrees(column["crs"], x, y) if column.get("crs") else (x, y)
+    return _degrees(about["crs"], x, y) if about.get("crs") else (x, y)
 
 
 def _degrees(crs: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

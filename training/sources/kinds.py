@@ -31,7 +31,8 @@ RASTER: Final = DataKind(
     "a raster",
     ("patch", "count", "seed", "bounds", "bands", "divisor", "water_kept", "memory", *VIEW_SETTINGS),
 )
-FEATURES: Final = DataKind("a folder of features", ())
+# Those of a folder of features are compared with what it holds.
+FEATURES: Final = DataKind("a folder of features", ("views", "rcf_filters", "rcf_components"))
 _KINDS: Final = (S2_100K, TABLE, FOLDER, RASTER, FEATURES)
 # A run has a seed whatever its data are.
 DATA_SETTINGS: Final = tuple(dict.fromkeys(n for kind in _KINDS for n in kind.settings if n != "seed"))
