@@ -128,3 +128,42 @@ def test_the_documentation_lists_every_setting():
         flag = flag_of(name)
         assert f"`{name}`" in text
         assert flag is None or f"`{flag}`" in text
+
+
+@pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "a = " + "[" * 100_000, "a = \xff"])
+def test_numbers_of_thousands_of_digits_and_deep_nesting_are_no_toml(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"run\.toml: not TOML"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb\r", "\x00\x1b]0;x\x07\x7f", 'é\u2028\U0001f30d"\\'])
+def test_any_path_is_written_as_toml_that_is_read_back(name):
+    text = TrainConfig(image_weights=name).as_toml()
+    assert tomllib.loads(text)["image_weights"] == name
+    assert all(character.isprintable() for character in text.replace("\n", ""))
+
+
+def test_what_no_file_can_hold_is_refused():
+    with pytest.raises(UsageError, match="image_weights: expected text that is UTF-8"):
+        TrainConfig(image_weights="a\udcff")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bounds_are_finite(value):
+    with pytest.raises(UsageError, match=r"a\.toml: bounds: expected a finite number"):
+        make_config({"bounds": [0, 0, value, 1]}, file="a.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("epochs", "max_epochs"), ("convention", "harmonics_calculation")]
+)
+def test_the_name_of_an_option_in_a_file_leads_to_the_setting(name, meant):
+    with pytest.raises(UsageError, match=rf"{name}: no such setting; did you mean {meant}\?"):
+        make_config({name: 3}, file="a.toml")
+
+
+def test_advice_in_messages_is_spelt_as_it_is_typed():
+    with pytest.raises(UsageError, match=r"lower it or raise max_logit_scale$"):
+        TrainConfig(logit_scale=200)

@@ -310,3 +310,172 @@ def test_a_path_is_opened_as_what_it_is(s2, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         open_source(tmp_path / "empty")
+
+
+def georeferenced(folder, places, swap=False):
+    """A table of images that lie where the table says, in lines 2, 3, …"""
+    rows = ["fn,lon,lat"]
+    for number, (lon, lat) in enumerate(places):
+        write_image(
+            folder / f"{number}.tif",
+            np.full((3, 10, 10), 9, np.uint8),
+            transform=from_origin(lon - 0.05, lat + 0.05, 0.01, 0.01),
+        )
+        rows.append(f"{number}.tif,{lat},{lon}" if swap else f"{number}.tif,{lon},{lat}")
+    (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    return folder / "t.csv"
+
+
+PLACES = [(5 + 7 * number, 60 - 9 * number) for number in range(12)]
+
+
+def test_locations_that_the_images_contradict_are_an_error_that_names_them(tmp_path):
+    path = georeferenced(tmp_path, PLACES)
+    assert read_table(path).notes == ()
+    header, *lines = path.read_text().split()
+    cells = [line.partition(",") for line in lines]
+    places = [place for *_, place in cells]
+    shifted = [f"{name},{place}" for (name, *_), place in zip(cells, places[7:] + places[:7], strict=True)]
+    path.write_text("\n".join([header, *shifted]) + "\n")
+    far = 111.2 * np.hypot(9 * 7, 7 * 7 * np.cos(np.radians(28)))  # roughly, on a sphere
+    with pytest.raises(
+        DataError, match=r"12 of 12 images that were compared do not lie where .* line 2 by"
+    ) as error:
+        read_table(path)
+    first = str(error.value).partition("line 2 by ")[2].split(" km")[0]
+    assert float(first.replace(",", "")) == pytest.approx(far, rel=0.1)
+    path.write_text("fn\n" + "\n".join(name for name, *_ in cells) + "\n")
+    np.testing.assert_allclose(read_table(path).lonlat, PLACES, atol=1e-9)
+
+
+def test_swapped_columns_are_recognised_by_the_images(tmp_path):
+    with pytest.raises(DataError, match="longitude and latitude are swapped, or leave out its coordinates"):
+        read_table(georeferenced(tmp_path, PLACES, swap=True))
+
+
+def test_one_location_that_its_image_contradicts_is_noted(tmp_path):
+    path = georeferenced(tmp_path, PLACES)
+    path.write_text(path.read_text().replace("2.tif,19,42", "2.tif,19,-42"))
+    (note,) = read_table(path).notes
+    assert (
+        "1 of 12 images that were compared do not lie where their own georeference puts them: line 4" in note
+    )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "fn,decimalLongitude,decimalLatitude",
+        "fn,Longitude (deg),Latitude (deg)",
+        "fn,coords.lon,coords.lat",
+        "FN,lng,lat",
+        "image,X,Y",
+        'fn,lon,lat,"classes: a; b; c; d; e"',
+        'fn;lon;lat;"a, b, c, d, e, f"',
+        "fn\tlon\tlat\tnotes; and, more",
+        "fn|lon|lat|notes; and, more",
+    ],
+)
+def test_columns_are_understood_by_their_names_whatever_separates_them(tmp_path, header):
+    write_image(tmp_path / "a.tif", np.ones((3, 8, 8), np.uint8), crs=None)
+    separator = next(
+        character for character in ",;\t|" if header.count(character) and character in header[:9]
+    )
+    more = ["note"] * ("classes" in header or "a, b" in header or "notes" in header)
+    (tmp_path / "t.csv").write_text(f"{header}\n{separator.join(['a.tif', '12.5', '3', *more])}\n")
+    np.testing.assert_array_equal(read_table(tmp_path / "t.csv").lonlat, [[12.5, 3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fn,lon,lat,lon\na.tif,1,2,3\n", "two columns are called 'lon': leave one of them out"),
+        ("fn,Lat,lon,lat \na.tif,1,2,3\n", "two columns are called 'lat'"),
+        ("fn,lon,longitude,lat\na.tif,1,2,3\n", "'lon' and 'longitude' may each be the longitude"),
+        ("fn,lon\na.tif,1\n", "column 'lon' is the longitude, but none is the latitude"),
+        (
+            "fn,easting,northing\na.tif,1,2\n",
+            "its coordinates are not degrees: transform them to columns lon",
+        ),
+        (
+            "fn,lon,lat\na.tif,12,5,3,25\n",
+            "line 2 has 5 cells, the header has 3: numbers want a decimal point",
+        ),
+        ('fn,lon,lat\na.tif,"12,5",3\n', "lon in line 2 is not a number: '12,5': write 12.5"),
+        ("fn,lon,lat\na.tif,inf,3\n", "longitude or latitude is missing or not finite in line 2"),
+        ("fn,lon,lat\na.tif,3,90.0000001\n", r"latitude outside .* in line 2 \(lat 90.0000001\)$"),
+    ],
+)
+def test_tables_that_cannot_be_understood_say_what_to_do(tmp_path, text, words):
+    write_image(tmp_path / "a.tif", np.ones((3, 8, 8), np.uint8), crs=None)
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "a\x1b]0;b", "../" * 2000])
+def test_names_that_no_file_can_have_are_missing_files(s2, name):
+    rewrite_index(s2, lambda lines: [*lines, f"1,2,u,{name}"])
+    assert [image.reason for image in read_index(s2).skipped] == ["missing"]
+    assert [image.reason for image in read_table(s2 / "index.csv").skipped] == ["missing"]
+
+
+def geoparquet(path, cells, geo):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pa.table({"path": ["a.tif"] * len(cells), "geometry": pa.array(cells, pa.binary())})
+    parquet.write_table(table.replace_schema_metadata({"geo": geo}), path)
+    return path
+
+
+ABOUT = '{"primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB"%s}}}'
+
+
+@pytest.mark.parametrize(
+    ("cell", "geo", "words"),
+    [
+        (b"", ABOUT % "", "longitude or latitude is missing or not finite in row 0"),
+        (None, ABOUT % "", "longitude or latitude is missing or not finite in row 0"),
+        (
+            shapely.to_wkb(shapely.Point()),
+            ABOUT % "",
+            "longitude or latitude is missing or not finite in row 0",
+        ),
+        (b"\1\1", ABOUT % "", "the geometry is damaged in row 0"),
+        (shapely.to_wkb(shapely.Point(1, 95)), ABOUT % "", r"latitude outside .* row 0 \(lat 95\)"),
+        (shapely.to_wkb(shapely.Point(1, 2)), "{}{", "its GeoParquet metadata are damaged"),
+        (shapely.to_wkb(shapely.Point(1, 2)), "[]", "its GeoParquet metadata are damaged"),
+        (shapely.to_wkb(shapely.Point(1, 2)), "[" * 100_000, "its GeoParquet metadata are damaged"),
+        (shapely.to_wkb(shapely.Point(1, 2)), '{"primary_column": "other", "columns": {}}', "are damaged"),
+        (
+            shapely.to_wkb(shapely.Point(1, 2)),
+            ABOUT % ', "crs": "nonsense"',
+            "the CRS of its geometries is not",
+        ),
+    ],
+)
+def test_damaged_geoparquet_is_an_error_that_names_the_row(tmp_path, cell, geo, words):
+    write_image(tmp_path / "a.tif", np.ones((3, 8, 8), np.uint8), crs=None)
+    with pytest.raises(DataError, match=words):
+        read_table(geoparquet(tmp_path / "t.parquet", [cell], geo))
+
+
+def test_an_image_whose_keys_of_the_crs_are_damaged_is_left_out(tmp_path, monkeypatch):
+    from rasterio._err import CPLE_AppDefinedError
+
+    from satclip_engine.training.sources import readers
+
+    write_image(tmp_path / "a.tif", np.ones((3, 8, 8), np.uint8))
+    write_image(tmp_path / "b.tif", np.ones((3, 8, 8), np.uint8))
+    georeference = readers.georeference
+
+    def damaged(dataset):
+        if dataset.name.endswith("b.tif"):
+            raise CPLE_AppDefinedError(1, 1, "Corrupt GeoKeys")
+        return georeference(dataset)
+
+    monkeypatch.setattr(readers, "georeference", damaged)
+    source = read_folder(tmp_path)
+    assert len(source) == 1
+    assert "Corrupt GeoKeys" in source.skipped[0].reason

@@ -190,3 +190,18 @@ def test_rasters_without_any_patch_are_errors(tmp_path):
         RasterPatches(path)
     with pytest.raises(DataError, match="no such file"):
         RasterPatches(tmp_path / "nothing.tif")
+
+
+@pytest.mark.parametrize(
+    "bounds", [(np.nan, 0, 1, 1), (0, -np.inf, 1, 1), (1e30, 0, 1e30 + 1, 1), (400, 0, 500, 1)]
+)
+def test_bounds_that_are_nowhere_are_refused(tmp_path, bounds):
+    path = write_places(tmp_path / "a.png", None, rasterio.Affine(1, 0, 0, 0, 1, 0), (90, 180))
+    with pytest.raises(UsageError, match="bounds: expected west, south, east, north in degrees"):
+        RasterPatches(path, bounds=bounds)
+
+
+def test_no_patch_is_centred_beyond_a_pole(tmp_path):
+    path = write_places(tmp_path / "a.tif", "EPSG:4326", from_origin(0, 100, 1, 1), (40, 40))
+    lat = RasterPatches(path, patch=2, count=400).lonlat[:, 1]
+    assert 85 < lat.max() <= 90

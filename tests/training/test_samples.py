@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from factories.runs import random_features
+from factories.training import MadeSource
 
-from satclip_engine.errors import UsageError
+from satclip_engine.errors import DataError, UsageError
+from satclip_engine.training.images.augment import Augmentation
+from satclip_engine.training.images.image_views import ImageViews
 from satclip_engine.training.loop.batches import BatchSchedule, feature_noise, jitter_locations
 from satclip_engine.training.loop.split import split_samples
-from satclip_engine.training.samples import feature_statistics, samples_fingerprint
+from satclip_engine.training.samples import MemoryFeatures, feature_statistics, samples_fingerprint
 
 
 def test_a_split_holds_out_the_share_and_loses_nothing():
@@ -97,3 +100,27 @@ def test_features_that_are_no_numbers_name_their_sample():
 def test_a_fingerprint_tells_other_places_apart():
     assert samples_fingerprint(random_features(9)) == samples_fingerprint(random_features(9))
     assert samples_fingerprint(random_features(9)) != samples_fingerprint(random_features(9, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (
+            (3.0, 95.0),
+            r"lonlat: latitude outside \[-90, 90\] in sample 3 \(lat 95\) \(are lon and lat swapped\?\)",
+        ),
+        ((163.0, 90.0000001), r"latitude outside \[-90, 90\] in sample 3 \(lat 90.0000001\)$"),
+        ((3.0, -163.0), r"in sample 3 \(lat -163\)"),
+        ((float("nan"), 5.0), "lonlat: longitude or latitude is missing or not finite in sample 3"),
+        ((5.0, float("inf")), "is missing or not finite in sample 3"),
+    ],
+)
+def test_features_in_memory_lie_on_earth(place, words):
+    lonlat = np.zeros((8, 2))
+    lonlat[3] = place
+    with pytest.raises(UsageError, match=words):
+        MemoryFeatures(lonlat, np.ones((8, 4)))
+    source = MadeSource(8)
+    source.lonlat = lonlat
+    with pytest.raises(DataError, match=words.removeprefix("lonlat: ").replace("sample", "image")):
+        ImageViews(source, np.arange(8), Augmentation(), seed=0)

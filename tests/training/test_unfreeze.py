@@ -255,7 +255,10 @@ def test_images_that_cannot_be_used_are_found_before_training():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unfreeze": True}, "unfreeze: rcf has nothing to fine-tune.*image_encoder .resnet18, resnet50, vit16.*leave it out"),
+        (
+            {"unfreeze": True},
+            "unfreeze: rcf has nothing to fine-tune.*image_encoder .resnet18, resnet50, vit16.*leave it out",
+        ),
         (
             {"image_encoder": "resnet18", "image_lr": 1e-5},
             "image_lr: the image encoder is frozen: give unfreeze too",

@@ -52,7 +52,7 @@ class BandReader:
         name = os.fspath(path)
         check_has_bands(dataset, name)
         _check_colours(dataset, name)
-        self.palette = _palette(dataset)  # (N, 4) red, green, blue, opacity; the last row for other indices
+        self.palette = _palette(dataset)  # (N, 4) red, green, blue, opacity of every index
         self._bits = _bits(dataset)
         self.opaque = _opaque_bands(dataset)
         if self.palette is not None:
@@ -67,9 +67,8 @@ class BandReader:
         self.scaled = self.tagged and divisor is None
         bits = 8 if self.palette is not None else self._bits
         self.divisor = 1.0 if self.scaled else choose_divisor(self.dtype, divisor, name, bits=bits)
-        self.has_gaps = _is_masked(dataset) or bool(
-            self.palette is not None and (self.palette[:-1, 3] == 0).any()
-        )
+        transparent = self.palette is not None and bool((self.palette[:, _COLOURS] == 0).any())
+        self.has_gaps = transparent or _is_masked(dataset)
 
     def _tags(self, dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Scale and offset of each band."""
@@ -86,7 +85,7 @@ class BandReader:
         if self.palette is None:
             return dataset.read(list(self.bands), window=window), self._gaps(dataset, window)
         index = dataset.read(self._index_band, window=window)
-        colours = self.palette[np.minimum(index, len(self.palette) - 1)]
+        colours = self.palette[index]
         values = np.stack([colours[..., band - 1] for band in self.bands])
         if not self.has_gaps:
             return values, None
@@ -162,14 +161,19 @@ def _opaque_bands(dataset: Any) -> tuple[int, ...]:
 
 
 def _palette(dataset: Any) -> np.ndarray | None:
-    """Colours of a paletted raster, (N, 4) uint8, with a transparent one behind them; None for others."""
+    """Colours of a paletted raster, (N, 4) uint8 for all N values of its type; None for others.
+
+    Values that the palette does not have are transparent.
+    """
     from rasterio.enums import ColorInterp
 
     bands = _opaque_bands(dataset)
     if len(bands) != 1 or dataset.colorinterp[bands[0] - 1] != ColorInterp.palette:
         return None
+    if dataset.dtypes[bands[0] - 1] not in ("uint8", "uint16"):
+        return None
     entries = dataset.colormap(bands[0])
-    table = np.zeros((max(entries) + 2, 4), np.uint8)
+    table = np.zeros((np.iinfo(dataset.dtypes[bands[0] - 1]).max + 1, 4), np.uint8)
     table[list(entries)] = list(entries.values())
     return table
 

@@ -211,6 +211,7 @@ def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.nd
         rows = join_first(f"row {row}" for row in damaged)
         raise DataError(f"{path}: the geometry is damaged in {rows}")
     centre = shapely.centroid(shapes)
+    centre[shapely.is_empty(centre)] = None
     x, y = shapely.get_x(centre), shapely.get_y(centre)
     return _degrees(about["crs"], x, y) if about.get("crs") else (x, y)
 
