@@ -28,6 +28,7 @@ from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.encoders import ImageEncoder, augmentation_for, load_encoder
 from satclip_engine.training.images.image_views import ImageViews, usable_rows
 from satclip_engine.training.images.trunk_weights import VISUAL_PREFIX
+from satclip_engine.training.locations import join_first
 from satclip_engine.training.loop.distributed import ProcessContext
 from satclip_engine.training.loop.split import split_samples
 from satclip_engine.training.results.export import ImageEncoderState
@@ -42,7 +43,7 @@ from satclip_engine.training.sources.kinds import (
 )
 from satclip_engine.training.sources.random_patches import RasterPatches
 from satclip_engine.training.sources.readers import kind_of, open_source
-from satclip_engine.training.sources.source import PatchSource, SkippedImage, join_first
+from satclip_engine.training.sources.source import PatchSource, SkippedImage
 from satclip_engine.weights.lightning_file import load_safely
 
 _ENCODER_FILE: Final = "encoder.pt"
@@ -207,7 +208,7 @@ def _build_features(
         source,
         encoder,
         folder,
-        views=config.views,
+        views=int(config.views or 1),
         seed=config.seed,
         augmentation=_augmentation(encoder, source, config),
         workers=config.num_workers or None,
@@ -243,7 +244,9 @@ def _load_encoder(source: PatchSource, config: TrainConfig) -> ImageEncoder:
 
 
 def _augmentation(encoder: ImageEncoder, source: PatchSource, config: TrainConfig) -> Augmentation:
-    return replace(augmentation_for(encoder, source), flips=config.flips, blur=config.blur)
+    return replace(
+        augmentation_for(encoder, source), flips=config.flips is not False, blur=config.blur is not False
+    )
 
 
 def _warn_of_skipped(skipped: Sequence[SkippedImage]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from satclip_engine.errors import Argument, DataError, UsageError
-from satclip_engine.training.sources.source import check_on_earth
+from satclip_engine.training.locations import check_on_earth
 
 STATISTICS_SAMPLES: Final = 8192  # over which the features' mean and size are measured
 
@@ -54,7 +54,7 @@ class MemoryFeatures:
 def check_points(lonlat: np.ndarray) -> None:
     """Raise UsageError naming the first samples whose locations are not finite or beyond a pole."""
     try:
-        check_on_earth(*lonlat.T, "sample {}".format, "lonlat")
+        check_on_earth(lonlat, "sample {}".format, "lonlat")
     except DataError as error:
         raise UsageError(str(error), argument="lonlat") from error
 

@@ -37,6 +37,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 # The same for folders and modules of satclip_engine.training: from images to features, from these to a run.
 TRAINING_ORDER = (
+    ("locations",),
     ("config", "samples", "prefetch"),
     ("sources",),
     ("images", "patches", "raster_patches"),

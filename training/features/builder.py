@@ -39,8 +39,9 @@ from satclip_engine.training.features.shards import (
 )
 from satclip_engine.training.images.augment import Augmentation
 from satclip_engine.training.images.encoders import ImageEncoder, augmentation_for
+from satclip_engine.training.locations import check_on_earth
 from satclip_engine.training.prefetch import prefetch, reader_threads
-from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_on_earth, check_skipped
+from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_skipped
 
 _SHARD_IMAGES: Final = 4096
 _BATCH_BYTES: Final = 64 << 20  # of views that go through the trunk at once
@@ -127,7 +128,7 @@ def build_cache(
             "encoder for these",
             argument="image_encoder",
         )
-    check_on_earth(*source.lonlat.T, "image {}".format, source.name)
+    check_on_earth(source.lonlat, "image {}".format, source.name)
     default = min(max(1, _BATCH_BYTES // (4 * source.channels * height * width)), _MAX_BATCH_VIEWS)
     content = _CacheContent(source, encoder, augmentation, views, seed, shard, batch or default)
     _check_folder(folder)

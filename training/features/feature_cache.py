@@ -19,7 +19,8 @@ from satclip_engine.training.features.shards import (
     read_manifest,
     sha256,
 )
-from satclip_engine.training.sources.source import SkippedImage, check_on_earth
+from satclip_engine.training.locations import check_on_earth
+from satclip_engine.training.sources.source import SkippedImage
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class FeatureCache:
         self.rows = np.array(open_array(folder / "rows.npy", (count,), np.int64))  # of the source
         if sha256(self.lonlat) != manifest["lonlat_sha256"]:
             raise DataError(f"{folder / 'lonlat.npy'} is damaged; {completion_advice(folder)}")
-        check_on_earth(*self.lonlat.T, "sample {}".format, str(folder))
+        check_on_earth(self.lonlat, "sample {}".format, str(folder))
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> FeatureCache:

@@ -20,11 +20,11 @@ import numpy as np
 from satclip_engine.errors import DataError
 from satclip_engine.progress import Progress, Silence
 from satclip_engine.training.images.augment import Augmentation
+from satclip_engine.training.locations import check_on_earth
 from satclip_engine.training.prefetch import prefetch, reader_threads
 from satclip_engine.training.sources.source import (
     PatchSource,
     SkippedImage,
-    check_on_earth,
     check_skipped,
     fingerprint,
 )
@@ -60,7 +60,7 @@ class ImageViews:
     ) -> None:
         self.source, self.rows, self.augmentation = source, np.asarray(rows, np.int64), augmentation
         self.lonlat = np.ascontiguousarray(source.lonlat[self.rows])
-        check_on_earth(*self.lonlat.T, lambda index: f"image {self.rows[index]}", source.name)
+        check_on_earth(self.lonlat, lambda index: f"image {self.rows[index]}", source.name)
         self._seed, self._workers = seed, workers or reader_threads()
 
     @property

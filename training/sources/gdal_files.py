@@ -32,12 +32,12 @@ def open_raster(name: str | os.PathLike[str]) -> Any:
         return rasterio.open(os.fspath(name))
 
 
-def read_errors() -> tuple[type[Exception], ...]:
-    """Exceptions by which rasterio says that a file is damaged; some of GDAL's come as they are."""
+def read_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Exceptions by which rasterio says that a file is damaged, and more; some of GDAL's come as they are."""
     rasterio = need("rasterio", extra="train", why="reading images")
     from rasterio._err import CPLE_BaseError
 
-    return rasterio.errors.RasterioError, OSError, CPLE_BaseError, UnicodeError
+    return (rasterio.errors.RasterioError, OSError, CPLE_BaseError, UnicodeError, *more)
 
 
 def read_failure(name: str | os.PathLike[str], error: Exception) -> str:

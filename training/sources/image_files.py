@@ -12,13 +12,13 @@ import numpy as np
 
 from satclip_engine.errors import DataError, SatclipError
 from satclip_engine.progress import size_text
+from satclip_engine.training.locations import join_first
 from satclip_engine.training.sources.bands import BandReader, class_note
 from satclip_engine.training.sources.gdal_files import open_raster, read_errors, read_failure
 from satclip_engine.training.sources.source import (
     SkippedImage,
     check_skipped,
     fingerprint,
-    join_first,
     skip_limit,
 )
 
@@ -107,7 +107,7 @@ class ImageFiles:
         try:
             with open_raster(file) as dataset:
                 return self._values(file, dataset)
-        except (SatclipError, *read_errors()) as error:
+        except read_errors(SatclipError) as error:
             return SkippedImage(file, read_failure(file, error))
 
     def _values(self, file: str, dataset: Any) -> np.ndarray | SkippedImage:
@@ -153,7 +153,7 @@ class ImageFiles:
         return ""
 
     def _notes(self) -> list[str]:
-        """What a person should know of the images: their memory, and values that look like classes."""
+        """Notes on the images: their memory, and values that look like classes."""
         height, width = self.size
         size = 4 * self.channels * height * width
         large = (
@@ -184,7 +184,7 @@ def _centre(dataset: Any, size: tuple[int, int]) -> Any:
 
 
 class _StoredForm(NamedTuple):
-    """What images must have in common."""
+    """Properties that images must have in common."""
 
     colours: int
     size: tuple[int, int] | None  # None: any, because they are cut
@@ -244,6 +244,6 @@ def _stored_forms(
                 reader = BandReader(dataset, file, divisor=1.0)
                 size = None if asked_size else dataset.shape
                 forms[file] = _StoredForm(len(reader.opaque), size, reader.dtype, reader.tagged)
-        except (DataError, *read_errors()) as error:
+        except read_errors(DataError) as error:
             failures[file] = read_failure(file, error)
     return forms, failures

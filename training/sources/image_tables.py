@@ -14,7 +14,7 @@ import numpy as np
 from satclip_engine._optional import need
 from satclip_engine.errors import Argument, DataError, UsageError
 from satclip_engine.geo.columns import coordinate_columns
-from satclip_engine.training.sources.source import join_first
+from satclip_engine.training.locations import join_first
 
 _DELIMITERS: Final = ",;\t|"
 _PATH_NAMES: Final = (
@@ -132,8 +132,8 @@ def _delimiter(path: Path) -> str:
     def score(delimiter: str) -> tuple[int, int]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             names = next(csv.reader(file, delimiter=delimiter), [])
-        known = sum(name.strip().lower() in (*_PATH_NAMES, "url") for name in names)
-        return known + 2 * _has_coordinates(names), len(names)
+        file_names = sum(name.strip().lower() in (*_PATH_NAMES, "url") for name in names)
+        return file_names + 2 * _has_coordinates(names), len(names)
 
     return max(_DELIMITERS, key=score)  # the comma wins a tie
 
@@ -199,9 +199,8 @@ def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.nd
 
     if about.get("encoding") != "WKB":
         raise DataError(f"{path}: geometries are encoded as {about.get('encoding')}, expected WKB")
-    is_bytes = np.array([isinstance(cell, bytes) for cell in cells], bool)
     shapes = shapely.from_wkb(
-        _object_array(cell if cell else None for cell in np.where(is_bytes, _object_array(cells), None)),
+        _object_array(cell if isinstance(cell, bytes) and cell else None for cell in cells),
         on_invalid="ignore",
     )
     damaged = [

@@ -90,7 +90,7 @@ class RasterPatches:
         self.fingerprint = fingerprint("raster patches", options, self._columns, self._rows, self.lonlat)
 
     def _fingerprint_of_form(self) -> dict[str, Any]:
-        """What decides the values beside path, bands and divisor; empty for plain files."""
+        """Further properties of the raster that decide values; empty for plain files."""
         reader = self._raster.reader
         form = {"scaled": reader.scaled, "palette": reader.palette is not None}
         within = name_within(self.name)
@@ -138,9 +138,9 @@ class RasterPatches:
         """True where a patch shares a pixel with one of those in the cells around it."""
         width = self._raster.width
         column, row = self._cell(index)
-        columns = range(column - 1, column + 2)
+        columns = {column - 1, column, column + 1}
         if self._raster.wraps:
-            columns = sorted({c % -(-width // self.patch) for c in range(column - 2, column + 3)})
+            columns = {c % -(-width // self.patch) for c in range(column - 2, column + 3)}
         near = [other for c in columns for r in range(row - 1, row + 2) for other in cells.get((c, r), ())]
         across = np.abs(self._columns[near] - self._columns[index])
         if self._raster.wraps:

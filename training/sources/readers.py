@@ -22,6 +22,7 @@ import numpy as np
 
 from satclip_engine.errors import DataError, UsageError
 from satclip_engine.geo.crs import parse_crs, transformers
+from satclip_engine.training.locations import join_first
 from satclip_engine.training.sources.bands import check_bands, choose_divisor
 from satclip_engine.training.sources.gdal_files import (
     file_identity,
@@ -42,7 +43,7 @@ from satclip_engine.training.sources.kinds import (
     refuse_unfit,
 )
 from satclip_engine.training.sources.random_patches import RasterPatches
-from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_locations, join_first
+from satclip_engine.training.sources.source import PatchSource, SkippedImage, check_locations
 
 _S2_LAYOUT: Final = ImageLayout(
     bands=tuple(range(1, 13)),
@@ -312,7 +313,7 @@ def _own_location(file: str) -> _OwnLocation | SkippedImage:
             pixels = [(x * dataset.width, y * dataset.height) for x, y in _CENTRE_AND_CORNERS]
             corners = [(a * x + b * y + c, d * x + e * y + f) for x, y in pixels]
             lon, lat = transformers(parse_crs(crs).to_wkt())[0].transform(*zip(*corners, strict=True))
-    except (*read_errors(), UsageError) as error:
+    except read_errors(UsageError) as error:
         return SkippedImage(file, read_failure(file, error))
     if not (np.isfinite(lon[0]) and abs(lat[0]) <= 90.0):
         return SkippedImage(file, "its centre lies outside the domain of its CRS")

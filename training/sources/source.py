@@ -16,11 +16,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from satclip_engine.errors import Argument, DataError
-from satclip_engine.geo.lonlat import beyond_pole
+from satclip_engine.training.locations import check_on_earth, join_first
 
-_MAX_LISTED: Final = 5  # rows or files that a message names
 _SKIPPED_SHARE: Final = 0.01  # of the images, that may be skipped by default
-_ROUNDING: Final = 0.5  # degrees beyond a pole that are no longitude in the wrong column
 _MIN_SKIPPED: Final = 10  # that may be skipped by default, however few images there are
 
 
@@ -93,34 +91,15 @@ def check_locations(lon: np.ndarray, lat: np.ndarray, row: Callable[[int], str],
     Longitudes up to 360 are taken for the same locations further west. Raises DataError naming rows that are
     not finite or out of range; `row(i)` says how a person finds row i.
     """
-    lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
-    check_on_earth(lon, lat, row, source)
+    lonlat = np.stack([lon, lat], axis=1).astype(np.float64)
+    check_on_earth(lonlat, row, source)
+    lon = lonlat[:, 0]
     invalid = np.flatnonzero((lon < -180.0) | (lon > 360.0))
     if invalid.size:
         rows = join_first(f"{row(int(i))} (lon {lon[i]:g})" for i in invalid)
         raise DataError(f"{source}: longitude outside [-180, 180] in {rows}")
-    return np.stack([np.where(lon > 180.0, lon - 360.0, lon), lat], axis=1)
-
-
-def check_on_earth(lon: np.ndarray, lat: np.ndarray, row: Callable[[int], str], source: str) -> None:
-    """Raise DataError naming rows whose longitude or latitude is not finite, or beyond a pole."""
-    missing = np.flatnonzero(~(np.isfinite(lon) & np.isfinite(lat)))
-    if missing.size:
-        rows = join_first(row(int(i)) for i in missing)
-        raise DataError(f"{source}: longitude or latitude is missing or not finite in {rows}")
-    invalid = np.flatnonzero(beyond_pole(lat))
-    if invalid.size:
-        swapped = np.all(np.abs(lon[invalid]) <= 90.0) and np.all(np.abs(lat[invalid]) > 90.0 + _ROUNDING)
-        hint = " (are lon and lat swapped?)" if swapped else ""
-        rows = join_first(f"{row(int(i))} (lat {lat[i]:.10g})" for i in invalid)
-        raise DataError(f"{source}: latitude outside [-90, 90] in {rows}{hint}")
-
-
-def join_first(items: Iterable[str], separator: str = ", ") -> str:
-    """Join the first few items, and say how many more there are."""
-    listed = list(items)
-    rest = f"{separator}and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    return separator.join(listed[:_MAX_LISTED]) + rest
+    lonlat[:, 0] = np.where(lon > 180.0, lon - 360.0, lon)
+    return lonlat
 
 
 def fingerprint(kind: str, options: dict[str, Any], *arrays: np.ndarray | bytes) -> str:
