@@ -164,7 +164,7 @@ def _used_settings(
     """
     if asked is None:
         asked = [setting for setting in DATA_SETTINGS if getattr(config, setting, None) is not None]
-    refuse_unfit(kind, name, [setting for setting in asked if setting in DATA_SETTINGS])
+    refuse_unfit(kind, name, [setting for setting in DATA_SETTINGS if setting in asked])
     if kind == FEATURES:  # compared with what the features are
         return config
     if config.unfreeze and "views" in asked:
@@ -270,8 +270,8 @@ def _note_overlap(source: RasterPatches, train: np.ndarray, held_out: np.ndarray
     if share >= _NOTED_OVERLAP:
         warnings.warn(
             f"{100 * share:.0f} % of the held-out patches share pixels with patches that are trained on, so "
-            "their loss says little of other locations: hold out whole blocks (val_block_degrees), or cut "
-            "fewer patches (count)",
+            "their loss says little of other locations: hold out whole blocks with --val-block-degrees, "
+            "or cut fewer patches with --count",
             stacklevel=3,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -314,3 +315,20 @@ def test_real_patches_go_through_random_features(s2, tmp_path):
     features = [cache.batch(range(3), view) for view in range(2)]
     apart = torch.cdist(features[0], features[1])
     assert (apart.argmin(dim=1) == torch.arange(3)).all()  # an image's other view is nearer than other images
+
+
+def test_features_lie_on_earth_when_they_are_made_and_when_they_are_read(tmp_path):
+    source = MadeSource()
+    source.lonlat[7] = 121.0, 95.0
+    with pytest.raises(DataError, match=r"made: latitude outside \[-90, 90\] in image 7 \(lat 95\)"):
+        build(tmp_path / "cache", source)
+    assert not (tmp_path / "cache").exists()
+    build(tmp_path / "cache")
+    lonlat = np.load(tmp_path / "cache" / "lonlat.npy")
+    lonlat[3, 0] = np.nan
+    np.save(tmp_path / "cache" / "lonlat.npy", lonlat)
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    manifest["lonlat_sha256"] = hashlib.sha256(lonlat.tobytes()).hexdigest()
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="longitude or latitude is missing or not finite in sample 3"):
+        FeatureCache.open(tmp_path / "cache")

@@ -101,6 +101,8 @@ def check_has_bands(dataset: Any, name: str | os.PathLike[str]) -> None:
 
 def georeference(dataset: Any) -> tuple[Any, Any] | None:
     """CRS and transform of a raster; None without. Degrees of a NetCDF without CRS are on WGS 84."""
+    if dataset.transform.is_identity:  # as without any
+        return None
     if dataset.crs is not None:
         return dataset.crs, dataset.transform
     units = [value for key, value in dataset.tags().items() if key.endswith("#units")]
@@ -108,7 +110,7 @@ def georeference(dataset: Any) -> tuple[Any, Any] | None:
         any(re.match(f"degrees?_({direction})", unit) for unit in units)
         for direction in ("north|N", "east|E")
     )
-    return ("EPSG:4326", dataset.transform) if in_degrees and not dataset.transform.is_identity else None
+    return ("EPSG:4326", dataset.transform) if in_degrees else None
 
 
 class _Hush:

@@ -158,7 +158,7 @@ class ImageFiles:
         size = 4 * self.channels * height * width
         large = (
             f"an image of {height}×{width} pixels takes {size_text(size)}, and several are in memory at "
-            "once with their views: where that is too much, cut the images up, or read by fewer num_workers"
+            "once with their views: where that is too much, cut the images up, or read with fewer threads"
         )
         return [large] * (size >= _LARGE_IMAGE_BYTES) + self._class_note()
 
