@@ -27,6 +27,18 @@ _ROLES = {
 }
 _DEGREES = {"degree", "degrees", "deg", "°", "dd", "decimal", "dec", "wgs", "wgs84", "84", "4326", "epsg"}
 _PLAIN = _DEGREES | {"coord", "coords", "coordinate", "coordinates", "gps", "geo", "location", "geographic"}
+_PLAIN |= {
+    "nav",
+    "rho",
+    "psi",
+    "u",
+    "v",
+    "cell",
+    "vertex",
+    "edge",
+    "node",
+    "face",
+}  # models' points of a cell
 _HEMISPHERES = {"longitude": {"e", "east"}, "latitude": {"n", "north"}}
 _OPPOSITE = {"longitude": {"w", "west"}, "latitude": {"s", "south"}}
 _UNITS = {  # words of a unit that is not the degree
@@ -83,6 +95,12 @@ def coordinate_columns(names: Iterable[Any], *, projected: bool = False) -> tupl
             _refuse_half(roles, first or second, columns)
     _refuse_others(spoken, columns, projected)
     return None
+
+
+def plain_role(name: Any) -> str | None:
+    """The coordinate that a name plainly is: "longitude", "latitude", "x", …; None for any other."""
+    spoken = _understand(name)
+    return spoken.role if spoken is not None and spoken.plain else None
 
 
 def _understand(column: Any) -> _Spoken | None:
