@@ -272,7 +272,7 @@ def _grid_of_file(path: str | os.PathLike[str]) -> Grid:
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as dataset:
                 return _grid_of_dataset(dataset)
-    except (rasterio.errors.RasterioIOError, UnicodeError) as error:  # the latter of a VRT that is not UTF-8
+    except rasterio.errors.RasterioIOError as error:
         raise UsageError(f"{os.fspath(path)}: cannot be read as a raster ({error})") from error
 
 

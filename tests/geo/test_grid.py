@@ -445,11 +445,3 @@ def test_a_grid_travels_to_other_processes():
     grid = make_grid(**UTM)
     grid.lonlat(slice(0, 1), slice(0, 1))
     assert pickle.loads(pickle.dumps(grid)) == grid
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of rasterio's log
-def test_a_virtual_raster_that_is_no_text_is_refused(tmp_path):
-    path = tmp_path / "a.vrt"
-    path.write_bytes(b'<VRTDataset rasterXSize="36" rasterYSize="18"><\xff')
-    with pytest.raises(UsageError, match=r"a\.vrt: cannot be read as a raster"):
-        make_grid(like=path)
