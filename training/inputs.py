@@ -83,8 +83,8 @@ def training_inputs(
     if config.unfreeze:
         if holds_features:
             raise UsageError(
-                f"unfreeze: {data} holds features, not images, and a trunk is trained on images: give those, "
-                "or leave it out",
+                f"unfreeze: {data} holds features, not images, and a trunk is trained on images: give those "
+                "as DATA, or leave it out",
                 argument="unfreeze",
             )
         return _unfrozen_inputs(_open_source(data, kind, config), config, processes, progress)

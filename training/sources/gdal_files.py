@@ -83,7 +83,7 @@ def file_identity(name: str | os.PathLike[str]) -> tuple[int, int] | None:
 def name_within(name: str | os.PathLike[str]) -> str:
     """The name of a raster within its file: `:t2m` of netcdf:FILE:t2m, the whole name of what is remote."""
     text, file = os.fspath(name), local_file(name)
-    return text if file is None else text.rpartition(os.fspath(file))[2]
+    return text if file is None else text.rpartition(os.fspath(file))[2].replace(chr(34), "")
 
 
 def check_has_bands(dataset: Any, name: str | os.PathLike[str]) -> None:
