@@ -137,7 +137,7 @@ def test_the_image_encoders_weights_are_found_from_any_working_directory(tmp_pat
     config = resolve_settings(tmp_path / "run", resume=False, overwrite=False, flags=flags)
     assert config.image_weights == str(tmp_path / "moco.pth")
     train(
-        replace(small_config(), **flags | {"image_weights": config.image_weights}),
+        small_config(image_encoder="resnet18", image_weights=config.image_weights),
         random_features(100),
         tmp_path / "run",
     )
