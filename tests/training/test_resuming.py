@@ -21,7 +21,7 @@ from satclip_engine.training.loop.state import NEWEST, load_state
 from satclip_engine.training.session import resolve_settings, train
 
 pytestmark = pytest.mark.filterwarnings(
-    r"ignore:\d+ (held-out|training) samples", "ignore:ema ", "ignore:a patience"
+    r"ignore:\d+ (held-out|training) samples", "ignore:ema ", "ignore:a patience", "ignore:validation every"
 )
 RESTLESS = {"dropout": 0.3, "feature_noise": 0.2, "ema": 0.9, "batch_size": 16}  # 5 steps an epoch of 90
 
@@ -50,11 +50,13 @@ def assert_equal_runs(first, second):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("pieces", [[2, 4], [1, 2, 3, 4]])
-def test_a_run_that_goes_on_for_more_epochs_is_one_that_was_that_long(tmp_path, pieces):
-    run(tmp_path / "whole", max_epochs=4)
+@pytest.mark.parametrize(("pieces", "every"), [([2, 4], 1), ([1, 2, 3, 4], 1), ([1, 3, 4], 2)])
+def test_a_run_that_goes_on_for_more_epochs_is_one_that_was_that_long(tmp_path, pieces, every):
+    settings = {"check_val_every_n_epoch": every, "learning_rate": 0.02}
+    run(tmp_path / "whole", max_epochs=4, **settings)
     for number, epochs in enumerate(pieces):
-        run(tmp_path / "longer", max_epochs=epochs, resume=number > 0)
+        run(tmp_path / "longer", max_epochs=epochs, resume=number > 0, **settings)
+        assert rows(tmp_path / "longer")[-1]["val_loss"], "what there is so far is validated"
     assert_equal_runs(tmp_path / "whole", tmp_path / "longer")
 
 
