@@ -235,3 +235,12 @@ def test_a_refused_run_leaves_no_folder_and_a_finished_one_leaves_what_is_not_it
         for name in ("notes.txt", "tensorboard/mine.txt"):
             assert (tmp_path / "run" / name).read_text() == "mine"
         assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, material, monkeypatch):
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("satclip_engine.training.session.locked_folder", denied)
+    result = satclip_train("--out", "run", *SMALL)
+    assert (result.exit_code, result.stderr) == (1, "satclip-train: cannot write run: Permission denied\n")
