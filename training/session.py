@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,11 +122,14 @@ def held_run(folder: Path, *, is_main: bool = True) -> Iterator[None]:
         yield
         return
     is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    with locked_folder(folder):
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_folder(folder))
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
         token = _held_folders.set(_held_folders.get() | {path})
         try:
             yield

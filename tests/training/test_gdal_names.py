@@ -342,3 +342,31 @@ def test_a_raster_located_by_control_points_is_refused(tmp_path):
         file.write(np.ones((1, 20, 20), np.uint8))
     with pytest.raises(DataError, match="is located by ground control points: warp it first"):
         RasterPatches(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("unit", "metres"), [("km", 1000.0), ("m", 1.0)])
+def test_patches_of_a_netcdf_in_kilometres_lie_where_its_axes_say(tmp_path, unit, metres):
+    netcdf_file = pytest.importorskip("scipy.io").netcdf_file
+    import pyproj
+
+    crs = pyproj.CRS("EPSG:3413")
+    x, y = np.arange(-800.0, 800, 25), np.arange(700.0, -700, -25)  # kilometres, as OSI-SAF has them
+    with netcdf_file(tmp_path / "ice.nc", "w") as file:
+        for name, values, axis in (("yc", y, "y"), ("xc", x, "x")):
+            file.createDimension(name, len(values))
+            variable = file.createVariable(name, "f8", (name,))
+            variable[:] = values * 1000 / metres
+            variable.units, variable.standard_name = unit, f"projection_{axis}_coordinate"
+        mapping = file.createVariable("polar", "i4", ())
+        for name, value in crs.to_cf().items():
+            if isinstance(value, float | int) or (isinstance(value, str) and value.isascii()):
+                setattr(mapping, name, value)
+        ice = file.createVariable("ice", "f4", ("yc", "xc"))
+        ice.grid_mapping = "polar"
+        ice[:] = np.add.outer(1000 * y, x)  # tells its own place
+    source = RasterPatches(f"netcdf:{tmp_path / 'ice.nc'}:ice", patch=2, count=40, divisor=1)
+    to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    mean = np.stack(source.read(range(40)))[:, 0].mean(axis=(1, 2), dtype=np.float64)
+    at_y = np.rint(mean / 1000 / 12.5) * 12.5
+    expected = np.stack(to_degrees.transform(1000 * (mean - 1000 * at_y), 1000 * at_y), axis=1)
+    np.testing.assert_allclose(source.lonlat, expected, atol=1e-3)

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from satclip_engine.training.loop.state import NEWEST, load_state
 from satclip_engine.training.session import resolve_settings, train
 
 pytestmark = pytest.mark.filterwarnings(
-    r"ignore:\d+ (held-out|training) samples", "ignore:ema ", "ignore:a patience"
+    r"ignore:\d+ (held-out|training) samples", "ignore:ema ", "ignore:a patience", "ignore:validation every"
 )
 RESTLESS = {"dropout": 0.3, "feature_noise": 0.2, "ema": 0.9, "batch_size": 16}  # 5 steps an epoch of 90
 
@@ -51,11 +50,13 @@ def assert_equal_runs(first, second):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("pieces", [[2, 4], [1, 2, 3, 4]])
-def test_a_run_that_goes_on_for_more_epochs_is_one_that_was_that_long(tmp_path, pieces):
-    run(tmp_path / "whole", max_epochs=4)
+@pytest.mark.parametrize(("pieces", "every"), [([2, 4], 1), ([1, 2, 3, 4], 1), ([1, 3, 4], 2)])
+def test_a_run_that_goes_on_for_more_epochs_is_one_that_was_that_long(tmp_path, pieces, every):
+    settings = {"check_val_every_n_epoch": every, "learning_rate": 0.02}
+    run(tmp_path / "whole", max_epochs=4, **settings)
     for number, epochs in enumerate(pieces):
-        run(tmp_path / "longer", max_epochs=epochs, resume=number > 0)
+        run(tmp_path / "longer", max_epochs=epochs, resume=number > 0, **settings)
+        assert rows(tmp_path / "longer")[-1]["val_loss"], "what there is so far is validated"
     assert_equal_runs(tmp_path / "whole", tmp_path / "longer")
 
 
@@ -138,7 +139,7 @@ def test_the_image_encoders_weights_are_found_from_any_working_directory(tmp_pat
     config = resolve_settings(tmp_path / "run", resume=False, overwrite=False, flags=flags)
     assert config.image_weights == str(tmp_path / "moco.pth")
     train(
-        replace(small_config(), **flags | {"image_weights": config.image_weights}),
+        small_config(image_encoder="resnet18", image_weights=config.image_weights),
         random_features(100),
         tmp_path / "run",
     )
@@ -235,3 +236,12 @@ def test_a_refused_run_leaves_no_folder_and_a_finished_one_leaves_what_is_not_it
         for name in ("notes.txt", "tensorboard/mine.txt"):
             assert (tmp_path / "run" / name).read_text() == "mine"
         assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, material, monkeypatch):
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("satclip_engine.training.session.locked_folder", denied)
+    result = satclip_train("--out", "run", *SMALL)
+    assert (result.exit_code, result.stderr) == (1, "satclip-train: cannot write run: Permission denied\n")

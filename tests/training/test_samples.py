@@ -89,9 +89,16 @@ def test_locations_that_are_further_apart_stay_apart():
 def test_a_trail_of_images_is_no_single_location():
     trail = np.stack([np.arange(0, 1, 5e-5), np.zeros(20_000)], 1)  # 5.6 metres from one to the next
     numbers = number_locations(trail)
-    assert 100 <= len(set(numbers)) <= 110
+    assert 950 <= len(set(numbers)) <= 1050
     split = split_samples(trail, 0.1, seed=0)
-    assert abs(len(split.held_out) - 2000) <= 100
+    assert abs(len(split.held_out) - 2000) <= 20
+
+
+def test_many_images_of_a_small_area_are_split():
+    lonlat = np.random.default_rng(0).uniform(0, 0.01, (5000, 2))  # of a square kilometre
+    split = split_samples(lonlat, 0.1, seed=0)
+    assert abs(len(split.held_out) - 500) <= 50
+    assert split.held_out_locations >= 5
 
 
 def test_locations_of_unequal_size_meet_the_share_as_nearly_as_they_can():

@@ -127,7 +127,9 @@ def test_a_batch_of_one_sample_names_the_batch_size(tmp_path):
     assert error.value.argument == "batch_size"
 
 
-@pytest.mark.parametrize(("row", "message"), [(3, "row 3: latitude 163"), (5, "sample 5 has no location")])
+@pytest.mark.parametrize(
+    ("row", "message"), [(3, r"latitude outside .* sample 3 \(lat 163\)"), (5, "not finite in sample 5")]
+)
 @pytest.mark.parametrize("jitter", [0.0, 0.01])
 def test_a_location_that_is_none_is_refused_before_jitter_moves_it(tmp_path, row, message, jitter):
     data = random_features(200)
@@ -135,7 +137,7 @@ def test_a_location_that_is_none_is_refused_before_jitter_moves_it(tmp_path, row
     with pytest.raises(UsageError, match=message):
         train(small_config(coordinate_jitter=jitter), data, tmp_path)
     data.lonlat[row] = [float("inf"), 5.0]
-    with pytest.raises(UsageError, match=f"sample {row} has no location"):
+    with pytest.raises(UsageError, match=f"not finite in sample {row}"):
         train(small_config(coordinate_jitter=jitter), data, tmp_path)
 
 

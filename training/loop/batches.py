@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satclip_engine.errors import UsageError
-from satclip_engine.geo.lonlat import check_latitudes
-
 # Streams of random numbers, one a purpose, so that none depends on whether another is used.
 _ORDER_STREAM, _VIEW_STREAM, _JITTER_STREAM, _NOISE_STREAM, _DROPOUT_STREAM = range(1, 6)
 
@@ -68,17 +65,6 @@ def _draw_epoch(count: int, views: int, seed: int, epoch: int) -> tuple[np.ndarr
     """Draw the order of the samples in an epoch, and a view for each position."""
     order = np.random.default_rng([seed, _ORDER_STREAM, epoch]).permutation(count)
     return order, np.random.default_rng([seed, _VIEW_STREAM, epoch]).integers(views, size=count)
-
-
-def check_locations(lonlat: np.ndarray) -> None:  # (N, 2)
-    """Raise UsageError naming the first sample that lies at no point on Earth; jitter would hide it."""
-    if not (is_point := np.isfinite(lonlat).all(1)).all():
-        sample = int(np.argmin(is_point))
-        lon, lat = lonlat[sample]
-        raise UsageError(
-            f"lonlat: sample {sample} has no location: ({lon:g}, {lat:g}); leave it out", argument="lonlat"
-        )
-    check_latitudes(lonlat[:, 1], lonlat[:, 0])
 
 
 def jitter_locations(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.state = copied_state(model)
+        self.state = copied_state(model.state_dict())
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -86,6 +86,6 @@ class WeightAverage:
                 self.state[name] = copy.deepcopy(value)
 
 
-def copied_state(model: nn.Module) -> dict[str, Any]:
+def copied_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Copy of a model's state, which further steps do not change."""
-    return {name: copy.deepcopy(value) for name, value in model.state_dict().items()}
+    return {name: copy.deepcopy(value) for name, value in state.items()}

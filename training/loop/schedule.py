@@ -43,10 +43,9 @@ def check_length(state: Mapping[str, Any], config: TrainConfig, folder: Path) ->
     now = config.learning_rate * learning_rate_factor(min(step, total - 1), total, config)
     epochs = planned / state["steps_per_epoch"]
     raise UsageError(
-        f"{folder} holds a run whose {config.schedule} schedule ends at step {planned} "
-        f"({epochs:.3g} epochs); "
-        f"to end at step {total}, its learning rate would go "
-        f"from {before:.2g} to {now:.2g} at step {step + 1}, as in no uninterrupted run: leave out ",
+        f"{folder} holds a run whose {config.schedule} schedule ends at step {planned} ({epochs:.3g} "
+        f"epochs); to end at step {total}, its learning rate would go from {before:.2g} to {now:.2g} at step "
+        f"{step + 1}, as in no uninterrupted run: leave out ",
         Argument("max_epochs"),
         " and ",
         Argument("max_steps"),

@@ -1,8 +1,8 @@
 """Train/validation split: whole locations, or whole blocks of latitude and longitude, are held out.
 
 Images of one location lie on one side: held out beside its twin, an image would be scored on what was
-trained on. Samples nearer than 1e-4 degrees (11 m) are of one location, and so are those that a chain of such
-steps connects, up to an extent of 0.01 degrees.
+trained on. Samples within 1e-4 degrees (11 m) of each other are of one location, beyond 4e-4 degrees they are
+not, unless a chain of others connects them within 1e-3 degrees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LOCATION_DEGREES: Final = 1e-4  # coordinates in float32 and from GPS repeat a 
 _CELL_BITS: Final = 21  # of an axis of the cells below: twice 180/π/1e-4 of them
 # A trail of images, a few metres from one to the next, is cut after so many cells: one location everywhere
 # would leave nothing to split.
-_CHAIN_CELLS: Final = 100
+_CHAIN_CELLS: Final = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ def split_samples(
     count = len(lonlat)
     if count == 0:
         raise UsageError("there are no samples to train on: give data with images that can be used")
+    if count > 1 and np.all(lonlat == lonlat[0]):
+        raise UsageError(
+            f"all {count} samples are of one location, by which no encoder is better than another: give "
+            "images of more locations"
+        )
     locations = number_locations(lonlat)
     needed = int(count * fraction)
     if fraction == 0:
@@ -154,17 +159,13 @@ def _whole_blocks(blocks: np.ndarray, needed: int, generator: np.random.Generato
 
 def _check_sides(split: Split, fraction: float, block_degrees: float | None) -> None:
     """Raise UsageError for a side that is empty, or in which all samples are of one location."""
-    if len(split.locations) > 1 and not split.locations.any():
-        raise UsageError(
-            f"all {len(split.locations)} samples are of one location, by which no encoder is better than "
-            "another: give images of more locations"
-        )
     unit = "" if block_degrees is None else f" in blocks of {block_degrees:g} degrees"
     share = f"{fraction:g} of {len(split.locations)} samples{unit}"
     sides = {"training": split.train} | ({"validation": split.held_out} if fraction else {})
     for side, samples in sides.items():
         if len(samples) == 0:
-            raise _no_split(f"{share} leaves none for {side}; give another fraction")
+            advice = "images of more locations" if not split.locations.any() else "another fraction"
+            raise _no_split(f"{share} leaves none for {side}; give {advice}")
     for side, samples in sides.items():
         if len(samples) == 1 and side == "training":
             continue  # refused with its batch

@@ -33,7 +33,6 @@ from satclip_engine.training.loop.advice import RunSize, setting_notes
 from satclip_engine.training.loop.batches import (
     BatchSchedule,
     TrainingBatch,
-    check_locations,
     dropout_seed,
     feature_noise,
     jitter_locations,
@@ -54,6 +53,7 @@ from satclip_engine.training.loop.validation import RetrievalScores, validate
 from satclip_engine.training.samples import (
     STATISTICS_SAMPLES,
     Features,
+    check_points,
     evenly_spread,
     feature_statistics,
     samples_fingerprint,
@@ -133,7 +133,7 @@ class Trainer:
         self.processes = processes or ProcessContext(torch.device("cpu"))
         self.callbacks = callbacks if self.processes.is_main else ()
         check_backend(config, self.processes.device)
-        check_locations(data.lonlat)
+        check_points(data.lonlat)
         split = split_samples(
             data.lonlat, config.val_random_split_fraction, config.seed, block_degrees=config.val_block_degrees
         )
@@ -152,9 +152,8 @@ class Trainer:
         self.stale = 0  # validations since the best one
         self.history: list[dict[str, Any]] = []
         self._epoch_loss, self._epoch_steps = 0.0, 0  # a sum, and over how many steps, since the last row
-        self._cut_epoch: dict[str, Any] | None = (
-            None  # where the run ends in an epoch: what was before its row
-        )
+        # Progress as a longer run has it, where this one ends in an epoch or on a validation that is not due.
+        self._if_longer: dict[str, Any] | None = None
         self._seconds = 0.0  # of the run before it was resumed
         self._first_step = 0  # of this process
         self._start_time = self._save_time = self._save_seconds = 0.0
@@ -267,7 +266,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state,
             **self._progress(),
-            "cut_epoch": self._cut_epoch,
+            "if_longer": self._if_longer,
             "seconds": self._elapsed(),
         }
 
@@ -342,8 +341,26 @@ class Trainer:
 
     def _end_epoch(self, rate: float, speed: float) -> None:
         is_cut = self.step % self.batches.steps_per_epoch != 0
-        self._cut_epoch = self._progress() if is_cut else None
-        row: dict[str, Any] = {
+        before = self._progress()
+        row = self._row(rate, speed)
+        self._epoch_loss, self._epoch_steps = 0.0, 0
+        is_due = row["epoch"] % self.config.check_val_every_n_epoch == 0 and not is_cut
+        self._if_longer = None
+        if not is_due and self.step == self.total:
+            without_scores = {**before, "history": [*self.history, dict(row)], "epoch_loss": [0.0, 0]}
+            self._if_longer = before if is_cut else without_scores
+        if is_due or self.step == self.total:
+            scores = self._score()
+            self._keep_best(scores, row["epoch"])
+            row |= {"val_loss": scores.loss} | {k: v for k, v in asdict(scores).items() if k != "loss"}
+            row |= {"val_of": "held-out" if len(self.held_out) else "training", "val_chance": scores.chance}
+        self.history.append(row)
+        for callback in self.callbacks:
+            callback.epoch(row)
+
+    def _row(self, rate: float, speed: float) -> dict[str, Any]:
+        """Row of the epoch that ends, without scores."""
+        return {
             "epoch": math.ceil(self.step / self.batches.steps_per_epoch),
             "step": self.step,
             "seconds": round(self._elapsed(), 3),
@@ -353,15 +370,6 @@ class Trainer:
             "gain": float(gains(self.model.location).square().mean().sqrt()),
             "samples_per_second": round(speed, 1),
         }
-        self._epoch_loss, self._epoch_steps = 0.0, 0
-        if row["epoch"] % self.config.check_val_every_n_epoch == 0 or self.step == self.total:
-            scores = self._score()
-            self._keep_best(scores, row["epoch"])
-            row |= {"val_loss": scores.loss} | {k: v for k, v in asdict(scores).items() if k != "loss"}
-            row |= {"val_of": "held-out" if len(self.held_out) else "training", "val_chance": scores.chance}
-        self.history.append(row)
-        for callback in self.callbacks:
-            callback.epoch(row)
 
     def _score(self) -> RetrievalScores:
         """Score the held-out samples, else training samples; with averaged weights where they are kept."""
@@ -381,7 +389,7 @@ class Trainer:
 
     def _keep_best(self, scores: RetrievalScores, epoch: int) -> None:
         if self.best is None or self.best.scores is None or scores.loss < self.best.scores.loss:
-            state = copied_state(self._exported_model())
+            state = copied_state(self._exported_state())
             self.best, self.stale = ModelSnapshot(state, self.step, epoch, scores), 0
         else:
             self.stale += 1
@@ -466,11 +474,10 @@ class Trainer:
                 name: value.to(self.processes.device) if isinstance(value, Tensor) else value
                 for name, value in state["average"].items()
             }
-        self.step, self._cut_epoch = state["step"], state["cut_epoch"]
+        self.step, self._if_longer = state["step"], state["if_longer"]
         progress = state
-        if self._cut_epoch is not None and self.step < self.total:
-            # A run that goes on has neither the row nor the validation of the epoch that was cut off.
-            progress, self._cut_epoch = self._cut_epoch, None
+        if self._if_longer is not None and self.step < self.total:
+            progress, self._if_longer = self._if_longer, None
         self.best = None if progress["best"] is None else _snapshot_of(progress["best"])
         self.stale, self.history = progress["stale"], list(progress["history"])
         self._epoch_loss, self._epoch_steps = progress["epoch_loss"]

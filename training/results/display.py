@@ -68,7 +68,8 @@ class LineDisplay:
         self._print_time = time.monotonic()
         text = f"epoch {row['epoch']}, step {row['step']} of {self._total}: loss {row['train_loss']:.4f}"
         if "val_loss" in row:
-            text += f", validation {row['val_loss']:.4f}, R@1 {100 * row['place_r1']:.1f} % "
+            scored = "training samples" if row.get("val_of") == "training" else "validation"
+            text += f", {scored} {row['val_loss']:.4f}, R@1 {100 * row['place_r1']:.1f} % "
             text += f"location→image {100 * row['image_r1']:.1f} % image→location"
         print(
             f"satclip-train: {text}, {row['samples_per_second']:.0f} samples/s", file=self._stream, flush=True

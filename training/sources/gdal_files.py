@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from satclip_engine._optional import need
 from satclip_engine.errors import DataError
+from satclip_engine.geo.raster_file import geobox_of_dataset
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
 _VIRTUAL: Final = re.compile(r"^(/vsi[a-z0-9_]+/)+")
@@ -100,17 +101,24 @@ def check_has_bands(dataset: Any, name: str | os.PathLike[str]) -> None:
 
 
 def georeference(dataset: Any) -> tuple[Any, Any] | None:
-    """CRS and transform of a raster; None without. Degrees of a NetCDF without CRS are on WGS 84."""
+    """CRS and transform of a raster; None without. Degrees of a NetCDF without CRS are on WGS 84.
+
+    Raises UsageError for labels of a NetCDF or Zarr whose unit is not understood, or that contradict its
+    longitudes and latitudes.
+    """
     if dataset.transform.is_identity:  # as without any
         return None
-    if dataset.crs is not None:
+    if dataset.crs is None and not _is_in_degrees(dataset):
+        return None
+    if dataset.driver not in ("netCDF", "Zarr"):
         return dataset.crs, dataset.transform
+    geobox = geobox_of_dataset(dataset, None if dataset.crs is not None else "EPSG:4326")
+    return geobox.crs.proj, geobox.transform
+
+
+def _is_in_degrees(dataset: Any) -> bool:
     units = [value for key, value in dataset.tags().items() if key.endswith("#units")]
-    in_degrees = all(
-        any(re.match(f"degrees?_({direction})", unit) for unit in units)
-        for direction in ("north|N", "east|E")
-    )
-    return ("EPSG:4326", dataset.transform) if in_degrees else None
+    return all(any(re.match(f"degrees?_({side})", unit) for unit in units) for side in ("north|N", "east|E"))
 
 
 class _Hush:
