@@ -251,11 +251,11 @@ def _index(source: str, listed: list[str] | None, count: int, names: Sequence[st
         if count != len(names):
             raise _refused(source, f"has {count} bands without names, not {len(names)}")
         return np.arange(count)
-    place = {name: number for number, name in enumerate(listed)}
-    if absent := [name for name in names if name not in place]:
+    numbers = {name: number for number, name in enumerate(listed)}
+    if absent := [name for name in names if name not in numbers]:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise _refused(source, f"has no band {absent[0]!r}{more}: its bands are other ones")
-    return np.array([place[name] for name in names])
+    return np.array([numbers[name] for name in names])
 
 
 def _integer_type(source: str, name: Any) -> SampleType:

@@ -24,8 +24,9 @@ _PROBES = 1024  # points whose float64 values tell how far float32 is off
 # In largest errors of the probes: how near to an extreme a point is a candidate. Twice, because candidate and
 # extreme both err, and as much again because 65536 points err more than the probes.
 _NEAR = 4.0
-# In such distances: a band whose values all lie within so many is constant as far as float32 tells.
-_CONSTANT = 64.0
+# Of the largest value: the range of a band so constant that half of all points would be candidates. Nothing
+# but float64 decides that either.
+_CONSTANT = 2e-3
 _CONSTANT_MARGIN = 1 / 8  # of its range among the probes, which are few
 _CHUNK_VALUES = 1 << 20  # float32 values in memory at once
 
@@ -75,9 +76,10 @@ def extremes(
             "the embedding is not finite everywhere: these weights hold NaN, infinity or enormous values"
         )
     low, high = exact.min(axis=0), exact.max(axis=0)
+    largest = np.abs(exact).max(axis=0)
     errors = np.abs(network.encode(probes, call=Call(threads)) - exact).max(axis=0)
-    near = _NEAR * np.maximum(errors, np.spacing(np.abs(exact).max(axis=0).astype(np.float32)))
-    constant = high - low < _CONSTANT * near
+    near = _NEAR * np.maximum(errors, np.spacing(largest.astype(np.float32)))
+    constant = high - low <= _CONSTANT * largest
     margin = np.where(constant, _CONSTANT_MARGIN * (high - low), 0.0)
     candidates = _candidates(network, points, np.where(constant, -np.inf, near), threads)
     if candidates.size:

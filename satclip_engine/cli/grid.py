@@ -51,7 +51,8 @@ Examples:
   satclip-grid nile.tif --bounds 29 22 35 32 --resolution 0.01 --weights earth.zarr
 
 Integer values carry a scale and an offset for each band in GDAL's own tags; QGIS, and rioxarray with
-mask_and_scale=True, give back real values.
+mask_and_scale=True, give back real values. All rasters of the same weights have the same ones, so that
+tiles can be put together.
 
 A raster finer than the field is interpolated from a coarse lattice of it, up to a hundred times as fast. How
 far that is off is measured in every run, reported, and written into the file's tags; --exact never

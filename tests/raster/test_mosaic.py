@@ -64,6 +64,17 @@ def test_gdalwarp_puts_tiles_together(tiles, tmp_path):
     np.testing.assert_array_equal(codes(tmp_path / "mosaic.tif"), codes(whole))
 
 
+def test_what_tools_fill_in_where_they_know_nothing_is_no_data(tiles, tmp_path):
+    paths, _ = tiles
+    gdal_tools.warp(tmp_path / "wide.tif", paths[:1], "-te", "-10", "40", "20", "60")
+    merge(paths[:1], bounds=(-10, 40, 20, 60), dst_path=tmp_path / "merged.tif")
+    for name in ("wide.tif", "merged.tif"):
+        with rasterio.open(tmp_path / name) as dataset:
+            valid = dataset.read_masks(1) > 0
+        assert valid[40:, 40:80].all()
+        assert valid.sum() == 40 * 40
+
+
 def test_a_tile_index_reads_as_one_raster(tiles, tmp_path):
     paths, whole = tiles
     gdal_tools.tile_index(tmp_path / "tiles.gti.gpkg", paths)

@@ -132,8 +132,8 @@ def test_constant_bands_keep_their_value(tmp_path):
     weights = {
         "layers.0.weight": layers.weights[0] / 30,
         "layers.0.bias": layers.biases[0] / 30,
-        "last_layer.weight": np.array([[0.0] * 16, [1e-9] * 16, [1.0] * 16]),
-        "last_layer.bias": np.array([0.1, -3.7, 0.0]),
+        "last_layer.weight": np.array([[0.0] * 16, [1e-9] * 16, [1e-4] * 16]),
+        "last_layer.bias": np.array([0.1, -3.7, 1.0]),
     }
     encoder = load(LocationWeights(weights, "orthonormal"))
     report = write_raster(encoder, tmp_path / "a.tif", make_grid(**WINDOW))
