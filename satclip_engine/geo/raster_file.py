@@ -72,7 +72,11 @@ def _check_georeference(dataset: Any) -> None:
         raise UsageError(
             f"{name}: located by ground control points, not by a transform: warp it first (gdalwarp)"
         )
-    raise UsageError(f"{name}: has no georeference (no transform), so its pixels have no location on Earth")
+    scientific = dataset.driver in ("netCDF", "HDF5", "Zarr")
+    hint = "; open it with xarray and use .satclip.embed()" if scientific else ""
+    raise UsageError(
+        f"{name}: has no georeference (no transform), so its pixels have no location on Earth{hint}"
+    )
 
 
 def _largest_name(names: list[str]) -> str:

@@ -78,7 +78,7 @@ def refuse_angles(name: object, crs: pyproj.CRS, labels: np.ndarray) -> None:
     largest = float(np.abs(labels[np.isfinite(labels)]).max(initial=0.0))
     if 0.0 < largest < 1.0 and not crs.is_geographic and _satellite_height(crs) is not None:
         raise UsageError(
-            f"coordinate {str(name)!r} has no units, and looks like the angles of a satellite in radians: set "
+            f"coordinate {str(name)!r} has no units, and looks like angles of a satellite in radians: set "
             "its attribute units"
         )
 

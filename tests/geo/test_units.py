@@ -19,6 +19,7 @@ from factories.cf_files import (
     modis,
     osi_saf,
     roms,
+    wrf,
 )
 from odc.geo.geobox import GeoBox
 
@@ -332,6 +333,11 @@ def test_a_netcdf_file_whose_coordinates_contradict_is_refused(tmp_path):
             make_grid(like=osi_saf(units).write(tmp_path / "a.nc"))
     with pytest.raises(UsageError, match=r"a\.nc.*'xc' is in 'furlong', which is no unit of CRS .* metres"):
         make_grid(like=osi_saf("furlong").write(tmp_path / "a.nc"))
+
+
+def test_a_netcdf_file_without_axes_is_sent_to_xarray(tmp_path):
+    with pytest.raises(UsageError, match=r"a\.nc.* no georeference .*open it with xarray"):
+        make_grid(like=wrf().write(tmp_path / "a.nc"))
 
 
 def test_a_file_without_a_crs_is_given_one(tmp_path):
