@@ -340,6 +340,19 @@ def test_a_netcdf_file_without_axes_is_sent_to_xarray(tmp_path):
         make_grid(like=wrf().write(tmp_path / "a.nc"))
 
 
+def test_a_gaussian_grid_is_not_taken_for_an_even_one_as_gdal_does(tmp_path):
+    lat = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(40)[0]))[::-1]
+    axes = {
+        "lat": ("lat", lat, {"units": "degrees_north"}),
+        "lon": ("lon", np.arange(0, 360, 4.5), {"units": "degrees_east"}),
+    }
+    values = xr.Dataset({"t": (("lat", "lon"), np.zeros((40, 80)))}, axes)
+    values.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    with pytest.raises(UsageError, match=r"a\.nc: its labels lat are not evenly spaced.*xarray"):
+        make_grid(like=tmp_path / "a.nc", crs=4326)
+    np.testing.assert_array_equal(locate(values).pixels.lat(), lat)
+
+
 def test_a_file_without_a_crs_is_given_one(tmp_path):
     product = era5()
     name = product.write(tmp_path / "a.nc")
