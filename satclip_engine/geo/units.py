@@ -73,7 +73,7 @@ def to_crs_unit(units: str, crs: pyproj.CRS, *, axis: str) -> float | None:
 
 
 def label_error(labels: np.ndarray, step: float, *, single: bool) -> float:
-    """The most that labels may be off even spacing: 1e-3 pixel, more of small pixels in float32 (`single`)."""
+    """The most that labels may be off even spacing: 1e-3 pixel, more of small ones in float32 (`single`)."""
     rounding = 4 * float(np.spacing(np.float32(np.abs(labels).max()))) if single else 0.0
     return max(_MAX_LABEL_PIXELS * abs(step), min(rounding, _MAX_SINGLE_PIXELS * abs(step)))
 
