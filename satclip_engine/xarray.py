@@ -237,5 +237,7 @@ def _without_bands(
     bands = obj.coords.get("band")
     if bands is None or not set(bands.dims) & set(located.dims):
         return obj
-    stacked = next((dim for dim in bands.dims if "band" in obj.indexes[dim].names), None)
+    stacked = next(
+        (dim for dim, index in obj.indexes.items() if dim != "band" and "band" in index.names), None
+    )
     return (obj if stacked is None else obj.reset_index(stacked)).drop_vars("band")

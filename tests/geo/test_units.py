@@ -289,6 +289,9 @@ def test_pixels_stacked_with_their_bands_are_points_too(tiny):
     assert array.dims == ("band", "z")
     expected = tiny(np.stack([stacked.x.values, stacked.y.values], axis=-1)).T
     np.testing.assert_allclose(array.values, expected, rtol=0, atol=1e-5)
+    picked = scene.isel(band=P[:2] % 3, x=P[:2], y=Q[:2])
+    expected = tiny(np.stack([picked.x.values, picked.y.values], axis=-1)).T
+    np.testing.assert_allclose(picked.satclip.embed(tiny).values, expected, rtol=0, atol=1e-5)
 
 
 def test_points_of_a_raster_too_long_to_store_its_labels(tiny):
