@@ -23,7 +23,7 @@ from satclip_engine.arrays.bands import band_names, component_count, parse_bands
 from satclip_engine.backends.buffers import aligned, check_out, kernel_order
 from satclip_engine.backends.protocols import BatchHints, Call, Prepared
 from satclip_engine.device import parse_device
-from satclip_engine.errors import Argument, UsageError, listed, refuse_both
+from satclip_engine.errors import Argument, UsageError, WeightsError, listed, refuse_both
 from satclip_engine.field import AbsentWeights, Field, NetworkField
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.geo.lonlat import as_lonlat, as_points_tensor, is_tensor, like_tensor
@@ -81,6 +81,10 @@ def load(
         return _load_atlas(source, threads)
     chosen = parse_device(device)
     backends.resolve(backend, chosen)  # before weights are read
+    if isinstance(source, str) and "://" in source and not source.startswith("hf://"):
+        raise WeightsError(
+            f"{source}: weights are read from files and from hf://org/name[/file]: download it first"
+        )
     if isinstance(source, LocationWeights):
         check_modes(convention=convention)
         check_convention(source.convention, convention, source.provenance.source)

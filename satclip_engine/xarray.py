@@ -79,9 +79,10 @@ def embed(
 ) -> xarray.DataArray:
     """The embedding of an xarray object's own pixels or points, (band, …spatial dimensions) float32.
 
-    obj: a raster with a CRS and x and y, or anything with longitude and latitude coordinates: one along
-        each of two dimensions (evenly spaced or not), two-dimensional ones, or points along shared
-        dimensions.
+    obj: a raster with a CRS and x and y, samples of one (points, transects, single and stacked pixels), or
+        anything with longitude and latitude coordinates: one along each of two dimensions (evenly spaced or
+        not), two-dimensional ones, or points along shared dimensions. Coordinates are taken in the units
+        that their attributes state.
     source: an Encoder, or what `load` takes; `options` then go to `load`.
     bands: which dimensions of the embedding, as `Encoder.select` takes them.
     chunks: makes it a dask array, as in `Encoder.grid`, with the object's own dimension names. A dask-
@@ -89,7 +90,8 @@ def embed(
     exact, tolerance: as in `Encoder.grid`, whose remarks on the first values asked for hold here too.
 
     Keeps the spatial coordinates and spatial_ref; other dimensions and their coordinates do not matter and
-    go. Raises UsageError when the object does not say where on Earth it is.
+    go. Raises UsageError when the object does not say where on Earth it is, and for units that are not
+    understood and coordinates that contradict each other.
     """
     if isinstance(source, Encoder):
         if options:
@@ -234,5 +236,7 @@ def _without_bands(
     bands = obj.coords.get("band")
     if bands is None or not set(bands.dims) & set(located.dims):
         return obj
-    stacked = next((dim for dim in bands.dims if "band" in obj.indexes[dim].names), None)
+    stacked = next(
+        (dim for dim, index in obj.indexes.items() if dim != "band" and "band" in index.names), None
+    )
     return (obj if stacked is None else obj.reset_index(stacked)).drop_vars("band")

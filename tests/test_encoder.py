@@ -465,6 +465,8 @@ def test_load_refuses_what_it_cannot_do(tiny_weights):
             se.load(tiny_weights, threads=threads)
     with pytest.raises((UsageError, WeightsError), match="nowhere"):
         se.load("nowhere")
+    with pytest.raises(WeightsError, match=r"https://host/x\.ckpt: .* download it first"):
+        se.load("https://host/x.ckpt")
 
 
 def test_bands_are_chosen_by_text_from_one_or_by_index_from_zero():

@@ -328,6 +328,14 @@ def test_a_latitude_beyond_a_pole_is_refused(tiny):
         stations.satclip.embed(tiny)
 
 
+def test_a_latitude_beyond_a_pole_by_rounding_is_the_pole(tiny):
+    north = np.nextafter(np.float32(90), np.float32(91))
+    lat, lon = np.array([0, 45, north], np.float32), np.arange(3.0)
+    expected = by_points(tiny, lon, np.array([0.0, 45, 90])[:, None])
+    assert_close(lonlat_grid(lat, lon).satclip.embed(tiny), expected)
+    assert_close(lonlat_grid(lat, lon, dims=("y", "x")).rio.write_crs(4326).satclip.embed(tiny), expected)
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_ground_control_points_are_refused(tiny, tmp_path):
     corners = [GroundControlPoint(r, c, 10 + c, 50 - r) for r, c in ((0, 0), (0, 4), (4, 0))]

@@ -17,6 +17,7 @@ _SIZE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _SIZE_UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://|/vsi[a-z0-9_]+/", re.IGNORECASE)
 _PIXEL = re.compile(r"[\d.][\w./+-]*\s*[\w\s\"'°′″-]*")
 _PCA = re.compile(r"pca:(\d+)", re.IGNORECASE)
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -128,8 +129,8 @@ class FileType(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
-        if "://" in str(value) or str(value).startswith("/vsi"):
-            self.fail(f"{value}: outputs are local files; write one and copy it there", param, ctx)
+        if _REMOTE.match(str(value)):
+            self.fail(f"{value}: files are written to local folders; copy it there afterwards", param, ctx)
         if path.suffix.lower() == ".zarr":
             self.fail(
                 f"{value}: Zarr output is not available in this version; give a name ending in .tif",

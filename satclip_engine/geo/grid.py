@@ -23,6 +23,7 @@ import numpy as np
 from satclip_engine.errors import Argument, UsageError, listed
 from satclip_engine.geo import crs as _crs
 from satclip_engine.geo.bounds import fit_geobox
+from satclip_engine.geo.lonlat import at_pole
 from satclip_engine.geo.pixels import Index, indices
 
 if TYPE_CHECKING:
@@ -368,6 +369,7 @@ def _centres(edge: float, step: float, size: int, index: np.ndarray) -> np.ndarr
 
 
 def _valid_latitude(lat: np.ndarray) -> np.ndarray:
-    """Latitudes with rounding beyond a pole taken back (1e-9 degree is 0.1 mm), NaN farther beyond."""
+    """Latitudes with rounding beyond a pole taken back, NaN farther beyond."""
+    near = at_pole(lat)
     with np.errstate(invalid="ignore"):
-        return np.where(np.abs(lat) <= 90.0 + 1e-9, np.clip(lat, -90.0, 90.0), np.nan)
+        return np.where(np.abs(near) <= 90.0, near, np.nan)

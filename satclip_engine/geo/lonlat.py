@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine.errors import Argument, UsageError
-from satclip_engine.geo.columns import coordinate_columns as coordinate_columns
 from satclip_engine.geo.crs import degrees_of, look_like_degrees, parse_crs, unit_name
 from satclip_engine.geo.tables import geometries, table_points, xy_of_points
 

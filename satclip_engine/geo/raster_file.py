@@ -18,14 +18,21 @@ from satclip_engine.errors import Argument, UsageError
 from satclip_engine.geo import crs as _crs
 from satclip_engine.geo.agreement import check_agreement
 from satclip_engine.geo.columns import plain_role
-from satclip_engine.geo.units import STANDARD_NAMES, refuse_angles, refuse_unit, to_crs_unit, to_degrees
+from satclip_engine.geo.units import (
+    STANDARD_NAMES,
+    label_error,
+    refuse_angles,
+    refuse_unit,
+    to_crs_unit,
+    to_degrees,
+)
 
 if TYPE_CHECKING:
     import pyproj
     from affine import Affine
     from odc.geo.geobox import GeoBox
 
-_MAX_LABEL_PIXELS = 1e-2  # error of labels that are evenly spaced, and of a transform that agrees with them
+_MAX_TRANSFORM_PIXELS = 1e-2  # error of a transform that agrees with labels
 _MAX_OPENED = 20  # variables of a file, to suggest one
 _NAMES = {  # of labels that no attribute tells
     "x": ("x", "xc", "lon", "longitude", "rlon", "easting", "xdim", "projection_x_coordinate"),
@@ -72,7 +79,11 @@ def _check_georeference(dataset: Any) -> None:
         raise UsageError(
             f"{name}: located by ground control points, not by a transform: warp it first (gdalwarp)"
         )
-    raise UsageError(f"{name}: has no georeference (no transform), so its pixels have no location on Earth")
+    scientific = dataset.driver in ("netCDF", "HDF5", "Zarr")
+    hint = "; open it with xarray and use .satclip.embed()" if scientific else ""
+    raise UsageError(
+        f"{name}: has no georeference (no transform), so its pixels have no location on Earth{hint}"
+    )
 
 
 def _largest_name(names: list[str]) -> str:
@@ -114,6 +125,7 @@ class _Stored:
     values: np.ndarray
     units: str
     scale: float  # negative: packed numbers run the other way
+    single: bool  # float32
 
 
 def _read_labels(name: str) -> _Stored | None:
@@ -128,7 +140,8 @@ def _read_labels(name: str) -> _Stored | None:
                 stored = dataset.read(1).astype(np.float64)
                 units = dataset.units[0] or dataset.tags().get(f"{variable}#units", "")
                 scale, offset = float(dataset.scales[0]), float(dataset.offsets[0])
-                return _Stored(variable, stored * scale + offset, units, scale)
+                single = dataset.dtypes[0] == "float32"
+                return _Stored(variable, stored * scale + offset, units, scale, single)
     except rasterio.errors.RasterioError:
         return None
 
@@ -175,7 +188,8 @@ def _transform_of_labels(dataset: Any, crs: pyproj.CRS) -> Affine:
         c += turn * round((own.c - c) / turn)
     corners = [(a, c, own.a, own.c, dataset.width), (e, f, own.e, own.f, dataset.height)]
     near = all(
-        max(abs(start - start2), abs(start + n * step - start2 - n * step2)) <= _MAX_LABEL_PIXELS * abs(step)
+        max(abs(start - start2), abs(start + n * step - start2 - n * step2))
+        <= _MAX_TRANSFORM_PIXELS * abs(step)
         for step, start, step2, start2, n in corners
     )
     return own if near else Affine(a, 0.0, c, 0.0, e, f)
@@ -207,10 +221,8 @@ def _fitted(
     if axis == "y" and _turned_over(stored, factor, step):
         labels = labels[::-1]
     own = (labels[-1] - labels[0]) / (labels.size - 1)
-    if (
-        not own
-        or np.abs(labels - (labels[0] + own * np.arange(labels.size))).max() > abs(own) * _MAX_LABEL_PIXELS
-    ):
+    uneven = np.abs(labels - (labels[0] + own * np.arange(labels.size))).max()
+    if not own or uneven > label_error(labels, own, single=stored.single):
         raise UsageError(
             f"{dataset.name}: its labels {stored.name} are not evenly spaced: open it with xarray and use "
             ".satclip.embed()"

@@ -45,6 +45,8 @@ def table_points(points: Any, numbers: Callable[[Any], np.ndarray], *, projected
     if table is None:
         return None
     chosen = coordinate_columns(table.names, projected=projected)
+    if chosen is None and (levels := _levels(points)) is not None:
+        chosen, table = coordinate_columns(levels.names, projected=projected), levels
     if chosen is None:
         if len(table.names) != 2 or isinstance(points, Mapping):
             raise UsageError(
@@ -63,7 +65,7 @@ def table_points(points: Any, numbers: Callable[[Any], np.ndarray], *, projected
 def geometries(points: Any) -> Geometries | None:
     """The geometries of a GeoDataFrame or GeoSeries, or shapely's own; None for anything else."""
     if hasattr(points, "to_crs") and hasattr(points, "crs"):
-        column = points.geometry if hasattr(points, "columns") else points
+        column = getattr(points, "geometry", points) if hasattr(points, "columns") else points
         array = getattr(column, "geom", None)  # odc-geo's Geometry
         return Geometries(np.asarray(column if array is None else array, dtype=object), points.crs)
     shapely = sys.modules.get("shapely")
@@ -72,7 +74,10 @@ def geometries(points: Any) -> Geometries | None:
     if isinstance(points, shapely.Geometry):
         return Geometries(np.asarray(points, dtype=object), None)
     if _holds_geometry(points, shapely.Geometry):
-        return Geometries(np.asarray(points, dtype=object), None)
+        array = np.asarray(points, dtype=object)
+        if not all(item is None or isinstance(item, shapely.Geometry) for item in array.flat):
+            raise TypeError("lonlat holds geometries among other things")
+        return Geometries(array, None)
     return None
 
 
@@ -116,10 +121,21 @@ def _table(points: Any) -> _Table | None:
         )
     if isinstance(points, Mapping):
         return _Table(list(points), lambda name: points[name])
+    if isinstance(points, (list, tuple)) and points and isinstance(points[0], Mapping):  # records
+        return _Table(list(points[0]), lambda name: [row.get(name) for row in points])
     fields = getattr(getattr(points, "dtype", None), "names", None)
     if fields:
         return _Table(list(fields), lambda name: points[name])
     return _labelled(points)
+
+
+def _levels(points: Any) -> _Table | None:
+    """The levels of a pandas index, where they are coordinates and the columns are not."""
+    index = getattr(points, "index", None)
+    names = [name for name in getattr(index, "names", ()) or () if name is not None]
+    if index is None or coordinate_columns(names) is None:
+        return None
+    return _Table(names, lambda name: index.get_level_values(name).to_numpy())
 
 
 def _labelled(points: Any) -> _Table | None:
@@ -138,6 +154,8 @@ def _labelled(points: Any) -> _Table | None:
     if not any(isinstance(name, str) for name in names) or coordinate_columns(names) is None:
         return None
     values = np.asarray(array)
+    if values.dtype == np.dtype(object):  # a row with text in other columns
+        return _Table(names, lambda name: values[..., names.index(name)].tolist())
     return _Table(names, lambda name: values[..., names.index(name)])
 
 

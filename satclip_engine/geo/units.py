@@ -17,6 +17,8 @@ STANDARD_NAMES = {  # CF's, of labels along the axes of a raster
     "x": ("projection_x_coordinate", "projection_x_angular_coordinate", "longitude", "grid_longitude"),
     "y": ("projection_y_coordinate", "projection_y_angular_coordinate", "latitude", "grid_latitude"),
 }
+_MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
+_MAX_SINGLE_PIXELS = 1e-2  # the same of float32 labels of small pixels, as geostationary satellites have them
 _DEGREE = math.pi / 180  # radians
 _ANGLES = {  # radians
     **dict.fromkeys(("degree", "degrees", "deg", "degs", "arc_degree", "arcdeg", "°"), _DEGREE),
@@ -70,6 +72,12 @@ def to_crs_unit(units: str, crs: pyproj.CRS, *, axis: str) -> float | None:
     return None if metres is None else _tidy(metres / factor)
 
 
+def label_error(labels: np.ndarray, step: float, *, single: bool) -> float:
+    """The most that labels may be off even spacing: 1e-3 pixel, more of small ones in float32 (`single`)."""
+    rounding = 4 * float(np.spacing(np.float32(np.abs(labels).max()))) if single else 0.0
+    return max(_MAX_LABEL_PIXELS * abs(step), min(rounding, _MAX_SINGLE_PIXELS * abs(step)))
+
+
 def refuse_angles(name: object, crs: pyproj.CRS, labels: np.ndarray) -> None:
     """Raise UsageError for labels without a unit that are angles of a satellite by all appearance.
 
@@ -78,8 +86,8 @@ def refuse_angles(name: object, crs: pyproj.CRS, labels: np.ndarray) -> None:
     largest = float(np.abs(labels[np.isfinite(labels)]).max(initial=0.0))
     if 0.0 < largest < 1.0 and not crs.is_geographic and _satellite_height(crs) is not None:
         raise UsageError(
-            f"coordinate {str(name)!r} has no units, and looks like the angles of a satellite in radians: "
-            "set its attribute units"
+            f"coordinate {str(name)!r} has no units, and looks like angles of a satellite in radians: set "
+            "its attribute units"
         )
 
 

@@ -17,7 +17,14 @@ from satclip_engine.errors import UsageError
 from satclip_engine.geo.agreement import check_agreement
 from satclip_engine.geo.columns import plain_role
 from satclip_engine.geo.crs import odc_crs, parse_crs, unit_name
-from satclip_engine.geo.units import STANDARD_NAMES, refuse_angles, refuse_unit, to_crs_unit, to_degrees
+from satclip_engine.geo.units import (
+    STANDARD_NAMES,
+    label_error,
+    refuse_angles,
+    refuse_unit,
+    to_crs_unit,
+    to_degrees,
+)
 
 if TYPE_CHECKING:
     import pyproj
@@ -34,7 +41,6 @@ _UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee"
 _UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
 _DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
 _MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
-_MAX_SINGLE_PIXELS = 1e-2  # the same of float32 labels of small pixels, as geostationary satellites have them
 _MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
 
 
@@ -311,9 +317,8 @@ def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray, *, single: b
             step = (label[-1] - label[0]) / (label.size - 1)
         if not step or not np.isfinite(label).all():
             return None
-        rounding = 4 * np.spacing(np.float32(np.abs(label).max())) if single else 0.0
-        limit = max(_MAX_LABEL_PIXELS * abs(step), min(rounding, _MAX_SINGLE_PIXELS * abs(step)))
-        if np.abs(label - (label[0] + step * np.arange(label.size))).max() > limit:
+        uneven = np.abs(label - (label[0] + step * np.arange(label.size))).max()
+        if uneven > label_error(label, step, single=single):
             return None
         steps.append(float(step))
     own = Affine(steps[0], 0.0, float(x[0]) - steps[0] / 2, 0.0, steps[1], float(y[0]) - steps[1] / 2)

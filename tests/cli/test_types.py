@@ -53,6 +53,12 @@ def test_suffixes_are_known_in_capitals_too():
     assert FileType((".tif",), "it").convert("A.TIF", None, None) == Path("A.TIF")
 
 
+@pytest.mark.parametrize("text", ["s3://bucket/a.tif", "/vsis3/bucket/a.tif", "https://host/a.tif"])
+def test_files_elsewhere_are_refused_as_they_were_typed(text):
+    with pytest.raises(click.BadParameter, match=f"^{text}: files are written to local folders"):
+        FileType((".tif",), "it").convert(text, None, None)
+
+
 @pytest.mark.parametrize("text", ["", "0x5", "1-", "1,,2", "pca", "pca:-1", "e001"])
 def test_other_bands_are_refused(text):
     with pytest.raises(click.BadParameter, match="pca:3"):
@@ -80,5 +86,5 @@ def test_shells_complete_names_of_weights_and_choices():
 
 @pytest.mark.parametrize("path", ["s3://bucket/x.tif", "/vsis3/bucket/x.tif", "https://host/x.tif"])
 def test_outputs_elsewhere_are_refused_by_name(path):
-    with pytest.raises(click.BadParameter, match=r"outputs are local files; write one and copy it there"):
+    with pytest.raises(click.BadParameter, match="files are written to local folders"):
         FileType((".tif",), "it").convert(path, None, None)

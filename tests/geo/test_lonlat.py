@@ -19,15 +19,18 @@ from satclip_engine.geo.lonlat import as_lonlat, as_points_tensor
 
 LON, LAT = np.array([2.35, -70.6, 179.9]), np.array([48.86, -33.4, -17.7])
 POINTS = np.stack([LON, LAT], axis=-1)
-Stop = namedtuple("Stop", "lat lon name")
 Site = namedtuple("Site", "lat lon")
 
 NAMED = {
     "pandas": lambda: pd.DataFrame({"lat_dd": LAT, "lon_dd": LON}),
     "pandas with levels of columns": lambda: pd.DataFrame({("at", "lat"): LAT, ("at", "lon"): LON}),
+    "pandas, in the index": lambda: pd.DataFrame({"lat": LAT, "lon": LON, "t": 1, "p": 2}).set_index(
+        ["lat", "lon"]
+    ),
     "pandas, more columns": lambda: pd.DataFrame({"Latitude (deg)": LAT, "id": 1, "Longitude (deg)": LON}),
     "pyarrow": lambda: pyarrow.table({"stop_lat": LAT, "stop_lon": LON}),
     "pyarrow batch": lambda: pyarrow.record_batch({"lat": LAT, "lon": LON}),
+    "records": lambda: [{"name": "a", "lat": lat, "lon": lon} for lon, lat in POINTS.tolist()],
     "mapping": lambda: {"lat": LAT.tolist(), "lon": LON.tolist()},
     "structured array": lambda: np.array(
         list(zip(LAT, LON, strict=True)), dtype=[("lat", float), ("lon", float)]
@@ -53,6 +56,7 @@ def test_latitude_first_is_no_matter_where_there_are_names(form):
 
 def test_one_row_of_a_table_is_one_point_by_its_names():
     table = pd.DataFrame({"lat": LAT, "lon": LON})
+    np.testing.assert_array_equal(as_lonlat(table.assign(name="a").iloc[1]), POINTS[1])
     for row in (table.iloc[1], next(table.iloc[1:].itertuples(index=False)), {"lat": LAT[1], "lon": LON[1]}):
         np.testing.assert_array_equal(as_lonlat(row), POINTS[1])
     np.testing.assert_array_equal(as_lonlat(pd.Series(POINTS[1])), POINTS[1])
@@ -113,6 +117,11 @@ def test_missing_and_empty_geometries_are_nan():
 def test_geometries_that_are_no_points_are_refused_by_kind_and_row(shape):
     with pytest.raises(UsageError, match=f"row 1: a {shape.geom_type} is no point.*representative_point"):
         as_lonlat(geopandas.GeoSeries([shapely.Point(0, 0), shape]))
+
+
+def test_geometries_among_other_things_are_refused():
+    with pytest.raises(TypeError, match="geometries among other things"):
+        as_lonlat([shapely.Point(1, 2), (3, 4), 5])
 
 
 def test_points_outside_the_domain_of_their_crs_are_nan():

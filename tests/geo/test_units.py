@@ -19,6 +19,7 @@ from factories.cf_files import (
     modis,
     osi_saf,
     roms,
+    wrf,
 )
 from odc.geo.geobox import GeoBox
 
@@ -288,6 +289,9 @@ def test_pixels_stacked_with_their_bands_are_points_too(tiny):
     assert array.dims == ("band", "z")
     expected = tiny(np.stack([stacked.x.values, stacked.y.values], axis=-1)).T
     np.testing.assert_allclose(array.values, expected, rtol=0, atol=1e-5)
+    picked = scene.isel(band=P[:2] % 3, x=P[:2], y=Q[:2])
+    expected = tiny(np.stack([picked.x.values, picked.y.values], axis=-1)).T
+    np.testing.assert_allclose(picked.satclip.embed(tiny).values, expected, rtol=0, atol=1e-5)
 
 
 def test_points_of_a_raster_too_long_to_store_its_labels(tiny):
@@ -332,6 +336,24 @@ def test_a_netcdf_file_whose_coordinates_contradict_is_refused(tmp_path):
             make_grid(like=osi_saf(units).write(tmp_path / "a.nc"))
     with pytest.raises(UsageError, match=r"a\.nc.*'xc' is in 'furlong', which is no unit of CRS .* metres"):
         make_grid(like=osi_saf("furlong").write(tmp_path / "a.nc"))
+
+
+def test_a_netcdf_file_without_axes_is_sent_to_xarray(tmp_path):
+    with pytest.raises(UsageError, match=r"a\.nc.* no georeference .*open it with xarray"):
+        make_grid(like=wrf().write(tmp_path / "a.nc"))
+
+
+def test_a_gaussian_grid_is_not_taken_for_an_even_one_as_gdal_does(tmp_path):
+    lat = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(40)[0]))[::-1]
+    axes = {
+        "lat": ("lat", lat, {"units": "degrees_north"}),
+        "lon": ("lon", np.arange(0, 360, 4.5), {"units": "degrees_east"}),
+    }
+    values = xr.Dataset({"t": (("lat", "lon"), np.zeros((40, 80)))}, axes)
+    values.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    with pytest.raises(UsageError, match=r"a\.nc: its labels lat are not evenly spaced.*xarray"):
+        make_grid(like=tmp_path / "a.nc", crs=4326)
+    np.testing.assert_array_equal(locate(values).pixels.lat(), lat)
 
 
 def test_a_file_without_a_crs_is_given_one(tmp_path):
