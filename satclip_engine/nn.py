@@ -186,6 +186,10 @@ class LocationEncoder(nn.Module):
         """Sine frequencies of the first and of the further hidden layers."""
         return self._siren().w0
 
+    @w0.setter
+    def w0(self, frequencies: tuple[float, float]) -> None:
+        self._siren().w0 = frequencies
+
     def reset_parameters(self, seed: int | None = None) -> None:
         """Draw the initial weights again."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -329,7 +333,13 @@ class LocationEncoder(nn.Module):
         return torch.from_numpy(self._statement().encoded())
 
     def set_extra_state(self, state: Any) -> None:
-        """Do nothing: a state's statement is taken note of before its tensors are loaded."""
+        """Check that tensors loaded with this statement are this module's. Raises WeightsError."""
+        stated = _decoded(state, STATEMENT_KEY)
+        if not stated.same_function(self._statement(), self.degrees):
+            raise WeightsError(
+                f"{STATEMENT_KEY}: {stated} is not what this module computes, {self._statement()}: "
+                "load whole states, by load_state_dict, which converts them"
+            )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
@@ -353,22 +363,23 @@ class LocationEncoder(nn.Module):
                     f"{key} is missing: the state does not say in which convention its harmonics are; one of "
                     f"the published code is loaded into LocationEncoder(…, {way_out})"
                 )
-            state[key] = self.get_extra_state()
-            return
-        stated = decode_statement(_as_numpy(state[key]), key)
-        if not stated.same_function(own, self.degrees):
+        elif not (stated := _decoded(state[key], key)).same_function(own, self.degrees):
             names = [name for name in state if name.startswith(f"{prefix}nnet.")]
             state |= converted_state({name: state[name] for name in names}, stated, own, prefix)
+        state[key] = self.get_extra_state()
 
     def _statement(self) -> Statement:
-        return Statement(self.convention, self.harmonics, self.w0)
+        w0 = next((siren.w0 for siren in self._sirens()), PUBLISHED_W0)
+        return Statement(self.convention, self.harmonics, w0)
 
     def _siren(self) -> Siren:
         """The network behind wrappers. Raises UsageError where another module stands for it."""
-        for module in self._modules["nnet"].modules():
-            if isinstance(module, Siren):
-                return module
+        for siren in self._sirens():
+            return siren
         raise UsageError(f"nnet is a {type(self.nnet).__name__}, not the network that LocationEncoder makes")
+
+    def _sirens(self) -> list[Siren]:
+        return [module for module in self.nnet.modules() if isinstance(module, Siren)]
 
     def _orthonormal(self, weight: Tensor) -> Tensor:  # (H, L²) in the convention -> (H, L²) in our basis
         weight = weight * self._factors.to(weight)
@@ -475,6 +486,10 @@ def _whole(source: str, location: LocationEncoder) -> SatClip:
 def draw_seed() -> Tensor:  # () int64
     """A seed of dropout masks by torch's generator, that of the CPU whatever the default device is."""
     return torch.randint(2**63 - 1, (), device="cpu")
+
+
+def _decoded(value: Any, key: str) -> Statement:
+    return decode_statement(_as_numpy(value) if isinstance(value, torch.Tensor) else np.array(value), key)
 
 
 def _as_numpy(parameter: Tensor) -> np.ndarray:
