@@ -30,7 +30,7 @@ from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.op import check_tensor, encode
 from satclip_engine.ops import transforms
-from satclip_engine.ops.autograd import is_transformed, no_autocast
+from satclip_engine.ops.autograd import no_autocast
 from satclip_engine.ops.modules import all_are_watched, check_exported, has_hooks, is_dense, unwrapped
 from satclip_engine.ops.states import converted_state
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
@@ -218,9 +218,6 @@ class LocationEncoder(nn.Module):
         weights, biases = self.folded()
         dropout = self.nnet.dropout if self.training else 0.0
         wide = weights[0].dtype
-        if is_transformed(points, *weights, *biases):
-            seed = draw_seed() if dropout else 0
-            return transforms.encode(points.double(), weights, biases, dropout, seed)
         if backends.float32_only(self.backend):  # however wide the parameters are kept
             weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
         out = encode(
@@ -228,7 +225,7 @@ class LocationEncoder(nn.Module):
             weights,
             biases,
             dropout=dropout,
-            seed=int(draw_seed().item()) if dropout else 0,
+            seed=draw_seed() if dropout else 0,
             backend=self.backend,
             precision=self.precision,
         )
