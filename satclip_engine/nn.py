@@ -30,7 +30,7 @@ from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.op import check_tensor, encode
 from satclip_engine.ops import transforms
-from satclip_engine.ops.autograd import is_transformed, no_autocast
+from satclip_engine.ops.autograd import no_autocast
 from satclip_engine.ops.modules import all_are_watched, check_exported, has_hooks, is_dense, unwrapped
 from satclip_engine.ops.states import converted_state
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
@@ -186,6 +186,10 @@ class LocationEncoder(nn.Module):
         """Sine frequencies of the first and of the further hidden layers."""
         return self._siren().w0
 
+    @w0.setter
+    def w0(self, frequencies: tuple[float, float]) -> None:
+        self._siren().w0 = frequencies
+
     def reset_parameters(self, seed: int | None = None) -> None:
         """Draw the initial weights again."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -214,9 +218,6 @@ class LocationEncoder(nn.Module):
         weights, biases = self.folded()
         dropout = self.nnet.dropout if self.training else 0.0
         wide = weights[0].dtype
-        if is_transformed(points, *weights, *biases):
-            seed = draw_seed() if dropout else 0
-            return transforms.encode(points.double(), weights, biases, dropout, seed)
         if backends.float32_only(self.backend):  # however wide the parameters are kept
             weights, biases = [weight.float() for weight in weights], [bias.float() for bias in biases]
         out = encode(
@@ -224,7 +225,7 @@ class LocationEncoder(nn.Module):
             weights,
             biases,
             dropout=dropout,
-            seed=int(draw_seed().item()) if dropout else 0,
+            seed=draw_seed() if dropout else 0,
             backend=self.backend,
             precision=self.precision,
         )
@@ -329,7 +330,13 @@ class LocationEncoder(nn.Module):
         return torch.from_numpy(self._statement().encoded())
 
     def set_extra_state(self, state: Any) -> None:
-        """Do nothing: a state's statement is taken note of before its tensors are loaded."""
+        """Check that tensors loaded with this statement are this module's. Raises WeightsError."""
+        stated = _decoded(state, STATEMENT_KEY)
+        if not stated.same_function(self._statement(), self.degrees):
+            raise WeightsError(
+                f"{STATEMENT_KEY}: {stated} is not what this module computes, {self._statement()}: "
+                "load whole states, by load_state_dict, which converts them"
+            )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
@@ -353,22 +360,23 @@ class LocationEncoder(nn.Module):
                     f"{key} is missing: the state does not say in which convention its harmonics are; one of "
                     f"the published code is loaded into LocationEncoder(…, {way_out})"
                 )
-            state[key] = self.get_extra_state()
-            return
-        stated = decode_statement(_as_numpy(state[key]), key)
-        if not stated.same_function(own, self.degrees):
+        elif not (stated := _decoded(state[key], key)).same_function(own, self.degrees):
             names = [name for name in state if name.startswith(f"{prefix}nnet.")]
             state |= converted_state({name: state[name] for name in names}, stated, own, prefix)
+        state[key] = self.get_extra_state()
 
     def _statement(self) -> Statement:
-        return Statement(self.convention, self.harmonics, self.w0)
+        w0 = next((siren.w0 for siren in self._sirens()), PUBLISHED_W0)
+        return Statement(self.convention, self.harmonics, w0)
 
     def _siren(self) -> Siren:
         """The network behind wrappers. Raises UsageError where another module stands for it."""
-        for module in self._modules["nnet"].modules():
-            if isinstance(module, Siren):
-                return module
+        for siren in self._sirens():
+            return siren
         raise UsageError(f"nnet is a {type(self.nnet).__name__}, not the network that LocationEncoder makes")
+
+    def _sirens(self) -> list[Siren]:
+        return [module for module in self.nnet.modules() if isinstance(module, Siren)]
 
     def _orthonormal(self, weight: Tensor) -> Tensor:  # (H, L²) in the convention -> (H, L²) in our basis
         weight = weight * self._factors.to(weight)
@@ -475,6 +483,10 @@ def _whole(source: str, location: LocationEncoder) -> SatClip:
 def draw_seed() -> Tensor:  # () int64
     """A seed of dropout masks by torch's generator, that of the CPU whatever the default device is."""
     return torch.randint(2**63 - 1, (), device="cpu")
+
+
+def _decoded(value: Any, key: str) -> Statement:
+    return decode_statement(_as_numpy(value) if isinstance(value, torch.Tensor) else np.array(value), key)
 
 
 def _as_numpy(parameter: Tensor) -> np.ndarray:

@@ -32,7 +32,7 @@ def encode(
     biases: Sequence[Tensor],
     *,
     dropout: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
     backend: str = "auto",
     precision: str = "exact",
 ) -> Tensor:
@@ -40,8 +40,8 @@ def encode(
 
     lonlat: degrees, longitude first; widened to float64. weights: (H, L²), (H, H)..., (E, H), folded; biases:
         (H,)..., (E,). The result has the widest dtype of the weights, float32 at least.
-    dropout: share of the hidden pre-activations that are dropped, those of `seed` (0 to 2⁶³ − 1); the same by
-        every backend.
+    dropout: share of the hidden pre-activations that are dropped, those of `seed` (0 to 2⁶³ − 1, also as a
+        tensor ()); the same by every backend.
     backend: "triton" takes float32 weights on a GPU (on the CPU under TRITON_INTERPRET=1, by name only);
         "cpu", compiled, float32 weights on the CPU; "reference" computes in the widest dtype of the weights,
         on their device; "auto" takes the first of them that takes such weights. float16 and bfloat16 are
@@ -72,6 +72,8 @@ def encode(
         encode_op.check_operands(lonlat, weights, biases)
         return transforms.encode(lonlat, weights, biases, encode_op.check_dropout(dropout), seed)
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (lonlat, *weights, *biases))
+    if isinstance(seed, torch.Tensor):
+        seed = int(seed.item())
     if trained or dropout != 0:
         out, _ = encode_op.encode(lonlat, weights, biases, float(dropout), seed, backend, precision)
     else:

@@ -67,13 +67,14 @@ LISTENERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("harmonics", ["exact", "published"])
+@pytest.mark.parametrize(
+    ("harmonics", "mode"), [("exact", "train"), ("published", "train"), ("exact", "eval")]
+)
 @pytest.mark.parametrize("listen", LISTENERS.values(), ids=LISTENERS)
 def test_listening_changes_neither_embeddings_nor_masks_nor_gradients(
     listen: Callable[[Any], Any], harmonics: Any, mode: str
 ) -> None:
-    model = getattr(encoder(25, convention="analytic", harmonics=harmonics), mode)()
+    model = getattr(encoder(21, convention="analytic", harmonics=harmonics), mode)()
 
     def run() -> list[Any]:
         torch.manual_seed(3)
@@ -142,9 +143,10 @@ def test_what_stands_for_a_layer_is_called_and_trained(replace: Callable[[Any], 
     gradients = torch.autograd.grad(result.sum(), parameters), torch.autograd.grad(expected.sum(), parameters)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(LONLAT), expected, rtol=0, atol=1e-12)
+    if replace is LowRank and place == 1:  # compiling takes a second
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(LONLAT), expected, rtol=0, atol=1e-12)
     with pytest.raises(WeightsError, match=r"computes with more than a weight and a bias .*merge_and_unload"):
         model.to_weights()
 
@@ -190,6 +192,10 @@ def test_the_network_itself_takes_harmonics_of_its_convention_and_may_be_replace
     torch.testing.assert_close(result.reshape(9, -1), model(LONLAT), rtol=0, atol=1e-12)
     model.nnet = torch.nn.Sequential(torch.nn.Linear(36, 2, dtype=torch.float64))
     torch.testing.assert_close(model(LONLAT), model.nnet(torch.from_numpy(harmonics)), rtol=0, atol=1e-12)
+    again = encoder(convention="closed-form")
+    again.nnet = torch.nn.Sequential(torch.nn.Linear(36, 2, dtype=torch.float64))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(LONLAT), model(LONLAT))
     with pytest.raises(UsageError, match="nnet is a Sequential, not the network that LocationEncoder makes"):
         model.to_weights()
 
@@ -291,7 +297,8 @@ def test_derivatives_by_the_points_are_those_of_finite_differences_to_second_ord
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_an_ensemble_is_computed_at_once(mode: str) -> None:
-    models = [getattr(encoder(convention="analytic").requires_grad_(False), mode)() for _ in range(3)]
+    options: dict[str, Any] = {"degrees": 25, "convention": "analytic", "harmonics": "published"}
+    models = [getattr(encoder(**options).requires_grad_(False), mode)() for _ in range(3)]
     for number, model in enumerate(models):
         model.reset_parameters(number)
     parameters, buffers = torch.func.stack_module_state(models)

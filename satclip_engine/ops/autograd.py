@@ -30,10 +30,13 @@ def is_transformed(*tensors: Tensor) -> bool:
 
     While torch.compile or torch.export traces only torch.func is asked about, as they can trace it.
     """
+    func = torch._C._functorch  # torch has no public name for these
+    within_transform = func.maybe_current_level() is not None
     if torch.compiler.is_compiling():
-        return torch._C._functorch.maybe_current_level() is not None
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # torch has no public name for it
-    return any(wrapped(tensor) or carries_tangent(tensor) for tensor in tensors)
+        return within_transform
+    if within_transform and any(map(func.is_functorch_wrapped_tensor, tensors)):
+        return True
+    return any(map(carries_tangent, tensors))
 
 
 def refuse_transforms(name: str, *tensors: Tensor) -> None:

@@ -28,8 +28,8 @@ _WEIGHT_HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 
 def has_hooks(module: Module) -> bool:
     """True when something listens to calls of the module, or to gradients through it."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    return any(map(len, (*hooks, module._backward_hooks, module._backward_pre_hooks)))
+    on_values = module._forward_hooks or module._forward_pre_hooks
+    return bool(on_values or module._backward_hooks or module._backward_pre_hooks)
 
 
 def all_are_watched() -> bool:

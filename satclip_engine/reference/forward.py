@@ -67,8 +67,8 @@ def encode_grid(
 def features(lonlat: torch.Tensor, degrees: int) -> torch.Tensor:  # (n, 2) float64 -> [L², n]
     """Harmonics at points whose latitudes are in [−90, 90] or not finite."""
     degree, order = _columns(degrees, lonlat.device)
-    legendre, fourier = _legendre(lonlat[:, 1], degrees), fourier_basis(lonlat[:, 0], degrees)
-    return legendre[degree, order.abs()] * fourier[order + degrees - 1]
+    legendre, fourier = _torch().cat(_legendre(lonlat[:, 1], degrees)), fourier_basis(lonlat[:, 0], degrees)
+    return legendre[degree * (degree + 1) // 2 + order.abs()] * fourier[order + degrees - 1]
 
 
 def slopes(lonlat: torch.Tensor, degrees: int) -> tuple[torch.Tensor, torch.Tensor]:  # each [L², n]
@@ -79,7 +79,11 @@ def slopes(lonlat: torch.Tensor, degrees: int) -> tuple[torch.Tensor, torch.Tens
     """
     torch = _torch()
     degree, order = _columns(degrees, lonlat.device)
-    legendre, fourier = _legendre(lonlat[:, 1], degrees), fourier_basis(lonlat[:, 0], degrees)
+    rows = [
+        _torch().nn.functional.pad(row, (0, 0, 0, degrees - len(row)))
+        for row in _legendre(lonlat[:, 1], degrees)
+    ]
+    legendre, fourier = _torch().stack(rows), fourier_basis(lonlat[:, 0], degrees)  # 0 for m > l
     l = torch.arange(degrees, dtype=torch.float64, device=lonlat.device)[:, None, None]  # noqa: E741
     m = torch.arange(degrees, dtype=torch.float64, device=lonlat.device)[:, None]
     lower = torch.sqrt(((l + m) * (l - m + 1)).clamp(min=0)) / 2
@@ -107,34 +111,34 @@ def _columns(degrees: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return degree, column - degree**2 - degree
 
 
-def _legendre(lat: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [L, L, n]
-    """P̄_lm(−sin lat) with the √2 of real harmonics in m ≥ 1; zero for m > l.
+def _legendre(lat: torch.Tensor, degrees: int) -> list[torch.Tensor]:  # (n,) -> [l + 1, n] of each degree l
+    """P̄_lm(−sin lat) with the √2 of real harmonics in m ≥ 1, for m = 0..l.
 
     No step is in place, so that torch differentiates and transforms it (torch.func) to any order.
     """
     torch = _torch()
     x, s = _colatitude(lat)
-    zeros = torch.zeros(degrees, len(lat), dtype=torch.float64, device=lat.device)
-    constant = torch.full_like(x, math.sqrt(1 / (4 * math.pi))).masked_fill(x.isnan(), math.nan)
-    rows = [torch.cat([constant[None], zeros[1:]])]
+    rows = [torch.full_like(x, math.sqrt(1 / (4 * math.pi))).masked_fill(x.isnan(), math.nan)[None]]
     for degree in range(1, degrees):
         # √2 enters at m = 1.
-        top = rows[-1][degree - 1] * s * math.sqrt(3 if degree == 1 else 1 + 1 / (2 * degree))
-        lower = _next_degree(degree, x, rows[-1], rows[max(degree - 2, 0)])
-        rows.append(torch.cat([lower, top[None], zeros[degree + 1 :]]))
-    return torch.stack(rows)
+        top = rows[-1][-1:] * s * math.sqrt(3 if degree == 1 else 1 + 1 / (2 * degree))
+        rows.append(torch.cat([*_next_degree(degree, x, rows), top]))
+    return rows
 
 
-def _next_degree(degree: int, x: torch.Tensor, last: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """P̄_lm for m < l from P̄_(l−1)m and P̄_(l−2)m.
+def _next_degree(degree: int, x: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """P̄_lm for m < l from P̄_(l−1)m and, for m < l − 1, P̄_(l−2)m.
 
     Upwards in l the fully normalised recurrence is stable at every x. Where m = l − 1 the second term is 0.
     """
     torch = _torch()
     m = torch.arange(degree, dtype=torch.float64, device=x.device)[:, None]
     a = torch.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
-    b = torch.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))
-    return a * (x * last[:degree] - b * before[:degree])
+    first = x * rows[-1]
+    if degree == 1:
+        return [a * first]
+    b = torch.sqrt(((degree - 1) ** 2 - m[:-1] ** 2) / (4 * (degree - 1) ** 2 - 1))
+    return [a[:-1] * (first[:-1] - b * rows[-2]), a[-1:] * first[-1:]]
 
 
 def fourier_basis(lon: torch.Tensor, degrees: int) -> torch.Tensor:  # (n,) -> [2L − 1, n]

@@ -49,6 +49,9 @@ class Statement:
         }
         return np.frombuffer(json.dumps(content).encode().ljust(_STATEMENT_BYTES), np.uint8).copy()
 
+    def __str__(self) -> str:
+        return f"{self.convention}, harmonics {self.harmonics}, w0 {self.w0}"
+
     def same_function(self, other: Statement, degrees: int) -> bool:
         """True where weights of L = degrees mean the same under both."""
         mine, theirs = (

@@ -133,6 +133,10 @@ def test_a_damaged_statement_and_layers_that_cannot_be_converted_are_refused() -
         encoder().load_state_dict({**state, STATEMENT: torch.tensor(list(another), dtype=torch.uint8)})
     with pytest.raises(WeightsError, match=r"nnet\.layers\.0\.lora: .* another convention, analytic"):
         encoder().load_state_dict({**state, "nnet.layers.0.lora": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="_extra_state: damaged"):
+        encoder().load_state_dict({**state, STATEMENT: "analytic"})
+    with pytest.raises(WeightsError, match=r"analytic, harmonics exact, .* is not what this module computes"):
+        encoder().set_extra_state(state[STATEMENT])
     later = bytes(state[STATEMENT].tolist()).replace(b'"format": 1', b'"format": 9')
     with pytest.raises(WeightsError, match="a newer satclip-engine wrote it"):
         encoder().load_state_dict({**state, STATEMENT: torch.tensor(list(later), dtype=torch.uint8)})
