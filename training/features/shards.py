@@ -34,7 +34,7 @@ _KEYS: Final = {
     "shards": dict,
     "skipped": list,
 }
-_ARRAYS: Final = re.compile(r"features-\d{5,}\.npy|lonlat\.npy|rows\.npy")
+_FILES: Final = re.compile(r"features-\d{5,}\.npy|encoder\.pt|lonlat\.npy|rows\.npy")
 _CHUNK_BYTES: Final = 1 << 22  # of a file that are read at once
 
 
@@ -135,7 +135,7 @@ def file_crc(path: Path) -> int:
 
 def remove_cache(folder: WorkingFolder) -> None:
     """Remove a cache's own files; the manifest goes first, so that nothing half removed looks whole."""
-    folder.remove(MANIFEST, *(name for name in folder.names() if _ARRAYS.fullmatch(name)))
+    folder.remove(MANIFEST, *(name for name in folder.names() if _FILES.fullmatch(name)))
 
 
 def remove_temporary(folder: WorkingFolder) -> None:
@@ -146,7 +146,7 @@ def remove_temporary(folder: WorkingFolder) -> None:
 def is_temporary(name: str) -> bool:
     """True for the temporary file of a cache's file."""
     own = name.removeprefix(".").removesuffix(TEMPORARY_SUFFIX)
-    return name == f".{own}{TEMPORARY_SUFFIX}" and (own == MANIFEST or bool(_ARRAYS.fullmatch(own)))
+    return name == f".{own}{TEMPORARY_SUFFIX}" and (own == MANIFEST or bool(_FILES.fullmatch(own)))
 
 
 def completion_advice(folder: Path) -> str:
