@@ -52,13 +52,19 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(message: object) -> str:
+    """A message as one line of printable text; an exception without any is its name."""
+    text = printable(" ".join(str(message).split()))
+    return type(message).__name__ if isinstance(message, BaseException) and not text else text
+
+
 class SatclipError(Exception):
     """A failure that the user can act on; `argument` is the one that was refused, if it was one."""
 
     exit_code = 1
 
     def __init__(self, *message: object, argument: str | None = None) -> None:
-        super().__init__("".join(map(str, message)))
+        super().__init__(printable("".join(map(str, message))))
         self.message, self.argument = message, argument
 
     def worded(self, option: Callable[[Argument], str | None]) -> str:
@@ -71,6 +77,7 @@ class SatclipError(Exception):
             option(piece) or str(piece) if isinstance(piece, Argument) else str(piece)
             for piece in self.message
         )
+        text = printable(text)
         name = option(Argument(self.argument)) if self.argument else None
         if name is None:
             return text

@@ -369,9 +369,9 @@ def hidden_name(name: str, suffix: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_folder(path: Path, *, named: bool = True) -> Iterator[WorkingFolder]:
-    """An existing folder; `named` as for `locked_folder`. Raises OSError."""
-    folder = _entered(path, named)
+def open_folder(path: Path, *, private: bool = False) -> Iterator[WorkingFolder]:
+    """An existing folder; `private` as for `locked_folder`. Raises OSError."""
+    folder = _entered(path, private)
     try:
         yield folder
     finally:
@@ -394,17 +394,17 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(path: Path, *, named: bool = False) -> Iterator[WorkingFolder]:
+def locked_folder(path: Path, *, private: bool = False) -> Iterator[WorkingFolder]:
     """Hold a folder, made if need be, for this process alone, by an flock on its file `lock`.
 
-    named: somebody has named the folder, so it may be a link to one and belong to others, and a new one is
-        as readable as the umask says. Otherwise its name is of our making: it must be a real folder of this
-        user, and nobody else may enter a new one.
+    private: the folder's name is of our making, so it must be a real folder of this user, and nobody else may
+        enter a new one. Otherwise somebody has named it: it may be a link to one and belong to others, and
+        a new one is as readable as the umask says.
 
     Raises OutputError when another process holds it or something that is not ours is in the way, OSError when
     it cannot be made. What a run that got no further has made is removed.
     """
-    folder, lock = _held(path, named)
+    folder, lock = _held(path, private)
     try:
         with contextlib.suppress(OSError):  # a full disk must not keep a run from going on
             os.ftruncate(lock, 0)
@@ -415,12 +415,12 @@ def locked_folder(path: Path, *, named: bool = False) -> Iterator[WorkingFolder]
         folder.close()
 
 
-def _held(path: Path, named: bool) -> tuple[WorkingFolder, int]:
+def _held(path: Path, private: bool) -> tuple[WorkingFolder, int]:
     """A folder and the descriptor of its lock, which is held."""
     while True:
-        is_new = _make_folder(path, 0o777 if named else 0o700)
+        is_new = _make_folder(path, 0o700 if private else 0o777)
         try:
-            folder = _entered(path, named)
+            folder = _entered(path, private)
         except FileNotFoundError:
             continue  # another run removed the folder between the two calls
         except BaseException:
@@ -454,16 +454,16 @@ def _remove_if(is_new: bool, path: Path) -> None:
             path.rmdir()
 
 
-def _entered(path: Path, named: bool) -> WorkingFolder:
-    """An open folder. Raises OutputError unless it is one and, if its name is of our making, ours."""
+def _entered(path: Path, private: bool) -> WorkingFolder:
+    """An open folder. Raises OutputError unless it is one and, if it has to be private, ours."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
-        folder = WorkingFolder(path, os.open(path, flags if named else flags | os.O_NOFOLLOW))
+        folder = WorkingFolder(path, os.open(path, flags | os.O_NOFOLLOW if private else flags))
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise in_the_way(path) from None
         raise
-    if named or _is_ours(folder):
+    if not private or _is_ours(folder):
         return folder
     owner = os.fstat(folder.descriptor).st_uid
     folder.close()

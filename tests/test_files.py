@@ -133,7 +133,10 @@ def test_what_is_not_ours_under_the_name_of_a_folder_is_refused_and_stays(
     (home / "thesis.tex").write_text("precious")
     obstacle(tmp_path / "spool", home)
     before = os.lstat(tmp_path / "spool")
-    with pytest.raises(OutputError, match="spool is in the way: it is a"), locked_folder(tmp_path / "spool"):
+    with (
+        pytest.raises(OutputError, match="spool is in the way: it is a"),
+        locked_folder(tmp_path / "spool", private=True),
+    ):
         pass
     assert os.path.samestat(before, os.lstat(tmp_path / "spool"))
     assert os.listdir(home) == ["thesis.tex"]
@@ -142,13 +145,13 @@ def test_what_is_not_ours_under_the_name_of_a_folder_is_refused_and_stays(
 def test_a_folder_that_somebody_has_named_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
-    with locked_folder(tmp_path / "cache", named=True) as folder:
+    with locked_folder(tmp_path / "cache") as folder:
         folder.write("a", b"1")
     assert sorted(os.listdir(tmp_path / "disk")) == ["a", "lock"]
     link_that_leads_nowhere(tmp_path / "other", tmp_path)
     with (
         pytest.raises(OutputError, match="other is in the way: it is a link to"),
-        locked_folder(tmp_path / "other", named=True),
+        locked_folder(tmp_path / "other"),
     ):
         pass
 
@@ -158,15 +161,18 @@ def test_a_folder_of_another_user_is_refused_unless_it_was_named(tmp_path: Path)
     folder = tmp_path / "spool"
     folder.mkdir()
     os.chown(folder, 12345, -1)
-    with pytest.raises(OutputError, match=r"belongs to another user .12345."), locked_folder(folder):
+    with (
+        pytest.raises(OutputError, match=r"belongs to another user .12345."),
+        locked_folder(folder, private=True),
+    ):
         pass
     assert os.listdir(folder) == []
-    with locked_folder(folder, named=True):
+    with locked_folder(folder):
         pass
 
 
 def test_nobody_else_may_enter_a_folder_of_our_own_making(tmp_path: Path) -> None:
-    with locked_folder(tmp_path / "spool"):
+    with locked_folder(tmp_path / "spool", private=True):
         assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
 
 

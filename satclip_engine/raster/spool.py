@@ -262,7 +262,7 @@ def own_names() -> list[str]:
 def read_state(path: Path) -> dict[str, Any] | None:
     """The state that an interrupted run left in a folder; None when there is none that can be used."""
     try:
-        with open_folder(path, named=False) as folder:
+        with open_folder(path, private=True) as folder:
             return state_of(folder)
     except OSError:
         return None

@@ -156,7 +156,7 @@ def write_raster(
         if resume and _is_finished(request):
             _remove_leftovers(spool_folder(request.path))
             return _finished_report(request, started)
-        with disk_errors(request.path), locked_folder(spool_folder(request.path)) as folder:
+        with disk_errors(request.path), locked_folder(spool_folder(request.path), private=True) as folder:
             return _Run(request, folder, started).run()
     finally:
         options.progress.finish()
@@ -181,7 +181,7 @@ def _is_finished(request: Request) -> bool:
 def _remove_leftovers(path: Path) -> None:
     """Remove the spool of a run that was stopped after it had named its file."""
     if path.exists():
-        with contextlib.suppress(OSError), locked_folder(path) as folder:
+        with contextlib.suppress(OSError), locked_folder(path, private=True) as folder:
             remove_folder(folder)
 
 

@@ -163,7 +163,7 @@ class LocationWeights:
         return LocationWeights(tensors, convention, "exact", self.w0, provenance)
 
     def save(self, path: str | os.PathLike[str], *, convention: Convention | None = None) -> None:
-        """Write a `.safetensors`, or a `.ckpt` in the published layout.
+        """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole.
 
         A file that is there is replaced whole, a link is not followed.
         convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. One
@@ -171,7 +171,8 @@ class LocationWeights:
             `analytic` up to L = 20 and `closed-form` above, where its analytic polynomials are inexact. Any
             other value converts as `converted` does; readers with exact harmonics (torchgeo) want `analytic`.
 
-        Raises UsageError for another suffix or convention, OutputError when the file cannot be written.
+        A link is replaced, not followed. Raises UsageError for another suffix or convention, OutputError when
+        the file cannot be written.
         """
         target = Path(path)
         if convention is None:

@@ -138,7 +138,7 @@ def build_cache(
     _check_folder(folder)
     progress = progress or Silence()
     try:
-        with locked_folder(folder, named=True) as locked:
+        with locked_folder(folder) as locked:
             manifest = _start_manifest(content, locked, rebuild)
             _compute(content, folder, manifest, workers or reader_threads(), progress)
             write_image_encoder(folder, encoder)

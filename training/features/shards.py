@@ -35,7 +35,7 @@ _KEYS: Final = {
     "shards": dict,
     "skipped": list,
 }
-_FILES: Final = re.compile(r"features-\d{5,}\.npy|lonlat\.npy|rows\.npy|encoder\.pt")
+_FILES: Final = re.compile(r"features-\d{5,}\.npy|encoder\.pt|lonlat\.npy|rows\.npy")
 _CHUNK_BYTES: Final = 1 << 22  # of a file that are read at once
 
 
