@@ -168,7 +168,7 @@ def _fill_offsets(tags: list[Tag], index: TileIndex, start: int, *, band_major: 
 
 
 def plane_starts(index: TileIndex, *, band_major: bool) -> np.ndarray:
-    """Where each plane of each tile begins in the file, from the level's first on; (n, planes) int64."""
+    """Offsets of the planes of every tile from the level's first one, (n, planes) int64."""
     lengths = index.sizes.astype(np.int64) + 8
     order = lengths.T if band_major else lengths
     starts = (np.cumsum(order.ravel()) - order.ravel()).reshape(order.shape)
