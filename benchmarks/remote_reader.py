@@ -79,12 +79,13 @@ READERS = {"gdal": Gdal, "rio-tiler": RioTiler, "async-tiff": AsyncTiff}
 def main():
     reader = READERS[sys.argv[1]](sys.argv[2])
     for step in json.loads(sys.argv[3]):
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         try:
             outcome = {"sum": float(reader.run(step))}
         except Exception as error:  # whatever a foreign reader says belongs into the table
             outcome = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({**outcome, "seconds": time.perf_counter() - started}), flush=True)
+        spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
+        print(json.dumps({**outcome, **spent}), flush=True)
         sys.stdin.readline()
 
 

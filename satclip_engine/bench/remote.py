@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,7 @@ from satclip_engine.raster.tiff import (
 )
 from satclip_engine.raster.tiling import Tiling
 
+PIECE_BYTES = 1 << 20  # read and sent at once
 _SIZE_TAGS = (254, 256, 257)  # NewSubfileType, ImageWidth, ImageLength
 _FULL_RESOLUTION_TAGS = (305, GDAL_METADATA, *GEO_TAGS)  # Software, bands' tags, where the raster lies
 
@@ -33,7 +35,8 @@ class RangeServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ranges: list[tuple[int, int]] = []  # first byte and number of bytes of every answer with content
+        # First byte and number of bytes of every answer; 0 bytes of one without content (HEAD, 404).
+        self.ranges: list[tuple[int, int]] = []
         handler = type("Handler", (_RangeHandler,), {"server_state": self})
         self._server = _Server(("127.0.0.1", 0), handler)
 
@@ -77,6 +80,7 @@ class _RangeHandler(BaseHTTPRequestHandler):
     def _answer(self, *, with_content: bool) -> None:
         path = self.server_state.folder / Path(self.path).name
         if not path.is_file():
+            self.server_state.ranges.append((0, 0))
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -91,11 +95,15 @@ class _RangeHandler(BaseHTTPRequestHandler):
         if asked[1]:
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.end_headers()
+        self.server_state.ranges.append((first, last - first + 1 if with_content else 0))
         if with_content:
-            self.server_state.ranges.append((first, last - first + 1))
-            with path.open("rb") as file:
-                file.seek(first)
-                self.wfile.write(file.read(last - first + 1))
+            self._send(path, first, last + 1)
+
+    def _send(self, path: Path, first: int, end: int) -> None:
+        with path.open("rb") as file, contextlib.suppress(ConnectionError):  # a reader may have enough
+            file.seek(first)
+            while (position := file.tell()) < end:
+                self.wfile.write(file.read(min(PIECE_BYTES, end - position)))
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass

@@ -168,7 +168,7 @@ def _fill_offsets(tags: list[Tag], index: TileIndex, start: int, *, band_major: 
 
 
 def plane_starts(index: TileIndex, *, band_major: bool) -> np.ndarray:
-    """Where each plane of each tile begins in the file, from the level's first on; (n, planes) int64."""
+    """Offsets of the planes of every tile from the level's first one, (n, planes) int64."""
     lengths = index.sizes.astype(np.int64) + 8
     order = lengths.T if band_major else lengths
     starts = (np.cumsum(order.ravel()) - order.ravel()).reshape(order.shape)
@@ -293,12 +293,13 @@ def assemble(layout: CogLayout, indexes: list[TileIndex], spool: Spool, tiling: 
     try:
         _write(target, layout.head)
         for number in reversed(range(len(indexes))):
-            source = spool.descriptor(level_file(number))
             if tiling.band_major:
-                _copy_by_band(source, indexes[number], target, layout.starts[number])
-                continue
-            for offset, length in _runs(indexes[number]):
-                _copy(source, offset, target, length)
+                memory = min(TRANSPOSED_BYTES, tiling.memory)
+                _copy_by_band(spool, number, indexes[number], target, layout.starts[number], memory)
+            else:
+                source = spool.descriptor(level_file(number))
+                for offset, length in _runs(indexes[number]):
+                    _copy(source, offset, target, length)
         if os.fstat(target).st_size != layout.size:
             raise OutputError(f"{spool.output} has {os.fstat(target).st_size} bytes instead of {layout.size}")
         os.fsync(target)
@@ -316,30 +317,21 @@ def _runs(index: TileIndex) -> Iterator[tuple[int, int]]:
         yield int(index.offsets[first]), int(ends[last] - index.offsets[first])
 
 
-def _copy_by_band(source: int, index: TileIndex, target: int, start: int) -> None:
+def _copy_by_band(spool: Spool, level: int, index: TileIndex, target: int, start: int, memory: int) -> None:
     """Copy a level's tiles by band, in groups of tiles that are read once and written in a run a band."""
     starts = start + plane_starts(index, band_major=True)
-    lengths = index.sizes.astype(np.int64) + 8
-    groups = np.cumsum(index.lengths) // TRANSPOSED_BYTES
+    groups = np.cumsum(index.lengths) // memory
     edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), index.offsets.size]
     for first, last in itertools.pairwise(edges):
-        tiles = [
-            os.pread(source, length, offset)
-            for offset, length in zip(
-                index.offsets[first:last].tolist(), index.lengths[first:last].tolist(), strict=True
-            )
-        ]
-        ends = np.cumsum(lengths[first:last], axis=1)
-        for plane in range(lengths.shape[1]):
-            ranges = zip(
-                tiles,
-                (ends[:, plane] - lengths[first:last, plane]).tolist(),
-                ends[:, plane].tolist(),
-                strict=True,
-            )
+        tiles = [bytearray(length) for length in index.lengths[first:last].tolist()]
+        for tile, offset in zip(tiles, index.offsets[first:last].tolist(), strict=True):
+            spool.read(level_file(level), offset, memoryview(tile))
+        ends = np.cumsum(index.sizes[first:last].astype(np.int64) + 8, axis=1)
+        begins = np.concatenate([np.zeros((last - first, 1), np.int64), ends[:, :-1]], axis=1)
+        for plane in range(ends.shape[1]):
+            ranges = zip(tiles, begins[:, plane].tolist(), ends[:, plane].tolist(), strict=True)
             data = b"".join(tile[begin:end] for tile, begin, end in ranges)
             write_all(target, int(starts[first, plane]), data)
-    os.lseek(target, 0, os.SEEK_END)
 
 
 def _copy(source: int, offset: int, target: int, length: int) -> None:

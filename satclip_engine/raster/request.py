@@ -163,7 +163,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
         )
     interleaved = options.interleave == "pixel" and bands > 1
     planes = 1 if interleaved else bands
-    preferred = preferred_blocksize(bands * sample.bytes * codec.leaves, interleaved=interleaved)
+    preferred = preferred_blocksize(bands * sample.bytes, interleaved=interleaved)
     blocksize = options.blocksize
     if blocksize is None:
         blocksize = choose_blocksize(pixels.shape, planes, preferred)

@@ -23,7 +23,7 @@ from satclip_engine.progress import size_text
 
 BLOCKSIZES = (64, 128, 256, 512)  # what the default chooses from
 INTERLEAVED_BLOCKSIZES = (16, 32, *BLOCKSIZES)  # where a tile holds all bands
-INTERLEAVED_TILE_BYTES = 1 << 16  # that a compressed tile of all bands should not exceed: one short read
+INTERLEAVED_TILE_BYTES = 1 << 16  # of a tile of all bands, before compression: it stays one short read
 MAX_BLOCKSIZE = 1024
 DEFAULT_ENTRIES = 2_000_000  # tiles × planes up to which the default takes the smallest blocks
 # Of a tile index: 12 bytes each in the file, about 40 in memory while it is laid out.
@@ -166,11 +166,11 @@ def choose_blocksize(shape: tuple[int, int], planes: int, preferred: int = BLOCK
     return larger[-1]
 
 
-def preferred_blocksize(pixel_bytes: float, *, interleaved: bool) -> int:
+def preferred_blocksize(pixel_bytes: int, *, interleaved: bool) -> int:
     """Side of the tiles of a raster whose index is small anyway.
 
     Of planes, the smallest that compresses well. Where a tile holds all bands, the largest that stays a short
-    read, at `pixel_bytes` a compressed pixel.
+    read, at `pixel_bytes` a pixel.
     """
     if not interleaved:
         return BLOCKSIZES[0]

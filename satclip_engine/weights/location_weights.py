@@ -165,7 +165,6 @@ class LocationWeights:
     def save(self, path: str | os.PathLike[str], *, convention: Convention | None = None) -> None:
         """Write a `.safetensors`, or a `.ckpt` in the published layout; a file there is replaced whole.
 
-        A file that is there is replaced whole, a link is not followed.
         convention: None keeps these weights' own, and read_weights gives every tensor back bit by bit. One
             exception: the published code knows no orthonormal harmonics, so in a `.ckpt` such weights become
             `analytic` up to L = 20 and `closed-form` above, where its analytic polynomials are inexact. Any

@@ -117,11 +117,13 @@ def test_an_xarray_object_is_embedded(exact, atlas):
     np.testing.assert_array_equal(found.values, atlas.grid(resolution=5).values)
 
 
-def test_a_raster_is_written(atlas, tmp_path):
+@pytest.mark.parametrize("interleave", ["tile", "pixel"])
+def test_a_raster_is_written(atlas, tmp_path, interleave):
     import rasterio
 
     target = tmp_path / "world.tif"
-    se.write_raster(atlas.select("1-3"), target, se.make_grid(resolution=2), dtype="float32")
+    some, grid = atlas.select("1-3"), se.make_grid(resolution=2)
+    se.write_raster(some, target, grid, dtype="float32", interleave=interleave)
     with rasterio.open(target) as dataset:
         found, tags = dataset.read(), dataset.tags()
     np.testing.assert_array_equal(found, atlas.select("1-3").grid(resolution=2).values)

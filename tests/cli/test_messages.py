@@ -79,6 +79,7 @@ WRONG = {
     ],
     "scale": [["--scale", "pixel"], ["--scale", "common", "--dtype", "float16"]],
     "bands": [["--bands", "0-3"], ["--bands", "2,2"], ["--bands", "7"], ["--bands", "pca:7"]],
+    "interleave": [["--interleave", "line"]],
     "compress": [["--compress", "lzw"], ["--compress", "lerc", "--dtype", "float16"]],
     "blocksize": [
         ["--blocksize", "100"],
@@ -138,7 +139,7 @@ def test_a_wrong_value_is_one_line_that_names_its_option(pictures, weights, name
         (
             ["--blocksize", 16, "--resolution", 0.01],
             r"18000 × 36000 pixels of 6 bands make .* tiles of 16 pixels; .* use a coarser --resolution, "
-            r"a larger --blocksize \(up to 1024\), fewer --bands, or several files",
+            r"a larger --blocksize \(up to 1024\), fewer --bands, --interleave pixel, or several files",
         ),
         (
             ["--dtype", "float16", "--compress", "lerc"],
@@ -229,6 +230,7 @@ def _grid(**arguments: object) -> se.Grid:
         ("tolerance", lambda enc: enc.grid(_grid(), tolerance=1, exact=True)),
         ("out", lambda enc: enc.grid(_grid(), out=[])),
         ("dtype", lambda enc: write_raster(enc, "a.tif", _grid(), dtype="int7")),
+        ("interleave", lambda enc: write_raster(enc, "a.tif", _grid(), interleave="line")),
         ("compress", lambda enc: write_raster(enc, "a.tif", _grid(), compress="lzw")),
         ("compress", lambda enc: write_raster(enc, "a.tif", _grid(), compress="lerc", dtype="float16")),
         ("blocksize", lambda enc: write_raster(enc, "a.tif", _grid(), blocksize=100)),

@@ -13,6 +13,7 @@ from satclip_engine.raster.tiling import (
     check_blocksize,
     choose_blocksize,
     make_tiling,
+    preferred_blocksize,
     pyramid,
 )
 
@@ -123,6 +124,18 @@ def test_the_default_block_is_the_smallest_with_a_small_index():
     assert choose_blocksize((18000, 36000), 256) == 512
     for shape in ((720, 1440), (7200, 14400), (18000, 36000)):
         assert pyramid(shape, choose_blocksize(shape, 256))[0].tiles * 256 <= DEFAULT_ENTRIES
+
+
+def test_a_tile_of_all_bands_is_a_short_read():
+    sides = {
+        (bands, size): preferred_blocksize(bands * size, interleaved=True)
+        for bands, size in ((3, 1), (16, 1), (64, 1), (64, 2), (256, 1), (256, 4))
+    }
+    assert sides == {(3, 1): 128, (16, 1): 64, (64, 1): 32, (64, 2): 16, (256, 1): 16, (256, 4): 16}
+    assert all(side == 16 or side**2 * bands * size <= 1 << 16 for (bands, size), side in sides.items())
+    assert preferred_blocksize(256, interleaved=False) == choose_blocksize((720, 1440), 256) == 64
+    assert choose_blocksize((720, 1440), 1, 16) == 16
+    assert choose_blocksize((30_000, 60_000), 1, 16) == 32  # at most two million tiles
 
 
 @pytest.mark.parametrize("blocksize", [0, -64, 8, 65, 100, 2048, 64.0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -22,7 +21,6 @@ from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, UsageError
 from satclip_engine.geo.grid import make_grid
 from satclip_engine.options import INTERLEAVES
-from satclip_engine.progress import Silence
 from satclip_engine.quantize import SAMPLE_TYPES, Quantiser
 from satclip_engine.raster.spool import spool_folder
 from satclip_engine.raster.write import write_raster as write_raster_by_plan
@@ -347,20 +345,26 @@ def test_an_unwritable_folder_is_named(tiny, tmp_path):
         write_raster(tiny, folder / "out.tif", make_grid(**GRID))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float32"])
-def test_the_announced_size_is_right_or_slightly_high_overviews_included(tmp_path, dtype):
-    report_of: dict[str, str] = {}
+@pytest.mark.parametrize(
+    ("interleave", "dtype", "resolution", "bands"),
+    [
+        ("tile", "int8", 1.0, "1-32"),
+        ("tile", "float32", 1.0, "1-32"),
+        ("pixel", "int8", 2.0, "1-32"),
+        ("tile", "int8", 15.0, "1-3"),
+        ("pixel", "float32", 15.0, "1-3"),
+    ],
+)
+def test_the_announced_size_is_right_or_slightly_high_overviews_included(
+    tmp_path, monkeypatch, interleave, dtype, resolution, bands
+):
+    from satclip_engine.raster import write
 
-    class Heard(Silence):
-        def stage(self, text):
-            if match := re.search(r"take about ([\d.]+) MB", text):
-                report_of["size"] = match[1]
-
-    encoder = load("default", threads=2).select("1-32")
-    report = write_raster(
-        encoder, tmp_path / "out.tif", make_grid(resolution=1.0), dtype=dtype, blocksize=64, progress=Heard()
-    )
-    assert 0.99 <= float(report_of["size"]) * 1e6 / report.bytes <= 1.2
+    estimates, estimate = [], write.estimate_disk
+    monkeypatch.setattr(write, "estimate_disk", lambda *a: estimates.append(estimate(*a)) or estimates[0])
+    encoder, grid = load("default", threads=2).select(bands), make_grid(resolution=resolution)
+    report = write_raster(encoder, tmp_path / "out.tif", grid, dtype=dtype, interleave=interleave)
+    assert 0.99 <= estimates[0].file / report.bytes <= 1.2
 
 
 def test_a_raster_without_any_place_on_earth_is_a_usage_error(tiny, tmp_path):
