@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine._forks import Mutex
 from satclip_engine.atlas.file import AtlasFile, array_name, array_rows, open_file
 from satclip_engine.atlas.linear import Linear, Selection, head_certificate, sha256_of
 from satclip_engine.atlas.packing import undifferenced
@@ -179,7 +179,7 @@ def _absent_weights(file: AtlasFile) -> AbsentWeights:
 
 
 _opened: weakref.WeakValueDictionary[tuple[str, str], Codes] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_lock = Mutex()
 
 
 def open_field(source: Any, options: dict[str, Any] | None = None) -> AtlasField:

@@ -12,7 +12,6 @@ Zarr is imported when a file is opened.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine._optional import need
 from satclip_engine.atlas.global_zones import count_nodes
 from satclip_engine.atlas.packing import NODE_DTYPES, Packing
@@ -74,7 +74,7 @@ class Contents:
     def bands(self) -> int:
         return len(self.band_names)
 
-    @functools.cached_property
+    @cached_property
     def sha256(self) -> str:
         """Identifies what an atlas answers."""
         packing = [self.packing.dtype, self.packing.scale.tolist(), self.packing.offset.tolist()]
@@ -196,7 +196,7 @@ class AtlasFile:
             f"{array_name(zone)}, rows {rows.start} to {rows.stop - 1}",
         )
 
-    @functools.cached_property
+    @cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Covariance of the bands and mean square of their errors, (E, E) float64 each."""
         bands = self.contents.bands

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine.errors import UsageError
 from satclip_engine.weights.safetensors_file import tensors_sha256
 

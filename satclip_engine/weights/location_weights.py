@@ -17,7 +17,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine.errors import Argument, UsageError, WeightsError
 from satclip_engine.weights.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.conventions import (
