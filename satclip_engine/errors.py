@@ -14,6 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+# Control characters (C0, DEL, C1), line and paragraph separators, and marks that turn the direction of a
+# line, as they are written in Python. Bytes of names that are no UTF-8 (surrogates to Python) are bytes.
+_ESCAPES = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
+    **{code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))},
+    **{0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)},
+}
+_LINES = {**_ESCAPES, ord("\n"): "\n", ord("\t"): "\t"}
+
+
+def printable(text: str) -> str:
+    """The text without what could command a terminal: escaped, but for line ends and tabs."""
+    return text.translate(_LINES)
+
+
+def one_line(message: object) -> str:
+    """A message, a library's exception say, as one line of printable text."""
+    text = " ".join(str(message).split()).translate(_ESCAPES)
+    return text or type(message).__name__
+
 
 class Argument:  # dataclasses, imported for this alone, would triple the time to import the package
     """An argument that a message speaks of, alone or with the value to give: overwrite=True in Python."""
@@ -37,7 +57,7 @@ class SatclipError(Exception):
     exit_code = 1
 
     def __init__(self, *message: object, argument: str | None = None) -> None:
-        super().__init__("".join(map(str, message)))
+        super().__init__(printable("".join(map(str, message))))
         self.message, self.argument = message, argument
 
     def worded(self, option: Callable[[Argument], str | None]) -> str:
@@ -50,6 +70,7 @@ class SatclipError(Exception):
             option(piece) or str(piece) if isinstance(piece, Argument) else str(piece)
             for piece in self.message
         )
+        text = printable(text)
         name = option(Argument(self.argument)) if self.argument else None
         if name is None:
             return text

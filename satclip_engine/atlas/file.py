@@ -27,7 +27,7 @@ from satclip_engine._forks import cached_property
 from satclip_engine._optional import need
 from satclip_engine.atlas.global_zones import count_nodes
 from satclip_engine.atlas.packing import NODE_DTYPES, Packing
-from satclip_engine.errors import MissingExtra, WeightsError
+from satclip_engine.errors import MissingExtra, WeightsError, one_line
 from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.nodes import BLOCK_ROWS
 from satclip_engine.lattice.tolerance import Moments, Tolerance
@@ -218,7 +218,7 @@ class AtlasFile:
                 raise
             except Exception as error:  # of decoders, file systems, aiohttp, and whatever else fsspec uses
                 if not self.remote or attempt == _ATTEMPTS - 1:
-                    text = f"{self.source}: {what} cannot be read: {_line(error)}"
+                    text = f"{self.source}: {what} cannot be read: {one_line(error)}"
                     raise WeightsError(text) from error
             time.sleep(_PAUSE_SECONDS * 4**attempt)
         raise AssertionError
@@ -245,7 +245,7 @@ def open_file(source: str | os.PathLike[str], options: dict[str, Any] | None = N
     try:
         contents = Contents.from_attributes(attributes)
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: the atlas is damaged: {_line(error)}") from error
+        raise WeightsError(f"{name}: the atlas is damaged: {one_line(error)}") from error
     return AtlasFile(name, options or {}, group, contents)
 
 
@@ -262,16 +262,11 @@ def _opened(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     except MissingExtra:
         raise
     except ImportError as error:
-        raise MissingExtra(f"{name} needs another library: {_line(error)}") from error
+        raise MissingExtra(f"{name} needs another library: {one_line(error)}") from error
     except FileNotFoundError as error:
         raise WeightsError(f"{name}: no Zarr group is there") from error
     except Exception as error:  # as in AtlasFile._read
-        raise WeightsError(f"{name} cannot be read as an atlas: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{name} cannot be read as an atlas: {one_line(error)}") from error
 
 
 def square(triangle: np.ndarray) -> np.ndarray:
