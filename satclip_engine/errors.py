@@ -14,25 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-# Control characters (C0, DEL, C1), line and paragraph separators, and marks that turn the direction of a
-# line, as they are written in Python. Bytes of names that are no UTF-8 (surrogates to Python) are bytes.
-_ESCAPES = {
-    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
-    **{code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))},
-    **{0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)},
-}
-_LINES = {**_ESCAPES, ord("\n"): "\n", ord("\t"): "\t"}
-
-
-def printable(text: str) -> str:
-    """The text without what could command a terminal: escaped, but for line ends and tabs."""
-    return text.translate(_LINES)
-
-
-def one_line(message: object) -> str:
-    """A message, a library's exception say, as one line of printable text."""
-    text = " ".join(str(message).split()).translate(_ESCAPES)
-    return text or type(message).__name__
+_UNPRINTED = ("Cc", "Cf", "Zl", "Zp")  # Unicode's categories of control characters and line ends
 
 
 class Argument:  # dataclasses, imported for this alone, would triple the time to import the package
@@ -49,6 +31,30 @@ def listed(arguments: Sequence[Argument]) -> list[str | Argument]:
     """Pieces of a message: one and two and three."""
     pieces = [piece for argument in arguments for piece in (" and ", argument)]
     return pieces[1:]
+
+
+def printable(text: str) -> str:
+    """Text without what terminals obey: control characters, which files and their names may hold, as escapes.
+
+    Bytes of file names that are no UTF-8 become escapes, too. Lines stay lines.
+    """
+    if text.isprintable():
+        return text
+    try:
+        text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # other halves of characters
+        text = text.encode(errors="backslashreplace").decode()
+    import unicodedata
+
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in _UNPRINTED and letter != "\n" else letter
+        for letter in text
+    )
+
+
+def one_line(message: object) -> str:
+    """A message, a library's exception say, as one line of printable text."""
+    return printable(" ".join(str(message).split())) or type(message).__name__
 
 
 class SatclipError(Exception):

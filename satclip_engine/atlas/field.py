@@ -12,7 +12,8 @@ import numpy as np
 
 from satclip_engine import _C
 from satclip_engine._forks import Mutex
-from satclip_engine.atlas.file import AtlasFile, array_name, array_rows, open_file
+from satclip_engine.atlas.file import AtlasFile, open_file
+from satclip_engine.atlas.layout import array_name, array_rows
 from satclip_engine.atlas.linear import Linear, Selection, head_certificate, sha256_of
 from satclip_engine.atlas.packing import undifferenced
 from satclip_engine.backends.protocols import Call
@@ -50,20 +51,13 @@ class Codes(BlockNodes):
         for top in range(0, len(stored), BLOCK_ROWS):
             for left in range(0, len(columns), BLOCK_COLUMNS):
                 chunk = stored[top : top + BLOCK_ROWS, left : left + BLOCK_COLUMNS]
-                if self._missing(chunk):
-                    down, across = (first + top) // BLOCK_ROWS, (columns.start + left) // BLOCK_COLUMNS
-                    raise WeightsError(
-                        f"{self.file.source}: the atlas is incomplete: "
-                        f"chunk {array_name(zone)}/c/{down}/{across}/0 is missing"
-                    )
                 if self._packing.dtype == "int16":
                     chunk[...] = undifferenced(chunk)
+        if self._packing.dtype != "int16" and not np.isfinite(stored).all():
+            raise WeightsError(
+                f"{self.file.source}: the atlas is damaged: {array_name(zone)} has nodes that are not finite"
+            )
         return stored
-
-    def _missing(self, chunk: np.ndarray) -> bool:
-        """True where the file has no such chunk: Zarr gives the fill value without a word."""
-        band = chunk[..., 0]
-        return bool((band == self._packing.fill).all() if band.dtype == np.int16 else np.isnan(band).all())
 
 
 class StoredNodes(BlockNodes):

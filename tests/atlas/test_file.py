@@ -211,12 +211,19 @@ def test_what_is_no_atlas_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"version": 2}, "atlas of format version 2, this software reads 1"),
-        ({"scale": [1.0]}, "its bands do not agree"),
-        ({"zones": []}, "its zones do not cover the Earth"),
-        ({"zones": [{"south": 0}]}, "damaged"),
-        ({"dtype": "int8"}, "its dtype is int8"),
-        ({"certificate": None}, "damaged"),
+        ({"version": 1}, "atlas of format version 1, this software reads 2"),
+        ({"scale": [1.0]}, "scale: expected a list of 8 items, one a band, found [1.0]"),
+        ({"zones": []}, "zones: expected a list of 1 to 64 items, found []"),
+        ({"zones": [{"south": 0}]}, "zones[0].north: missing"),
+        ({"dtype": "int8"}, "dtype: expected one of int16, float16, float32, found 'int8'"),
+        (
+            {"dtype": "\x1b]0;mine\x07"},
+            r"dtype: expected one of int16, float16, float32, found '\x1b]0;mine\x07'",
+        ),
+        ({"certificate": None}, "certificate: expected a dictionary, found None"),
+        ({"reach": float("nan")}, "reach: expected a number from 0 to 1e+37, found nan"),
+        ({"band_names": ["a\0b"] + ["c"] * 7}, "band_names[0]: expected at most 200 printable letters"),
+        ({"software": "another one"}, "do not have the sha256 that attributes_sha256 states"),
     ],
 )
 def test_damaged_attributes_are_refused(copied, attributes, words):
