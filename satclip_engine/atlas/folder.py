@@ -146,7 +146,9 @@ class Folder:
             self._made = True
             self._open.enter_context(_held(self.temporary))
             self._group = library.open_group(
-                library.storage.LocalStore(self.temporary), mode="w", zarr_format=3
+                library.storage.LocalStore(self.temporary),
+                mode="a",  # "w" makes the folder anew, which is held
+                zarr_format=3,
             )
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
