@@ -69,7 +69,7 @@ def test_every_value_of_the_metadata_is_read_right_or_refused(copied: Path) -> N
     content = metadata(copied)
     expected = se.load(copied)(PARIS), se.load(copied).with_head(HEAD)(PARIS)
     cases = [(at, value) for at in with_values(content) for value in REPLACEMENTS]
-    order, counts = np.random.default_rng(0).permutation(len(cases)), {"right": 0, "refused": 0}
+    order, messages = np.random.default_rng(0).permutation(len(cases)), []
     for number in order[:500]:
         at, value = cases[number]
         (copied / "zarr.json").write_text(json.dumps(replaced(content, at, value)))
@@ -77,13 +77,12 @@ def test_every_value_of_the_metadata_is_read_right_or_refused(copied: Path) -> N
             atlas = se.load(copied)
             answers = atlas(PARIS), atlas.with_head(HEAD)(PARIS)
         except WeightsError as error:
-            counts["refused"] += 1
-            assert str(error).isprintable(), (at, value)
+            messages.append(str(error))
         else:
-            counts["right"] += 1
             for answer, right in zip(answers, expected, strict=True):
                 np.testing.assert_array_equal(answer, right, err_msg=str((at, value)))
-    assert min(counts.values()) > 10
+    assert all(map(str.isprintable, messages))
+    assert 10 < len(messages) < 490
 
 
 @pytest.mark.parametrize(
