@@ -53,8 +53,9 @@ def printable(text: str) -> str:
 
 
 def one_line(message: object) -> str:
-    """A message, a library's exception say, as one line of printable text."""
-    return printable(" ".join(str(message).split())) or type(message).__name__
+    """A message as one line of printable text; an exception without any is its name."""
+    text = printable(" ".join(str(message).split()))
+    return type(message).__name__ if isinstance(message, BaseException) and not text else text
 
 
 class SatclipError(Exception):

@@ -164,10 +164,13 @@ def checked_store(store: Any, source: str) -> Any:
 def _checked_store_class() -> Any:
     library = zarr()
 
-    class CheckedStore(library.storage.WrapperStore):  # type: ignore[misc]  # Zarr is optional
+    base: Any = library.storage.WrapperStore  # Zarr is optional
+
+    class CheckedStore(base):
         def __init__(self, store: Any, source: str) -> None:
             super().__init__(store)
-            self.source, self.sums = source, None
+            self.source = source
+            self.sums: ChunkSums | None = None
             self.layouts: Mapping[str, Layout] = {}
 
         def _with_store(self, store: Any) -> Any:

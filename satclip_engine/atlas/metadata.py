@@ -55,7 +55,7 @@ def choice(*choices: object) -> Check:
     """One of a few texts or numbers."""
 
     def check(value: Any, bands: int) -> None:
-        if not any(value == one and type(value) is type(one) for one in choices):
+        if not any(value == other and type(value) is type(other) for other in choices):
             raise ValueError(f": expected one of {', '.join(map(str, choices))}, found {shown(value)}")
 
     return check

@@ -111,7 +111,7 @@ class _Tuple:
 
     def __init__(self, parts: list[Any], where: str) -> None:
         self.parts = parts
-        self.count = 1 + sum(part.count if isinstance(part, _Tuple) else 1 for part in parts)
+        self.count: int = 1 + sum(value.count if isinstance(value, _Tuple) else 1 for value in parts)
         if self.count > _MAX_TUPLE_PARTS:
             raise WeightsError(f"{where}: refused: its pickle has tuples within tuples without end")
 
@@ -125,7 +125,7 @@ def persistent_ids(file: BinaryIO, where: str) -> Iterable[Any]:
     The pickle's machine is followed as far as tuples, texts and numbers go; everything else is one value.
     """
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name == "MARK":
@@ -142,11 +142,11 @@ def persistent_ids(file: BinaryIO, where: str) -> Iterable[Any]:
 
 
 def _popped(stack: list[Any], kinds: list[str]) -> list[Any]:
-    """What an opcode takes from the stack: values above the last mark, and a value each for other kinds."""
+    """Values that an opcode takes from the stack: those above the last mark, and a value each for other kinds."""
     parts: list[Any] = []
     if "stackslice" in kinds:
-        while (part := stack.pop()) is not _MARK:
-            parts.append(part)
+        while (value := stack.pop()) is not _MARK:
+            parts.append(value)
         kinds = [kind for kind in kinds if kind not in ("mark", "stackslice", "any")]
     parts.extend(stack.pop() for _ in kinds)
     return parts[::-1]

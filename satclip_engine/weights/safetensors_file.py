@@ -62,7 +62,7 @@ def read_safetensors(path: Path, where: str) -> Stored:
         spans = _Spans(data_size, where)
 
         def fetch(key: str) -> np.ndarray:
-            entry = _Entry.of(header[key], data_size, f"{where}: {key}")
+            entry = _TensorEntry.of(header[key], data_size, f"{where}: {key}")
             spans.add(entry)
             return entry.read(file, start)
 
@@ -89,17 +89,17 @@ def read_safetensors(path: Path, where: str) -> Stored:
 def encode_safetensors(stored: Stored) -> bytes:
     """Bytes of a `.safetensors` file that read_safetensors gives back bit by bit."""
     tensors = {name: np.ascontiguousarray(value) for name, value in stored.tensors.items()}
-    stated = replace(stored, convention=stored.convention or "analytic")
+    convention: Convention = stored.convention or "analytic"
     metadata = {
         "satclip_format": str(FORMAT_VERSION),
         "L": str(math.isqrt(tensors["layers.0.weight"].shape[1])),
-        "convention": stated.convention,
+        "convention": convention,
         "w0_first": repr(stored.w0[0]),
         "w0_hidden": repr(stored.w0[1]),
         "hyper_parameters": json.dumps(plain(stored.hyper_parameters)),
         "provenance": json.dumps(plain(stored.extras)),
         "tensors_sha256": tensors_sha256(tensors),
-        "function_sha256": _function_sha256(stated),
+        "function_sha256": _function_sha256(replace(stored, convention=convention)),
     }
     if stored.harmonics:
         metadata["harmonics"] = stored.harmonics
@@ -181,7 +181,7 @@ def _check_metadata(metadata: Any, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _TensorEntry:
     """A tensor as the header claims it, checked before any memory is allocated."""
 
     dtype: str
@@ -191,7 +191,7 @@ class _Entry:
     key: str
 
     @classmethod
-    def of(cls, content: Any, data_size: int, key: str) -> _Entry:
+    def of(cls, content: Any, data_size: int, key: str) -> _TensorEntry:
         try:
             dtype, shape, (begin, end) = content["dtype"], tuple(content["shape"]), content["data_offsets"]
             sound = isinstance(dtype, str) and all(map(_is_count, (*shape, begin, end)))
@@ -239,7 +239,7 @@ class _Spans:
         self._data_size, self._where, self._ends = data_size, where, {0: 0}  # by begin
         self._begins = [0]
 
-    def add(self, entry: _Entry) -> None:
+    def add(self, entry: _TensorEntry) -> None:
         if entry.begin == entry.end:
             return
         index = bisect.bisect_right(self._begins, entry.begin)
