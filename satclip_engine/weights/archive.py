@@ -142,7 +142,7 @@ def persistent_ids(file: BinaryIO, where: str) -> Iterable[Any]:
 
 
 def _popped(stack: list[Any], kinds: list[str]) -> list[Any]:
-    """Values that an opcode takes from the stack: those above the last mark, and a value each for other kinds."""
+    """Values that an opcode takes from the stack: those above the last mark, and one for each other kind."""
     parts: list[Any] = []
     if "stackslice" in kinds:
         while (value := stack.pop()) is not _MARK:
