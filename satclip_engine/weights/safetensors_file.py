@@ -47,6 +47,7 @@ _TENSOR_DTYPES: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"
 _MAX_HEADER_BYTES: Final = 8_000_000  # a thousand tensors take 0.1 MB; parsing takes a second
 _MAX_DIMENSIONS: Final = 8
 _MAX_ITEMS: Final = 1 << 31  # along a dimension
+_MAX_KEY_LETTERS: Final = 200  # of a key in a message
 _ALIGNMENT: Final = 8  # of the first tensor's bytes
 _DTYPE_NAMES: Final = {2: "F16", 4: "F32", 8: "F64"}  # by bytes of an item
 _OUR_METADATA: Final = ("satclip_format", "L", "convention", "basis", "harmonics", "w0_first", "w0_hidden")
@@ -58,6 +59,7 @@ def read_safetensors(path: Path, where: str) -> Stored:
         header, start = _read_header(file, path.stat().st_size, where)
         metadata = header.pop("__metadata__", {})
         _check_metadata(metadata, where)
+        _check_entries(header, where)
         data_size = path.stat().st_size - start
         spans = _Spans(data_size, where)
 
@@ -178,6 +180,16 @@ def _check_metadata(metadata: Any, where: str) -> None:
     for name, value in metadata.items():
         if not isinstance(value, str):
             raise WeightsError(f"{where}: metadata {name}: expected text, found {shown(value)}")
+
+
+def _check_entries(header: Mapping[str, Any], where: str) -> None:
+    """Refuse a header that holds anything but tensors: metadata under a damaged name would be lost."""
+    for key, entry in header.items():
+        if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+            raise WeightsError(
+                f"{where}: {key[:_MAX_KEY_LETTERS]}: damaged: expected dtype, shape and data_offsets, "
+                f"found {shown(entry)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,7 @@ def entry(**values: Any) -> Callable[[dict[str, Any]], object]:
         (lambda h: h["__metadata__"].update(harmonics="published"), "damaged: its tensors with their"),
         (lambda h: h["__metadata__"].update(convention="orthonormal"), "damaged: its tensors with their"),
         (lambda h: h["__metadata__"].pop("convention"), "damaged: its tensors with their"),
+        (lambda h: h.update(__metedata__=h.pop("__metadata__")), "__metedata__: damaged: expected dtype"),
         (lambda h: h["__metadata__"].update(w0_first="9" * 5000), "expected a positive number"),
     ],
 )
