@@ -35,6 +35,7 @@ from satclip_engine.atlas.layout import (
     ChunkSums,
     Layout,
     array_name,
+    bounded_options,
     checked_store,
     chunks_of,
     statistics_layout,
@@ -277,7 +278,9 @@ def _opened(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     try:
         if "://" in name:
             need("fsspec", extra="atlas", why="an atlas at a URL")
-            store = library.storage.FsspecStore.from_url(name, storage_options=options, read_only=True)
+            store = library.storage.FsspecStore.from_url(
+                name, storage_options=bounded_options(name, options), read_only=True
+            )
         else:
             store = library.storage.LocalStore(name, read_only=True)
         group = library.open_group(checked_store(store, name), mode="r", zarr_format=3)

@@ -24,6 +24,7 @@ STATISTICS: Final = "statistics"
 METADATA: Final = "zarr.json"
 _ZSTD_LEVEL = 5  # of zstd: 9 takes ten times as long for 2 % less
 _MAX_METADATA_BYTES: Final = 64 << 20  # 256 bands and 20,000 chunks take 0.2 MB
+_READ_BYTES: Final = 1 << 16  # of a web server's answer at once
 _SUM_BYTES, _BLOSC_HEADER_BYTES = 4, 16
 
 
@@ -150,6 +151,36 @@ def _last_sum(path: Path) -> int:
     with path.open("rb") as file:
         file.seek(-_SUM_BYTES, os.SEEK_END)
         return int.from_bytes(file.read(_SUM_BYTES), "little")
+
+
+def bounded_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a URL's file system with which answers of any length are not read to their end.
+
+    Other protocols than HTTP give no more than the bytes that are asked for; a web server may.
+    """
+    if not url.startswith(("http://", "https://")):
+        return options
+    client = {"response_class": _bounded_response_class(), **options.get("client_kwargs", {})}
+    return {**options, "client_kwargs": client}
+
+
+@functools.cache
+def _bounded_response_class() -> Any:
+    base: Any = need("aiohttp", extra="atlas", why="an atlas at a URL").ClientResponse
+
+    class BoundedResponse(base):
+        async def read(self) -> bytes:
+            content = bytearray()
+            async for piece in self.content.iter_chunked(_READ_BYTES):
+                content += piece
+                if max(len(content), self.content_length or 0) > _MAX_METADATA_BYTES:
+                    self.close()
+                    raise WeightsError(
+                        f"{self.url}: more than the {_MAX_METADATA_BYTES} bytes that an atlas's file can have"
+                    )
+            return bytes(content)
+
+    return BoundedResponse
 
 
 def checked_store(store: Any, source: str) -> Any:

@@ -69,8 +69,10 @@ def test_only_chunks_that_are_needed_are_read(atlas_path, monkeypatch):
 class _Handler(SimpleHTTPRequestHandler):
     asked: list[str]
     broken = False
+    folder: str | None = None
 
     def do_GET(self):
+        self.directory = self.folder or self.directory
         self.asked.append(self.path)
         if self.broken and "/c/" in self.path:
             self.send_error(503)
@@ -134,6 +136,25 @@ def test_over_http_errors_are_sentences(server, monkeypatch):
     handler.broken = False
     assert np.isfinite(remote(PARIS)).all()  # as soon as it can
     assert "cannot be read as an atlas" in refusal("http://127.0.0.1:1/earth.zarr")
+
+
+@pytest.mark.parametrize("victim", ["zarr.json", "zone00/c/1/1/0"])
+def test_over_http_files_without_end_are_refused(server, copied, victim):
+    handler, address = server
+    handler.folder = str(copied.parent)
+    with (copied / victim).open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(WeightsError, match="more than the"):
+        se.load(f"{address}/copy.zarr")(places(500))
+
+
+def test_over_http_chunks_of_another_place_are_noticed(server, copied):
+    handler, address = server
+    handler.folder = str(copied.parent)
+    first, second = (copied / "zone00" / "c" / "1" / name / "0" for name in "01")
+    shutil.copyfile(first, second)
+    with pytest.raises(WeightsError, match="is a chunk of another place or atlas"):
+        se.load(f"{address}/copy.zarr")(places(500))
 
 
 def test_any_file_system_of_fsspec_will_do(atlas_path, atlas):
