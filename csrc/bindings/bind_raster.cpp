@@ -70,7 +70,8 @@ void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const s
         "tiles: expected (tiles, " + std::to_string(block.bands) + ", side, side) with side at most 1024");
     require(tiles.shape(0) == (block.columns + side - 1) / side,
             "tiles: their number does not match the pixels' columns");
-    require(first_row >= 0 && block.rows <= side && first_row <= side - block.rows, "first_row: the rows do not fit the tiles");
+    require(first_row >= 0 && block.rows <= side && first_row <= side - block.rows,
+            "first_row: the rows do not fit the tiles");
     require(predictor == 1 || (predictor == 2 && integer) || (predictor == 3 && !integer),
             "predictor: 1, 2 for integers or 3 for floats");
     if (integer)

@@ -118,8 +118,10 @@ class AtlasField:
             raise UsageError(*message, argument="tolerance")
 
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> AtlasField:
-        head = checked_head(weight, bias, self.embed_dim)
-        return AtlasField(self.codes, self.linear.compose(*head, self.file.contents.bands))
+        bands = self.file.contents.bands
+        composed = self.linear.compose(*checked_head(weight, bias, self.embed_dim), bands)
+        checked_head(composed.weight, composed.bias, bands)  # a head on a head may be too large
+        return AtlasField(self.codes, composed)
 
     def select(self, index: Sequence[int]) -> AtlasField:
         return AtlasField(self.codes, self.linear.select(np.asarray(index, np.int64)))

@@ -186,6 +186,14 @@ def test_sums_name_every_chunk(copied: Path) -> None:
         assert base64.b64decode(text) == b"".join(file.read_bytes()[-4:] for file in files)
 
 
+def test_heads_beyond_float32_are_refused(atlas) -> None:
+    for head in (np.full((1, 8), 1e39), np.full((1, 8), 3e38)):
+        with pytest.raises(UsageError, match="larger than float32 can hold"):
+            atlas.with_head(head)
+    with pytest.raises(UsageError, match="larger than float32 can hold"):
+        atlas.with_head(np.full((1, 8), 1e30)).with_head([[1e30]])
+
+
 # -- writing
 
 
