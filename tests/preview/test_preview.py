@@ -246,3 +246,10 @@ def test_a_picture_that_fails_to_save_leaves_nothing(encoder, tmp_path, monkeypa
     with pytest.raises(OutputError, match="No space left on device"):
         write_preview(encoder, tmp_path / "a.png", grid=make_grid(resolution=5))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_titles_of_several_lines_and_control_characters_are_drawn_as_escapes_in_one(encoder):
+    grid = make_grid(resolution=30)
+    drawn = render_preview(encoder, grid, title="a\x1b[31m\nb", source="c\x00\nd")
+    escaped = render_preview(encoder, grid, title=r"a\x1b[31m b", source=r"c\x00 d")
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(escaped))
