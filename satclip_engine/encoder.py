@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from satclip_engine import backends
+from satclip_engine._forks import Mutex
 from satclip_engine.arrays.bands import band_names, component_count, parse_bands
 from satclip_engine.backends.buffers import aligned, check_out, kernel_order
 from satclip_engine.backends.protocols import BatchHints, Call, Prepared
@@ -134,7 +134,7 @@ class Encoder:
         self._field, self._head = field, head
         self._names = list(band_names(field.embed_dim) if names is None else names)
         self._threads = checked_threads(threads)
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._network: Prepared | None = None
         self._planner: Planner | None = None
         self._selections: OrderedDict[tuple[Any, ...], Encoder] = OrderedDict()

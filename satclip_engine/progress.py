@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from satclip_engine.errors import printable
+
 _LINE_SECONDS = 30.0  # between plain lines
 
 
@@ -82,7 +84,7 @@ class Lines:
     def finish(self) -> None: ...
 
     def _say(self, text: str) -> None:
-        print(f"{self._command}: {text}", file=self._stream, flush=True)
+        print(f"{self._command}: {printable(text)}", file=self._stream, flush=True)
 
 
 class Bar:
@@ -101,7 +103,7 @@ class Bar:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}", justify="right"),
@@ -125,9 +127,9 @@ class Bar:
             self._bar.update(self._task, rate=rate_text(speed, self._unit))
 
     def stage(self, text: str) -> None:
-        self._text, _, announced = text.partition("; ")
+        self._text, _, announced = printable(text).partition("; ")
         if announced:  # too long beside a bar, and worth keeping
-            self._console.print(f"{self._command}: {announced}", highlight=False)
+            self._console.print(f"{self._command}: {announced}", highlight=False, markup=False)
         if self._bar is None:
             self._show()
         task = self._bar.tasks[0]

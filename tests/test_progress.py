@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from satclip_engine import progress
+from satclip_engine.errors import DataError, UsageError, WeightsError, one_line, printable
 
 
 class Terminal(io.StringIO):
@@ -63,3 +64,30 @@ def test_rates_have_three_digits(value, text):
 @pytest.mark.parametrize(("value", "text"), [(3.21, "3.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_durations_have_the_units_people_use(value, text):
     assert progress.duration_text(value) == text
+
+
+HOSTILE = "a\x1b]0;mine\x07b\x9b2J\u202ec [red]d"
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_a_stage_that_speaks_of_a_file_commands_no_terminal(monkeypatch, kind):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = kind()
+    bar = progress.progress_for(stream, quiet=False)
+    bar.start(10)
+    bar.stage(f"{HOSTILE}; {HOSTILE}")
+    bar.finish()
+    shown = stream.getvalue()
+    assert "\x1b]0;" not in shown
+    assert not set("\x07\x9b\u202e") & set(shown)
+    assert r"a\x1b]0;mine\x07b\x9b2J\u202ec [red]d" in shown
+
+
+def test_messages_show_control_characters_of_files_as_escapes():
+    for message in (UsageError(HOSTILE, "\nsecond"), WeightsError(HOSTILE), DataError(HOSTILE)):
+        assert r"a\x1b]0;mine\x07b\x9b2J\u202ec" in str(message)
+        assert r"a\x1b]0;mine\x07b\x9b2J\u202ec" in message.worded(lambda _: None)
+    assert one_line(ValueError(" a\n\x00 b ")) == r"a \x00 b"
+    assert one_line(ValueError()) == "ValueError"
+    assert printable("Zürich\n\udcff") == "Zürich\n\\xff"

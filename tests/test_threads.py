@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from satclip_engine import load
+from satclip_engine._forks import Mutex
 from satclip_engine.backends.protocols import Call
 
 PLACES = np.stack([np.linspace(-180, 180, 3000), np.linspace(-90, 90, 3000)], 1)
@@ -53,6 +55,72 @@ def test_a_forked_child_computes_after_its_parent_did():
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail("the child did not finish: threads did not survive the fork")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_children_forked_while_a_thread_computes_never_hang():
+    enc, forks = load("default-l10", threads=1), 25
+    grid = enc.grid(resolution=30)
+    expected = grid.sel(band=["e007", "e002"]).values
+    stopped = threading.Event()
+
+    def compute() -> None:
+        random = np.random.default_rng(0)
+        while not stopped.is_set():  # another selection each time: prepared, hashed and put into caches anew
+            bands = random.permutation(256)[:2].tolist()
+            load("default-l10", threads=1).grid(resolution=30, bands=bands).compute()
+
+    threads = [threading.Thread(target=compute) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(forks):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)  # which ends the child, hanging or not
+                with contextlib.suppress(BaseException):
+                    values = enc.grid(resolution=30, bands=["e007", "e002"]).values
+                    hashes = {enc.sha256, enc.select("3-4").sha256, load("default-l10").sha256}
+                    os._exit(0 if np.array_equal(values, expected) and len(hashes) == 2 else 1)
+                os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_of_a_thread_that_holds_a_lock_finds_it_open():
+    mutex = Mutex()
+    with mutex:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            with mutex:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_import_in_a_subinterpreter_is_refused_instead_of_waiting_for_ever():
+    interpreters = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    code = f"""
+        import {interpreters} as interpreters
+        script = '''
+        try:
+            import satclip_engine._C
+        except ImportError as error:
+            print(error, flush=True)
+        '''
+        import textwrap
+        interpreters.run_string(interpreters.create(), textwrap.dedent(script))
+        import satclip_engine._C
+        print("imported in the main one", flush=True)
+    """
+    done = run_python(code)
+    refusal, imported = done.stdout.splitlines()
+    assert "main interpreter of a process only" in refusal or "subinterpreter" in refusal
+    assert imported == "imported in the main one"
 
 
 @pytest.mark.parametrize(

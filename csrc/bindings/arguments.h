@@ -19,8 +19,11 @@ namespace satclip::bindings {
 
 namespace py = pybind11;
 
-using InDoubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
-using InFloats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+// What is passed is copied where it has another type, has gaps or is not aligned.
+constexpr int kConverted =
+    py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+using InDoubles = py::array_t<double, kConverted>;
+using InFloats = py::array_t<float, kConverted>;
 
 constexpr py::ssize_t kMaxOutputs = 1 << 24;  // of a layer: the kernels count units in int
 constexpr py::ssize_t kMaxColumns = std::numeric_limits<std::int32_t>::max();
@@ -75,17 +78,22 @@ inline void check_latitudes(const double* lat, ptrdiff_t count, ptrdiff_t step) 
     }
 }
 
+inline bool aligned(const void* data, std::size_t bytes) {
+    return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+}
+
 inline std::string shape_text(const py::array& a) {
     std::string text = "(";
     for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
     return text + ")";
 }
 
-// A writable float32 array of that shape whose last axis is contiguous; strides in floats.
+// A writable, aligned float32 array of that shape whose last axis is contiguous; strides in floats.
 inline float* output(const py::array& out, const std::vector<py::ssize_t>& shape,
                      std::vector<ptrdiff_t>& strides) {
     bool right = out.ndim() == static_cast<py::ssize_t>(shape.size()) &&
-                 py::isinstance<py::array_t<float>>(out) && out.writeable();
+                 py::isinstance<py::array_t<float>>(out) && out.writeable() &&
+                 aligned(out.data(), sizeof(float));
     for (size_t i = 0; right && i < shape.size(); ++i) right = out.shape(i) == shape[i];
     strides.assign(shape.size(), 0);
     const bool empty = out.size() == 0;  // NumPy's strides of empty arrays mean nothing
@@ -97,7 +105,7 @@ inline float* output(const py::array& out, const std::vector<py::ssize_t>& shape
         std::string expected;
         for (size_t i = 0; i < shape.size(); ++i) expected += (i ? ", " : "") + std::to_string(shape[i]);
         throw py::value_error("out must be a writable float32 array of shape (" + expected +
-                              ") with a contiguous last axis, not " +
+                              ") with a contiguous last axis, aligned to 4 bytes, not " +
                               py::str(out.dtype()).cast<std::string>() + " " + shape_text(out));
     }
     return static_cast<float*>(const_cast<void*>(out.data()));

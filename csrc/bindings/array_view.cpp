@@ -162,13 +162,25 @@ std::vector<Stencil> stencils_along(const char* name, const py::object& axis_pos
 
 }  // namespace
 
-View view_of(const py::object& array, const char* name, std::uintptr_t stream) {
+namespace {
+
+View any_view(const py::object& array, const char* name, std::uintptr_t stream) {
     if (py::isinstance<py::array>(array)) return of_numpy(py::reinterpret_borrow<py::array>(array), name);
     if (py::hasattr(array, "__dlpack__")) return of_dlpack(array, name, stream);
     if (py::hasattr(array, "__cuda_array_interface__")) return of_interface(array, name, stream);
     throw py::type_error(std::string(name) +
                          " must be a NumPy array or have __dlpack__ or __cuda_array_interface__, not " +
                          py::str(py::type::of(array)).cast<std::string>());
+}
+
+}  // namespace
+
+View view_of(const py::object& array, const char* name, std::uintptr_t stream) {
+    View view = any_view(array, name, stream);
+    if (view.type && !aligned(view.data, bytes_of(*view.type)))
+        throw py::value_error(std::string(name) + " must be aligned to its items of " +
+                              std::to_string(bytes_of(*view.type)) + " bytes");
+    return view;
 }
 
 PixelStore store_of(const View& out, std::size_t rows, std::size_t columns, std::size_t bands,

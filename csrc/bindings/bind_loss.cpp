@@ -14,7 +14,7 @@ satclip::Contrast contrast(const InFloats& a, const InFloats& b, double scale, p
     if (a.ndim() != 2 || b.ndim() != 2 || a.shape(1) != b.shape(1) || a.shape(1) < 1)
         throw py::value_error("expected a (n, E) and b (N, E), found " + shape_text(a) + " and " +
                               shape_text(b));
-    if (offset < 0 || offset + a.shape(0) > b.shape(0))
+    if (offset < 0 || a.shape(0) > b.shape(0) || offset > b.shape(0) - a.shape(0))
         throw py::value_error("the partners of a's " + std::to_string(a.shape(0)) + " rows from row " +
                               std::to_string(offset) + " of b on are not all among its " +
                               std::to_string(b.shape(0)));

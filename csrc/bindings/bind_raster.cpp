@@ -6,6 +6,7 @@
 #include "arguments.h"
 
 using namespace satclip::raster;
+using satclip::bindings::InFloats;
 using satclip::bindings::kernels_named;
 namespace py = pybind11;
 
@@ -23,6 +24,10 @@ Block block_of(const py::array& pixels) {
     const auto bands = pixels.shape(2);
     constexpr py::ssize_t size = sizeof(float);
     require(pixels.shape(0) > 0 && pixels.shape(1) > 0 && bands > 0, "pixels: empty");
+    constexpr py::ssize_t most = std::numeric_limits<int>::max() / 2;  // the kernels count in int
+    require(pixels.shape(0) <= most && pixels.shape(1) <= most && bands <= most,
+            "pixels: at most " + std::to_string(most) + " each way");
+    require(satclip::bindings::aligned(pixels.data(), sizeof(float)), "pixels: not aligned to 4 bytes");
     require((bands == 1 || pixels.strides(2) == size) &&
                 (pixels.shape(1) == 1 || pixels.strides(1) == bands * size) && pixels.strides(0) % size == 0,
             "pixels: the bands of a pixel and the pixels of a row must be contiguous");
@@ -33,7 +38,8 @@ Block block_of(const py::array& pixels) {
 template <class T>
 T* vector_of(py::array& array, const char* name, py::ssize_t length) {
     require(py::isinstance<py::array_t<T>>(array) && array.ndim() == 1 && array.shape(0) == length &&
-                (length < 2 || array.strides(0) == sizeof(T)),
+                (length < 2 || array.strides(0) == sizeof(T)) &&
+                satclip::bindings::aligned(array.data(), sizeof(T)),
             std::string(name) + ": expected a contiguous vector of " + std::to_string(length) + " values");
     return static_cast<T*>(array.mutable_data());
 }
@@ -48,8 +54,8 @@ Sample sample_of(const std::string& name) {
 }
 
 void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const std::string& dtype,
-                int predictor, const std::optional<FloatArray>& inverse_scale,
-                const std::optional<FloatArray>& offset, py::array clipped, py::array overshoot,
+                int predictor, const std::optional<InFloats>& inverse_scale,
+                const std::optional<InFloats>& offset, py::array clipped, py::array overshoot,
                 py::array valid, bool interleaved, const std::optional<std::string>& isa) {
     const Block block = block_of(pixels);
     const Sample sample = sample_of(dtype);
@@ -57,9 +63,9 @@ void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const s
     const bool integer = byte || sample == Sample::int16;
     const int size = byte ? 1 : sample == Sample::float32 ? 4 : 2;
     require(tiles.ndim() == 4 && tiles.itemsize() == size && (tiles.flags() & py::array::c_style) &&
-                tiles.writeable(),
-            "tiles: expected a contiguous writable array of four dimensions of " + std::to_string(size) +
-                "-byte items");
+                tiles.writeable() && satclip::bindings::aligned(tiles.data(), size),
+            "tiles: expected a contiguous writable array of four dimensions of aligned " +
+                std::to_string(size) + "-byte items");
     const auto side = tiles.shape(2);
     const int band_axis = interleaved ? 3 : 1;
     require(tiles.shape(band_axis) == block.bands && tiles.shape(4 - band_axis) == side && side >= 1 &&
@@ -70,13 +76,13 @@ void pack_tiles(const py::array& pixels, py::array tiles, int first_row, const s
                 " with side at most 1024");
     require(tiles.shape(0) == (block.columns + side - 1) / side,
             "tiles: their number does not match the pixels' columns");
-    require(first_row >= 0 && first_row + block.rows <= side, "first_row: the rows do not fit the tiles");
+    require(first_row >= 0 && block.rows <= side && first_row <= side - block.rows,
+            "first_row: the rows do not fit the tiles");
     require(predictor == 1 || (predictor == 2 && integer) || (predictor == 3 && !integer),
             "predictor: 1, 2 for integers or 3 for floats");
     if (integer)
         require(inverse_scale && offset && inverse_scale->size() == block.bands &&
-                    offset->size() == block.bands && inverse_scale->ndim() == 1 && offset->ndim() == 1 &&
-                    (inverse_scale->flags() & offset->flags() & py::array::c_style),
+                    offset->size() == block.bands && inverse_scale->ndim() == 1 && offset->ndim() == 1,
                 "inverse_scale, offset: one value a band is needed for integers");
     const Encoding encoding{sample, static_cast<Predictor>(predictor),
                             integer ? inverse_scale->data() : nullptr, integer ? offset->data() : nullptr};

@@ -37,10 +37,21 @@ float* flat(const py::array& array, size_t size, const char* name) {
 
 py::ssize_t saved_floats(py::ssize_t count, const std::vector<int>& hidden,
                          const std::optional<std::string>& isa) {
+    const Kernels& kernels = kernels_named(isa);
+    py::ssize_t floats = kernels.units;  // a point
     std::vector<DenseLayer> layers;
-    for (const int units : hidden) layers.push_back({nullptr, nullptr, 0, units});
+    for (const int units : hidden) {
+        if (units < 1 || units > kMaxOutputs)
+            throw py::value_error("a hidden layer has at least 1 unit and at most " +
+                                  std::to_string(kMaxOutputs) + ", not " + std::to_string(units));
+        floats += units + kernels.units;
+        layers.push_back({nullptr, nullptr, 0, units});
+    }
+    if (count < 0 || count > std::numeric_limits<py::ssize_t>::max() / 16 / floats)
+        throw py::value_error("count must be at least 0 and its " + std::to_string(floats) +
+                              " floats a point fit into memory, not " + std::to_string(count));
     layers.push_back({nullptr, nullptr, 0, 1});
-    return static_cast<py::ssize_t>(satclip::train_saved(kernels_named(isa), layers, count));
+    return static_cast<py::ssize_t>(satclip::train_saved(kernels, layers, count));
 }
 
 void forward(const py::object& lonlat, const std::vector<InFloats>& weights,

@@ -16,7 +16,7 @@ void bind_loss(py::module_& m);
 void bind_lattice(py::module_& m);
 void bind_cuda(py::module_& m);
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(core, m) {
     m.doc() = "Compiled kernels of satclip_engine";
     m.attr("version") = SATCLIP_VERSION;
     m.def(
@@ -33,4 +33,16 @@ PYBIND11_MODULE(_C, m) {
     bind_loss(m);
     bind_lattice(m);
     bind_cuda(m);
+}
+
+// pybind11's own initialisation waits for ever for the GIL of the main interpreter when another one of the
+// process imports the module, so that this is asked before it.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__C() {
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError,
+                        "satclip_engine works in the main interpreter of a process only: import it there, or "
+                        "in a process of its own (mod_wsgi: WSGIApplicationGroup %{GLOBAL})");
+        return nullptr;
+    }
+    return PyInit_core();
 }

@@ -6,7 +6,6 @@ well, not stored. With `chunks` the array is a dask array instead.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import xarray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from satclip_engine._forks import Mutex
 from satclip_engine._optional import need
 from satclip_engine._version import __version__
 from satclip_engine.arrays.axis import AxisIndex, AxisLabels
@@ -76,7 +76,7 @@ class PlannedPixels:
         }
         self._decided = encoder.plan or encoder.planner.decided(pixels, exact=exact, tolerance=tolerance)
         self._plan = self._decided or plan or encoder.planner.cached_plan(pixels, **self._options)
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._network: Prepared | None = None
         self._located = pixels
         self._selections: OrderedDict[tuple[int, ...], Prepared] = OrderedDict()

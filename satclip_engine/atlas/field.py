@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine._forks import Mutex
 from satclip_engine.atlas.extremes import lattice_extremes, recorded_extremes
-from satclip_engine.atlas.file import AtlasFile, array_name, array_rows, open_file
+from satclip_engine.atlas.file import AtlasFile, open_file
+from satclip_engine.atlas.layout import array_name, array_rows
 from satclip_engine.atlas.linear import Linear, Selection, head_certificate, sha256_of
 from satclip_engine.atlas.packing import undifferenced
 from satclip_engine.backends.extremes import Extremes
@@ -52,20 +53,13 @@ class Codes(BlockNodes):
         for top in range(0, len(stored), BLOCK_ROWS):
             for left in range(0, len(columns), BLOCK_COLUMNS):
                 chunk = stored[top : top + BLOCK_ROWS, left : left + BLOCK_COLUMNS]
-                if self._missing(chunk):
-                    down, across = (first + top) // BLOCK_ROWS, (columns.start + left) // BLOCK_COLUMNS
-                    raise WeightsError(
-                        f"{self.file.source}: the atlas is incomplete: "
-                        f"chunk {array_name(zone)}/c/{down}/{across}/0 is missing"
-                    )
                 if self._packing.dtype == "int16":
                     chunk[...] = undifferenced(chunk)
+        if self._packing.dtype != "int16" and not np.isfinite(stored).all():
+            raise WeightsError(
+                f"{self.file.source}: the atlas is damaged: {array_name(zone)} has nodes that are not finite"
+            )
         return stored
-
-    def _missing(self, chunk: np.ndarray) -> bool:
-        """True where the file has no such chunk: Zarr gives the fill value without a word."""
-        band = chunk[..., 0]
-        return bool((band == self._packing.fill).all() if band.dtype == np.int16 else np.isnan(band).all())
 
 
 class StoredNodes(BlockNodes):
@@ -130,8 +124,10 @@ class AtlasField:
         return recorded or lattice_extremes(self.prepare(threads), spiral(EXTREMES_POINTS), threads)
 
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> AtlasField:
-        head = checked_head(weight, bias, self.embed_dim)
-        return AtlasField(self.codes, self.linear.compose(*head, self.file.contents.bands))
+        bands = self.file.contents.bands
+        composed = self.linear.compose(*checked_head(weight, bias, self.embed_dim), bands)
+        checked_head(composed.weight, composed.bias, bands)  # a head on a head may be too large
+        return AtlasField(self.codes, composed)
 
     def select(self, index: Sequence[int]) -> AtlasField:
         return AtlasField(self.codes, self.linear.select(np.asarray(index, np.int64)))
@@ -185,7 +181,7 @@ def _absent_weights(file: AtlasFile) -> AbsentWeights:
 
 
 _opened: weakref.WeakValueDictionary[tuple[str, str], Codes] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_lock = Mutex()
 
 
 def open_field(source: Any, options: dict[str, Any] | None = None) -> AtlasField:

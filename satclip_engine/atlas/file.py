@@ -6,15 +6,18 @@ zone00 …    (rows, columns, E): rows of nodes from `first_row` of the zone's a
 statistics  (2, E (E + 1) / 2) float32, upper triangles of the covariance of the bands and of the mean
             square of their errors: what the error of a linear head follows from
 
+Every chunk ends in its CRC-32C. The attributes repeat those of all chunks by their place, and have a hash of
+their own, so that a chunk of another place or another atlas is noticed without reading more than itself.
+
 Zarr is imported when a file is opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -24,19 +27,32 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine._optional import need
 from satclip_engine.atlas.global_zones import count_nodes
-from satclip_engine.atlas.packing import NODE_DTYPES, Packing
+from satclip_engine.atlas.layout import (
+    STATISTICS,
+    ChunkSums,
+    Layout,
+    array_name,
+    bounded_options,
+    checked_store,
+    chunks_of,
+    statistics_layout,
+    zarr,
+    zone_layout,
+)
+from satclip_engine.atlas.metadata import check_attributes, check_certificate, sealed
+from satclip_engine.atlas.packing import Packing
 from satclip_engine.backends.extremes import Extremes
-from satclip_engine.errors import MissingExtra, WeightsError
+from satclip_engine.errors import MissingExtra, WeightsError, one_line
 from satclip_engine.lattice.certificate import Certificate
-from satclip_engine.lattice.nodes import BLOCK_ROWS
 from satclip_engine.lattice.tolerance import Moments, Tolerance
 from satclip_engine.lattice.zones import Zone
+from satclip_engine.weights.schema import shown
 
-FORMAT, VERSION = "satclip-atlas", 1
+FORMAT, VERSION = "satclip-atlas", 2
 SUFFIX = ".zarr"
-STATISTICS = "statistics"
 _ATTEMPTS, _PAUSE_SECONDS = 3, 0.2  # at reading from elsewhere; seconds before the second one
 _Read = TypeVar("_Read")
 
@@ -70,13 +86,14 @@ class Contents:
     certificate: Certificate
     reach: float  # the largest error of any point, in the measure of `statistics`
     software: str
-    extremes: Extremes | None = None  # of the network's bands over the globe; older atlases lack them
+    extremes: Extremes  # of the network's bands over the globe
+    sums: ChunkSums | None = None  # None while it is being written
 
     @property
     def bands(self) -> int:
         return len(self.band_names)
 
-    @functools.cached_property
+    @cached_property
     def sha256(self) -> str:
         """Identifies what an atlas answers."""
         packing = [self.packing.dtype, self.packing.scale.tolist(), self.packing.offset.tolist()]
@@ -90,7 +107,8 @@ class Contents:
 
     def as_attributes(self) -> dict[str, Any]:
         """For Zarr, plain types only."""
-        return {
+        assert self.sums is not None
+        content = {
             "format": FORMAT,
             "version": VERSION,
             "software": self.software,
@@ -107,66 +125,54 @@ class Contents:
             "nodes_sha256": self.nodes_sha256,
             "certificate": self.certificate.as_dict(),
             "reach": self.reach,
-            **({} if self.extremes is None else self.extremes.as_dict()),
+            **self.extremes.as_dict(),
+            **self.sums.as_dict(),
         }
+        return sealed(content)
 
     @classmethod
     def from_attributes(cls, content: dict[str, Any]) -> Contents:
-        """Raises KeyError, TypeError or ValueError for what is no such description."""
+        """Raises ValueError for what is no such description."""
+        check_attributes(content)
         zones = tuple(Zone(**zone) for zone in content["zones"])
         scale, offset = (np.asarray(content[name], np.float32) for name in ("scale", "offset"))
         moments = Moments(*(np.asarray(content[name], np.float64) for name in ("sigma", "rms")))
         contents = cls(
             zones,
             Packing(content["dtype"], scale, offset),
-            tuple(str(name) for name in content["band_names"]),
+            tuple(content["band_names"]),
             Tolerance.from_dict(content["tolerance"]),
             moments,
             np.asarray(content["mean"], np.float64),
             Origin(**content["origin"]),
-            str(content["nodes_sha256"]),
+            content["nodes_sha256"],
             Certificate.from_dict(content["certificate"]),
             float(content["reach"]),
-            str(content["software"]),
-            Extremes.from_dict(content) if "low" in content else None,
+            content["software"],
+            Extremes.from_dict(content),
+            ChunkSums.from_dict(content),
         )
         contents.check()
         return contents
 
     def check(self) -> None:
-        """Raises ValueError for numbers that describe no lattice of the whole Earth."""
+        """Raises ValueError for numbers that describe no lattice of the whole Earth, or contradict others."""
         edges = [-90.0, *(zone.north for zone in self.zones)]
-        if not self.zones or edges[-1] != 90.0 or edges[:-1] != [zone.south for zone in self.zones]:
-            raise ValueError("its zones do not cover the Earth")
-        for zone in self.zones:
-            if zone.order not in range(4, 13, 2) or min(zone.rows, zone.columns) < zone.order:
-                raise ValueError("it has a zone that is no lattice")
-        if self.packing.dtype not in NODE_DTYPES:
-            raise ValueError(f"its dtype is {self.packing.dtype}")
-        bands = (self.packing.scale, self.packing.offset, self.moments.sigma, self.moments.rms, self.mean)
-        limits = () if self.extremes is None else (self.extremes.low, self.extremes.high)
-        if not self.bands or any(
-            a.shape != (self.bands,) or not np.isfinite(a).all() for a in (*bands, *limits)
+        if (
+            edges[-1] != 90.0
+            or edges[:-1] != [zone.south for zone in self.zones]
+            or edges != sorted(set(edges))
         ):
-            raise ValueError("its bands do not agree")
-        if limits and (limits[0] > limits[1]).any():
-            raise ValueError("its bands have no range")
-
-
-def array_name(zone: int) -> str:
-    return f"zone{zone:02}"
-
-
-def array_rows(zone: Zone) -> range:
-    """The rows of nodes that a zone's array holds: those stored, and on to whole chunks."""
-    rows = zone.row_range
-    first, last = rows.start // BLOCK_ROWS, (rows.stop - 1) // BLOCK_ROWS
-    return range(first * BLOCK_ROWS, (last + 1) * BLOCK_ROWS)
-
-
-def zarr() -> Any:
-    """The library. Raises MissingExtra."""
-    return need("zarr", extra="atlas", why="an atlas file")
+            raise ValueError("its zones do not cover the Earth")
+        if any(min(zone.rows, zone.columns) < zone.order for zone in self.zones):
+            raise ValueError("it has a zone that is no lattice")
+        if not all(np.array_equal(self.moments.sigma, a.sigma) for a in (self.tolerance, self.certificate)):
+            raise ValueError("its bands do not agree about their sigma")
+        if (self.extremes.low > self.extremes.high).any():
+            raise ValueError("low: above high")
+        check_certificate(self.certificate, self.tolerance.bands.tolist())
+        if self.sums is not None and self.sums.counts != [math.prod(chunks_of(z)) for z in self.zones]:
+            raise ValueError("chunk_crc32c: not a sum for each chunk")
 
 
 class AtlasFile:
@@ -187,14 +193,32 @@ class AtlasFile:
 
     def _connect(self, group: Any) -> None:
         self._group, self._process = group, os.getpid()
-        self._arrays = [self._array(array_name(k), zone) for k, zone in enumerate(self.contents.zones)]
+        group.store.expect(self._layouts(), self.contents.sums)
+        self._arrays = [self._array(array_name(k)) for k in range(len(self.contents.zones))]
 
-    def _array(self, name: str, zone: Zone) -> Any:
-        array = self._group.get(name)
-        shape = (len(array_rows(zone)), zone.columns, self.contents.bands)
-        if getattr(array, "shape", None) != shape or array.dtype != self.contents.packing.dtype:
+    def _layouts(self) -> dict[str, Layout]:
+        """Layouts of the arrays by name."""
+        contents = self.contents
+        layouts = {
+            array_name(k): zone_layout(zone, contents.packing.dtype, contents.bands)
+            for k, zone in enumerate(contents.zones)
+        }
+        return {**layouts, STATISTICS: statistics_layout(contents.bands)}
+
+    def _array(self, name: str) -> Any:
+        """An array that is laid out as this software writes it: other codecs could unpack to any size."""
+        layout = self._group.store.layouts[name]
+        try:
+            array = self._group.get(name)
+            sound = layout.is_of(array)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever Zarr makes of other metadata
+            raise WeightsError(f"{self.source}: the atlas is damaged: {name}: {one_line(error)}") from error
+        if not sound:
             raise WeightsError(
-                f"{self.source}: the atlas is damaged: it has no array {name} of shape {shape}"
+                f"{self.source}: the atlas is damaged: it has no array {name} of shape {layout.shape} "
+                f"in chunks and codecs that satclip-engine writes"
             )
         return array
 
@@ -205,16 +229,13 @@ class AtlasFile:
             f"{array_name(zone)}, rows {rows.start} to {rows.stop - 1}",
         )
 
-    @functools.cached_property
+    @cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Covariance of the bands and mean square of their errors, (E, E) float64 each."""
-        bands = self.contents.bands
-        array = self._group.get(STATISTICS)
-        if getattr(array, "shape", None) != (2, bands * (bands + 1) // 2):
-            raise WeightsError(f"{self.source}: the atlas is damaged: it has no array {STATISTICS}")
+        array = self._array(STATISTICS)
         covariance, errors = self._read(lambda: array[...], STATISTICS)
         if not np.isfinite([covariance, errors]).all():
-            raise WeightsError(f"{self.source}: the atlas is damaged: a chunk of {STATISTICS} is missing")
+            raise WeightsError(f"{self.source}: the atlas is damaged: {STATISTICS} are not finite")
         return square(covariance), square(errors)
 
     def _read(self, job: Callable[[], _Read], what: str) -> _Read:
@@ -223,11 +244,11 @@ class AtlasFile:
         for attempt in range(_ATTEMPTS):
             try:
                 return job()
-            except MemoryError:
+            except (MemoryError, WeightsError):
                 raise
             except Exception as error:  # of decoders, file systems, aiohttp, and whatever else fsspec uses
                 if not self.remote or attempt == _ATTEMPTS - 1:
-                    text = f"{self.source}: {what} cannot be read: {_line(error)}"
+                    text = f"{self.source}: {what} cannot be read: {one_line(error)}"
                     raise WeightsError(text) from error
             time.sleep(_PAUSE_SECONDS * 4**attempt)
         raise AssertionError
@@ -248,13 +269,13 @@ def open_file(source: str | os.PathLike[str], options: dict[str, Any] | None = N
         raise WeightsError(f"{name} is a Zarr group but no atlas: its attributes do not say {FORMAT}")
     if attributes.get("version") != VERSION:
         raise WeightsError(
-            f"{name}: atlas of format version {attributes.get('version')}, this software reads {VERSION}: "
-            "use a satclip-engine as new as the one that wrote it"
+            f"{name}: atlas of format version {shown(attributes.get('version'))}, this software reads "
+            f"{VERSION}: use a satclip-engine as new as the one that wrote it, or write it anew"
         )
     try:
         contents = Contents.from_attributes(attributes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: the atlas is damaged: {_line(error)}") from error
+    except ValueError as error:
+        raise WeightsError(f"{name}: the atlas is damaged: {one_line(error)}") from error
     return AtlasFile(name, options or {}, group, contents)
 
 
@@ -263,24 +284,21 @@ def _opened(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     try:
         if "://" in name:
             need("fsspec", extra="atlas", why="an atlas at a URL")
-            store = library.storage.FsspecStore.from_url(name, storage_options=options, read_only=True)
+            store = library.storage.FsspecStore.from_url(
+                name, storage_options=bounded_options(name, options), read_only=True
+            )
         else:
             store = library.storage.LocalStore(name, read_only=True)
-        group = library.open_group(store, mode="r", zarr_format=3)
+        group = library.open_group(checked_store(store, name), mode="r", zarr_format=3)
         return dict(group.attrs), group
-    except MissingExtra:
+    except (MissingExtra, WeightsError):
         raise
     except ImportError as error:
-        raise MissingExtra(f"{name} needs another library: {_line(error)}") from error
+        raise MissingExtra(f"{name} needs another library: {one_line(error)}") from error
     except FileNotFoundError as error:
         raise WeightsError(f"{name}: no Zarr group is there") from error
     except Exception as error:  # as in AtlasFile._read
-        raise WeightsError(f"{name} cannot be read as an atlas: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{name} cannot be read as an atlas: {one_line(error)}") from error
 
 
 def square(triangle: np.ndarray) -> np.ndarray:

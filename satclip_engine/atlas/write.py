@@ -6,6 +6,7 @@
 writer.py   chooses the lattice, writes it, measures the error of what was written, refines
 folder.py   holds it until it is complete
 file.py     format of the file, and reading it; packing.py: its numbers
+layout.py   arrays and chunks, metadata.py: attributes, both checked before they are believed
 field.py    the field of an Encoder that answers from it; linear.py: some of its bands, or heads on them
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from satclip_engine.atlas.field import NAME
 from satclip_engine.atlas.file import SUFFIX
 from satclip_engine.atlas.folder import Folder, check_target
+from satclip_engine.atlas.metadata import MAX_BANDS, MAX_NAME_LETTERS, is_plain
 from satclip_engine.atlas.packing import NODE_DTYPES
 from satclip_engine.atlas.writer import Writer
 from satclip_engine.backends import grids_only
@@ -29,6 +31,7 @@ from satclip_engine.lattice.certificate import Certificate
 from satclip_engine.lattice.tolerance import tolerance_of
 from satclip_engine.options import checked_threads
 from satclip_engine.progress import Silence
+from satclip_engine.weights.schema import shown
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -138,5 +141,14 @@ def _check(enc: Encoder, path: str | os.PathLike[str], dtype: str, threads: int 
         raise UsageError(
             "this encoder is an atlas already: write one from the weights it was made of", argument="enc"
         )
+    for band in enc.band_names:
+        if not is_plain(band) or len(band) > MAX_NAME_LETTERS:
+            raise UsageError(
+                f"band {shown(band)}: a name in an atlas has at most {MAX_NAME_LETTERS} printable letters: "
+                "give others to with_head",
+                argument="enc",
+            )
+    if enc.embed_dim > MAX_BANDS:
+        raise UsageError(f"an atlas has at most {MAX_BANDS} bands, not {enc.embed_dim}", argument="enc")
     if (reason := grids_only(enc.backend)) is not None:
         raise UsageError(reason, argument="backend")

@@ -18,7 +18,7 @@ from satclip_engine.atlas.folder import Folder
 from satclip_engine.atlas.linear import Selection, error_measure, field_measure
 from satclip_engine.atlas.packing import RangeExceeded, differenced, make_packing
 from satclip_engine.backends.protocols import Call
-from satclip_engine.errors import Argument, UsageError
+from satclip_engine.errors import Argument, UsageError, one_line
 from satclip_engine.lattice.certificate import Certificate, certify
 from satclip_engine.lattice.convergence import halfway
 from satclip_engine.lattice.nodes import BLOCK_ROWS, EncodedNodes
@@ -230,7 +230,7 @@ class Writer:
         errors, reach = error_measure(
             values.astype(np.float64) - exact, lambda matrix: square(triangle(matrix))
         )
-        self.folder.statistics(np.stack([triangle(self.covariance), triangle(errors)]))
+        self.folder.statistics(np.stack([triangle(self.covariance), triangle(errors)]), contents.bands)
         # A finer lattice is measured here again.
         self.failed = positions[of_tolerance > _SAFETY][:_EXTRA_POSITIONS]
         number = zone_of(zones, positions[:, 1])
@@ -252,7 +252,7 @@ class Writer:
             moments=self.enc.moments,
             mean=self.mean,
             origin=Origin(
-                source=source if "://" in source else Path(source).name,
+                source=one_line(source if "://" in source else Path(source).name),
                 sha256=weights.sha256,
                 function_sha256=self.enc.sha256,
                 harmonics=weights.harmonics,

@@ -9,7 +9,6 @@ calling thread has a CopyStream of its own, with two buffers.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from satclip_engine._forks import Mutex
 from satclip_engine._optional import need
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _SHARED_COPY_BYTES = 4 << 20  # of a block that several threads copy: below, sta
 
 # Starting kernels takes a tenth of a millisecond, during which Triton's launcher (and its interpreter, which
 # computes meanwhile) must not meet itself in another thread. What has been started runs on without the lock.
-_starting = threading.Lock()
+_starting = Mutex()
 
 Block = TypeVar("Block")
 

@@ -5,7 +5,6 @@ Arrays of the host go in and out, or tensors that stay on their device.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from satclip_engine._forks import Mutex, cached_property
 from satclip_engine.backends.protocols import CALL, Call, Dropout, Network, Pairs, Prepared, gpu_batch_hints
 from satclip_engine.device import CPU, Device, available_cores, too_old, too_old_for, torch_absence
 from satclip_engine.geo.lonlat import as_lonlat, check_latitudes
@@ -155,7 +155,7 @@ class PreparedTriton(Prepared):
         # One stream for all threads: their kernels would only compete, and each stream keeps its own memory.
         self._stream = computing_stream(self._device)
         self._own = threading.local()
-        self._preparing = threading.Lock()
+        self._preparing = Mutex()
 
     def encode(self, lonlat: np.ndarray, out: np.ndarray | None = None, call: Call = CALL) -> np.ndarray:
         """As Prepared.encode. call.threads: how many copy results."""
@@ -196,7 +196,7 @@ class PreparedTriton(Prepared):
             return None
         return self._forward(lonlat.contiguous())
 
-    @functools.cached_property
+    @cached_property
     def _prepared_grid(self) -> Any:
         import torch
 

@@ -11,7 +11,6 @@ threads and resumed runs see the same bits.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine.errors import Argument, UsageError, listed
 from satclip_engine.geo import crs as _crs
 from satclip_engine.geo.bounds import fit_geobox
@@ -91,20 +91,20 @@ class Grid:
         y = [d * col + e * row + f for col, row in corners]
         return min(x), min(y), max(x), max(y)
 
-    @functools.cached_property
+    @cached_property
     def _proj(self) -> pyproj.CRS:
         return self.crs.proj
 
-    @functools.cached_property
+    @cached_property
     def _wkt(self) -> str:
         return self._proj.to_wkt()
 
-    @functools.cached_property
+    @cached_property
     def unrotated(self) -> bool:
         """True where rows run along x and columns along y."""
         return self.transform.b == 0 and self.transform.d == 0
 
-    @functools.cached_property
+    @cached_property
     def separable(self) -> bool:
         """True where latitude depends on the row alone and longitude on the column alone."""
         return self.unrotated and _crs.is_lonlat(self._proj)

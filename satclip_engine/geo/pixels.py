@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine.geo.lonlat import at_pole, check_latitudes
 
 Index: TypeAlias = "slice | np.ndarray | Sequence[int] | None"

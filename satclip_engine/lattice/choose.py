@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,6 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from satclip_engine._forks import Mutex
 from satclip_engine.backends.buffers import touch
 from satclip_engine.backends.extremes import Extremes
 from satclip_engine.backends.protocols import Call, Check, Prepared
@@ -137,7 +137,7 @@ _Value = TypeVar("_Value")
 class _Slot(Generic[_Value]):
     """A value that is made once, under its lock."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Mutex = field(default_factory=Mutex)
     value: _Value | None = None
 
 
@@ -146,7 +146,7 @@ class _Slots(Generic[_Value]):
 
     def __init__(self) -> None:
         self._slots: OrderedDict[Hashable, _Slot[_Value]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def slot(self, key: Hashable) -> _Slot[_Value]:
         with self._lock:

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from satclip_engine import _C
+from satclip_engine._forks import Mutex
 from satclip_engine._version import __version__
 from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.device import processor_name
@@ -47,7 +47,7 @@ class Rates:
 
 
 _measured: dict[str, Rates] = {}
-_lock = threading.Lock()
+_lock = Mutex()
 
 
 # Of one thread of a processor with AVX-512, as those of docs/lattice.md are; it is ratios that matter.

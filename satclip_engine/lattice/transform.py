@@ -10,13 +10,13 @@ whatever window it is asked for in.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from satclip_engine._forks import Mutex
 from satclip_engine.geo.grid import Grid
 from satclip_engine.geo.pixels import Index, indices
 
@@ -55,7 +55,7 @@ class ApproximatedGrid:
     def __init__(self, grid: Grid) -> None:
         self.grid, self.shape = grid, grid.shape
         self._fits: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ApproximatedGrid, (self.grid,)

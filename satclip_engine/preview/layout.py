@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from satclip_engine.errors import one_line
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
@@ -60,12 +62,12 @@ def layout_figure(
     figure.paste(_map_image(colours, frame, lines), (left, HEADER_PIXELS))
     draw = ImageDraw.Draw(figure)
     title_width = area - (locator[1].shape[1] // 2 + 40 if locator else 0)
-    title, font = _fitting(draw, title, (44, 40, 36, 32), title_width)
+    title, font = _fitting(draw, one_line(title), (44, 40, 36, 32), title_width)
     draw.text((MARGIN_PIXELS, 82), title, INK, font=font, anchor="lm")
     _legend(draw, (MARGIN_PIXELS, 122), fit)
     _labels(draw, lines, (left, HEADER_PIXELS))
     bottom = HEADER_PIXELS + height + FOOTER_PIXELS - 44
-    source, font = _fitting(draw, source, (19, 17), area)
+    source, font = _fitting(draw, one_line(source), (19, 17), area)
     draw.text((MARGIN_PIXELS, bottom), source, GREY, font=font)
     if locator is not None:
         inset = _locator_image(*locator)

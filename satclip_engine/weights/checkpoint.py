@@ -26,8 +26,8 @@ SUFFIXES: Final = tuple(_READERS)
 def read_checkpoint(path: Path, source: str) -> tuple[Stored, str]:
     """Read content and sha256 of the file at `path`; messages name `source`. Raises WeightsError."""
     suffix = path.suffix.lower()
-    _check_file(path, source, suffix)
     try:
+        _check_file(path, source, suffix)
         return _READERS[suffix](path, source), _file_sha256(path)
     except OSError as error:
         raise WeightsError(f"{source}: cannot be read ({error.strerror or error})") from error
@@ -52,11 +52,10 @@ def _check_file(path: Path, source: str, suffix: str) -> None:
         raise WeightsError(
             f"{source}: expected a name ending in {' or '.join(SUFFIXES)}, found {suffix or 'no suffix'!r}"
         )
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise WeightsError(f"{source}: cannot be read ({error.strerror or error})") from error
+    if not path.is_file():
+        raise WeightsError(f"{source}: expected a file, found a device or pipe")
+    with path.open("rb") as file:
+        head = file.read(64)
     if not head:
         raise WeightsError(f"{source}: the file is empty")
     if head.startswith(b"version https://git-lfs"):

@@ -22,6 +22,7 @@ from satclip_engine._optional import need
 from satclip_engine.errors import UsageError, WeightsError
 
 _SUFFIXES: Final = (".ckpt", ".safetensors")
+_MAX_LISTED: Final = 12  # checkpoints in a message
 _ANSWER_SECONDS: Final = 10.0  # for the first answer; the library itself retries for half a minute
 
 
@@ -80,7 +81,9 @@ class _Remote:
             )
         if len(checkpoints) > 1:
             raise UsageError(
-                f"{self.source}: several checkpoints, name one of {', '.join(checkpoints)}", argument="source"
+                f"{self.source}: several checkpoints, name one of {', '.join(checkpoints[:_MAX_LISTED])}"
+                f"{', …' if len(checkpoints) > _MAX_LISTED else ''}",
+                argument="source",
             )
         return checkpoints[0]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.errors import UsageError
+from satclip_engine._forks import cached_property
+from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.weights.safetensors_file import tensors_sha256
+
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_LARGE_HEAD: Final = f"head: its outputs may be larger than float32 can hold ({FLOAT32_MAX:.3g})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +59,28 @@ class Layers:
     def with_head(self, weight: np.ndarray, bias: np.ndarray | None = None) -> Layers:
         """Network whose outputs are `weight` (K, E) times these outputs plus `bias` (K,)."""
         head, offset = checked_head(weight, bias, self.embed_dim)
-        return replace(
+        layers = replace(
             self,
             weights=(*self.weights[:-1], head @ self.weights[-1]),
             biases=(*self.biases[:-1], head @ self.biases[-1] + offset),
         )
+        if layers.beyond_float32() is not None:
+            raise UsageError(_LARGE_HEAD, argument="weight")
+        return layers
+
+    def beyond_float32(self) -> int | None:
+        """Number of the first layer whose outputs float32 may not hold; None when it holds all.
+
+        Sums of absolute values bound every sum of a row, whatever its order.
+        """
+        largest = math.sqrt((2 * self.degrees - 1) / (4 * math.pi))  # of a harmonic
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            with np.errstate(over="ignore"):
+                sums = np.abs(weight).sum(axis=1) * max(1.0, largest) + np.abs(bias)
+            if not (sums <= FLOAT32_MAX).all():
+                return index
+            largest = 1.0  # of a sine
+        return None
 
     def select(self, index: Sequence[int]) -> Layers:
         """Network with only these outputs."""
@@ -92,7 +113,20 @@ def checked_head(weight: np.ndarray, bias: np.ndarray | None, outputs: int) -> t
         raise UsageError(f"head: expected bias of shape ({len(head)},), got {offset.shape}", argument="bias")
     if not (np.isfinite(head).all() and np.isfinite(offset).all()):
         raise UsageError("head: expected finite weight and bias", argument="weight")
+    with np.errstate(over="ignore"):
+        if not (np.abs(head).sum(axis=1) + np.abs(offset) <= FLOAT32_MAX).all():
+            raise UsageError(_LARGE_HEAD, argument="weight")
     return head, offset
+
+
+def check_magnitude(values: np.ndarray, factor: float, key: str) -> None:
+    """Raise WeightsError unless finite values times a sine frequency are float32 numbers."""
+    largest = float(np.abs(values).max()) * factor
+    if not largest <= FLOAT32_MAX:
+        times = "" if factor == 1.0 else f" times w0 = {factor:g}"
+        raise WeightsError(
+            f"{key}: expected numbers that float32 can hold, found {largest / factor:.3g}{times}"
+        )
 
 
 def frozen(value: Any, dtype: Any = None) -> np.ndarray:

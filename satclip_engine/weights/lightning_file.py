@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.errors import WeightsError
+from satclip_engine.errors import WeightsError, one_line
+from satclip_engine.weights.archive import check_archive
 from satclip_engine.weights.network_keys import flattened_tables, pick_network, without_wrappers
 from satclip_engine.weights.schema import (
     FORMAT_VERSION,
@@ -59,6 +59,10 @@ _RELEASED_HYPER_PARAMETERS: Final[Mapping[str, Any]] = {
     "air_temp_data_path": "",
     "election_data_path": "",
 }
+_MAX_SHOWN: Final = 200  # letters of torch's own messages
+_MAX_COPIES: Final = (
+    16  # of a network, under different prefixes; together they take no more than as many files
+)
 # An image encoder of zero layers: the published loader insists on one, and this is the smallest it can build.
 _NO_IMAGE_ENCODER: Final[Mapping[str, Any]] = {
     "image_resolution": 1,
@@ -75,13 +79,13 @@ def read_ckpt(path: Path, where: str) -> Stored:
     content = _dictionary(load_safely(torch, path, where), where)
     _dictionary(content.get("state_dict", content), f"{where}: state_dict")
     state = flattened_tables(content)
-    parameters = plain(_dictionary(content.get("hyper_parameters", {}), f"{where}: hyper_parameters"))
-    own = plain(_dictionary(content.get(OWN_KEY, {}), f"{where}: {OWN_KEY}"))
+    parameters = _plain_dictionary(content.get("hyper_parameters", {}), f"{where}: hyper_parameters")
+    own = _plain_dictionary(content.get(OWN_KEY, {}), f"{where}: {OWN_KEY}")
     check_version(own.get("format_version", FORMAT_VERSION), where)
     check_architecture(parameters, where)
-    size = path.stat().st_size
+    budget = _Budget(path.stat().st_size, where)
     tensors, statement = pick_network(
-        state, where, lambda key: _as_numpy(torch, state[key], f"{where}: {key}", size)
+        state, where, lambda key: _as_numpy(torch, state[key], f"{where}: {key}", budget)
     )
     check_hyper_parameters(parameters, tensors, where)
     w0 = w0_of(parameters, where, PUBLISHED_W0 if statement is None else statement.w0)
@@ -103,7 +107,9 @@ def read_ckpt(path: Path, where: str) -> Stored:
         hyper_parameters=_dictionary(
             own.get("hyper_parameters", parameters), f"{where}: {OWN_KEY}.hyper_parameters"
         ),
-        extras=_dictionary(own.get("extras", _plain_entries(content)), f"{where}: {OWN_KEY}.extras"),
+        extras=_dictionary(
+            own.get("extras", plain(_plain_entries(content), where)), f"{where}: {OWN_KEY}.extras"
+        ),
     )
 
 
@@ -203,7 +209,7 @@ def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
             f"{where}: torch {torch.__version__} cannot read it safely: expected torch 2.6 or newer, "
             'pip install "satclip-engine[torch]"'
         )
-    zipped = _check_archive(path, where)
+    zipped = check_archive(path, where)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:
@@ -219,58 +225,54 @@ def load_safely(torch: ModuleType, path: Path, where: str) -> Any:
 def _reason(error: Exception) -> str:
     """Return torch's reason without its advice, which is to load the file unsafely."""
     if match := re.search(r"WeightsUnpickler error: *(\S.*)", str(error)):
-        return match[1].rstrip()
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "its pickle cannot be read" if "weights_only" in lines[0] else lines[0].partition(". ")[0]
+        return match[1].rstrip()[:_MAX_SHOWN]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "its pickle cannot be read" if "weights_only" in text else text.partition(". ")[0][:_MAX_SHOWN]
 
 
-def _check_archive(path: Path, where: str) -> bool:
-    """True for a zip archive (torch ≥ 1.6). Raises WeightsError for a damaged or false one."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_members(archive.infolist(), path.stat().st_size, where)
-            for member in archive.infolist():
-                # torch itself ignores checksums, so a flipped bit would become a wrong weight. It can be told
-                # to leave them out; they are zero then.
-                if member.CRC:
-                    with archive.open(member) as content:
-                        while content.read(1 << 20):
-                            pass
-    except WeightsError:
-        raise
-    except Exception as error:  # zipfile has a dozen kinds for the ways in which an archive can be damaged
-        raise WeightsError(f"{where}: damaged ({error})") from error
-    return True
+class _Budget:
+    """Bytes that tensors of a file may take: views can claim more than the file holds, each and together."""
+
+    def __init__(self, size: int, where: str) -> None:
+        self.size, self._where, self._taken = size, where, 0
+
+    def take(self, size: int) -> None:
+        self._taken += size
+        if self._taken > _MAX_COPIES * self.size:
+            raise WeightsError(
+                f"{self._where}: refused: its tensors claim more than {_MAX_COPIES} times the file's "
+                f"{self.size} bytes"
+            )
 
 
-def _check_members(members: list[zipfile.ZipInfo], size: int, where: str) -> None:
-    """Refuse an archive that unpacks to more than it holds: torch stores without compression."""
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > size:
-        raise WeightsError(f"{where}: refused: its parts unpack to {unpacked} bytes, the file has {size}")
-
-
-def _as_numpy(torch: ModuleType, value: Any, key: str, limit: int) -> np.ndarray:
-    """View a tensor as a NumPy array; `limit` is the file's size in bytes, which no honest tensor exceeds."""
+def _as_numpy(torch: ModuleType, value: Any, key: str, budget: _Budget) -> np.ndarray:
+    """View a tensor as a NumPy array."""
     if not isinstance(value, torch.Tensor):
         raise WeightsError(f"{key}: expected a tensor, found {type(value).__name__}")
-    shape = shape_text(tuple(value.shape))
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        kind = "a nested tensor" if value.is_nested else f"{value.layout} {value.dtype} on {value.device}"
+        raise WeightsError(f"{key}: expected a dense tensor, found {kind}")
+    shape, size = shape_text(tuple(value.shape)), value.numel() * value.element_size()
+    if size > budget.size:
         raise WeightsError(
-            f"{key}: expected a dense tensor, found {value.layout} {value.dtype} on {value.device}"
+            f"{key}: expected at most the file's {budget.size} bytes, found shape {shape} of {value.dtype}"
         )
-    if value.numel() * value.element_size() > limit:
-        raise WeightsError(
-            f"{key}: expected at most the file's {limit} bytes, found shape {shape} of {value.dtype}"
-        )
+    budget.take(size)
     if not value.is_floating_point() and value.dtype != torch.uint8:  # in which statements are kept
         raise WeightsError(f"{key}: expected floating-point values, found {value.dtype} of shape {shape}")
-    if value.dtype not in (torch.float16, torch.float32, torch.float64, torch.uint8):
-        value = value.float()  # bfloat16 and float8, which NumPy lacks; exact
-    array: np.ndarray = value.detach().numpy()
+    try:
+        value = value.detach().resolve_conj().resolve_neg()
+        if value.dtype not in (torch.float16, torch.float32, torch.float64, torch.uint8):
+            value = value.float()  # bfloat16 and float8, which NumPy lacks; exact
+        array: np.ndarray = value.numpy()
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        raise WeightsError(f"{key}: cannot be read: {one_line(error)}") from error
     return array
+
+
+def _plain_dictionary(value: Any, key: str) -> dict[str, Any]:
+    plain_value: dict[str, Any] = plain(_dictionary(value, key), key)
+    return plain_value
 
 
 def _dictionary(value: Any, key: str) -> Mapping[str, Any]:

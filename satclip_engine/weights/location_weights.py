@@ -17,7 +17,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from satclip_engine._forks import cached_property
 from satclip_engine.errors import Argument, UsageError, WeightsError
 from satclip_engine.weights.checkpoint import SUFFIXES, read_checkpoint, write_checkpoint
 from satclip_engine.weights.conventions import (
@@ -34,13 +34,14 @@ from satclip_engine.weights.conventions import (
     fold_published,
     folds_published,
 )
-from satclip_engine.weights.layers import Layers, frozen
+from satclip_engine.weights.layers import FLOAT32_MAX, Layers, check_magnitude, frozen
 from satclip_engine.weights.safetensors_file import tensors_sha256
 from satclip_engine.weights.schema import (
     PUBLISHED_W0,
     Convention,
     Harmonics,
     Stored,
+    check_frequencies,
     check_modes,
     check_network,
     network_names,
@@ -81,8 +82,8 @@ class LocationWeights:
         differ for `analytic` weights with L > 20 only.
     w0: sine frequencies of the first and of the further hidden layers.
 
-    Raises WeightsError for tensors that do not form one network, UsageError for a mode that these weights
-    cannot have.
+    Raises WeightsError for tensors that do not form one network of float32 numbers, UsageError for a mode
+    that these weights cannot have.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -99,6 +100,9 @@ class LocationWeights:
             raise WeightsError(f"{where}: {unknown[0]}: expected only {', '.join(names)}")
         check_network({name: np.asarray(self.tensors[name]) for name in names}, where)
         check_modes(convention=self.convention, harmonics=self.harmonics)
+        object.__setattr__(self, "w0", check_frequencies(self.w0, where))
+        for name, factor in zip(names, self._sine_factors, strict=True):
+            check_magnitude(np.asarray(self.tensors[name]), factor, f"{where}: {name}")
         tensors = {name: frozen(self.tensors[name]) for name in names}
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
         if self._fold_published and self.degrees > PUBLISHED_DEGREES:
@@ -195,17 +199,28 @@ class LocationWeights:
 
     @cached_property
     def _layers(self) -> Layers:
-        names = list(self.tensors)
-        w0 = [self.w0[0], *[self.w0[1]] * (self.hidden_layers - 1), 1.0]
+        names, w0 = list(self.tensors), self._sine_factors[::2]
         weights = [self._orthonormal_first_weight(), *(self.tensors[name] for name in names[2::2])]
         biases = [self.tensors[name] for name in names[1::2]]
-        return Layers(
+        layers = Layers(
             self.degrees,
             tuple(
                 np.asarray(weight, np.float64) * factor for weight, factor in zip(weights, w0, strict=True)
             ),
             tuple(np.asarray(bias, np.float64) * factor for bias, factor in zip(biases, w0, strict=True)),
         )
+        if (layer := layers.beyond_float32()) is not None:
+            raise WeightsError(
+                f"{self.provenance.source}: {names[2 * layer]}: its rows, w0 and scale of harmonics "
+                f"multiplied in, add up to more than float32 can hold ({FLOAT32_MAX:.3g})"
+            )
+        return layers
+
+    @property
+    def _sine_factors(self) -> list[float]:
+        """Sine frequency of each tensor, in order of evaluation."""
+        hidden = len(self.tensors) // 2 - 1
+        return [w0 for w0 in (self.w0[0], *[self.w0[1]] * (hidden - 1), 1.0) for _ in range(2)]
 
     @property
     def _fold_published(self) -> bool:

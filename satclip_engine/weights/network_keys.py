@@ -35,6 +35,7 @@ _AVERAGE_COUNTER: Final = "n_averaged"  # beside the module that torch's Average
 _OF_NETWORK = re.compile(rf"(?:^|\.)(?:layers\.|last_layer\.|{STATEMENT_KEY}$|{_AVERAGE_COUNTER}$)")
 _LAYER = re.compile(r"layers\.\d{1,4}|last_layer")
 _SHOWN_KEYS: Final = 4
+_SHOWN_LETTERS: Final = 80  # of a key
 
 
 @dataclass
@@ -103,10 +104,11 @@ def pick_network(
         or _is_average(network, present)
     ]
     if not networks:
-        shown = ", ".join(all_keys[:_SHOWN_KEYS]) + (", ..." if len(all_keys) > _SHOWN_KEYS else "")
+        first = ", ".join(key[:_SHOWN_LETTERS] for key in all_keys[:_SHOWN_KEYS])
+        more = ", ..." if len(all_keys) > _SHOWN_KEYS else ""
         raise WeightsError(
             f"{where}: no location network: expected keys such as {PREFIXES[0]}layers.0.weight, "
-            f"found {shown or 'none'}"
+            f"found {first or 'none'}{more}"
         )
     networks.sort(key=_Network.rank)
     copies = [_fetched(network, where, fetch) for network in networks]

@@ -28,6 +28,11 @@ HARMONICS: Final = get_args(Harmonics)
 MAX_DEGREES: Final = 200
 PUBLISHED_W0: Final = (30.0, 1.0)
 FORMAT_VERSION: Final = 1
+MAX_PLAIN_DEPTH: Final = 32  # of hyper-parameters and other notes: lists within lists
+MAX_PLAIN_VALUES: Final = 100_000  # counted as often as they are met: files can share what they nest
+MAX_PLAIN_LETTERS: Final = 500_000
+_MAX_INTEGER_BITS: Final = 1024  # Python writes no more than 4300 digits as text
+_SHOWN_LETTERS: Final = 80  # of a file's value in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +120,7 @@ def check_hyper_parameters(
         if parameters.get(name, value) != value:
             raise WeightsError(
                 f"{where}: hyper_parameters.{name}: expected {value} as the tensors' shapes say, "
-                f"found {parameters[name]!r}"
+                f"found {shown(parameters[name])}"
             )
 
 
@@ -124,7 +129,9 @@ def check_architecture(parameters: Mapping[str, Any], where: str) -> None:
     for name, expected in (("le_type", "sphericalharmonics"), ("pe_type", "siren")):
         value = parameters.get(name, expected)
         if value != expected:
-            raise WeightsError(f"{where}: hyper_parameters.{name}: expected {expected!r}, found {value!r}")
+            raise WeightsError(
+                f"{where}: hyper_parameters.{name}: expected {expected!r}, found {shown(value)}"
+            )
     if parameters.get("num_hidden_layers") == 0:
         raise WeightsError(f"{where}: hyper_parameters.num_hidden_layers: expected at least 1, found 0")
 
@@ -132,14 +139,14 @@ def check_architecture(parameters: Mapping[str, Any], where: str) -> None:
 def convention_of(value: Any, key: str) -> Convention | None:
     """Check a stored harmonics convention; None stays None."""
     if value is not None and value not in CONVENTIONS:
-        raise WeightsError(f"{key}: expected one of {', '.join(CONVENTIONS)}, found {value!r}")
+        raise WeightsError(f"{key}: expected one of {', '.join(CONVENTIONS)}, found {shown(value)}")
     return value
 
 
 def harmonics_of(value: Any, key: str) -> Harmonics | None:
     """Check a stored harmonics mode; None stays None."""
     if value is not None and value not in HARMONICS:
-        raise WeightsError(f"{key}: expected one of {', '.join(HARMONICS)}, found {value!r}")
+        raise WeightsError(f"{key}: expected one of {', '.join(HARMONICS)}, found {shown(value)}")
     return value
 
 
@@ -149,8 +156,15 @@ def w0_of(
     """Sine frequencies (first layer, others): `w0_first`/`w0_hidden`, or SirenNet's `w0_initial`/`w0`."""
     first = parameters.get("w0_first", parameters.get("w0_initial", default[0]))
     hidden = parameters.get("w0_hidden", parameters.get("w0", default[1]))
-    return _frequency(first, f"{where}: w0 of the first layer"), _frequency(
-        hidden, f"{where}: w0 of the hidden layers"
+    return check_frequencies((first, hidden), where)
+
+
+def check_frequencies(w0: tuple[float, float], where: str) -> tuple[float, float]:
+    """Check sine frequencies (first layer, others). Raises WeightsError."""
+    if len(w0) != 2:
+        raise WeightsError(f"{where}: w0: expected two sine frequencies, found {shown(w0)}")
+    return _frequency(w0[0], f"{where}: w0 of the first layer"), _frequency(
+        w0[1], f"{where}: w0 of the hidden layers"
     )
 
 
@@ -158,19 +172,72 @@ def check_version(value: Any, where: str) -> None:
     """Raise WeightsError for a file of a later format than this version knows."""
     if str(value) != str(FORMAT_VERSION):
         raise WeightsError(
-            f"{where}: format version {value}: expected {FORMAT_VERSION}, a newer satclip-engine wrote it"
+            f"{where}: format version {str(value)[:_SHOWN_LETTERS]}: expected {FORMAT_VERSION}, "
+            "a newer satclip-engine wrote it"
         )
 
 
-def plain(value: Any) -> Any:
-    """Convert `value` to the types that JSON has; arrays and tensors become lists, anything else its text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+def plain(value: Any, where: str = "notes") -> Any:
+    """Convert `value` to the types that JSON has; arrays and tensors become lists, anything else its text.
+
+    Raises WeightsError, naming `where`, for what is too deep or too large, as only hostile files are.
+    """
+    return _Flattening(where).of(value)
+
+
+class _Flattening:
+    """One conversion by `plain`, which counts what it has met."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self._values, self._letters = where, 0, 0
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        self._count(1)
+        if depth > MAX_PLAIN_DEPTH:
+            raise WeightsError(f"{self._where}: nested more than {MAX_PLAIN_DEPTH} deep")
+        if isinstance(value, Mapping):
+            return {self._text(key): self.of(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.of(item, depth + 1) for item in value]
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
+            raise WeightsError(f"{self._where}: holds a number of {value.bit_length()} bits")
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return self.of(self._listed(value), depth) if hasattr(value, "tolist") else self._text(value)
+
+    def _listed(self, array: Any) -> Any:
+        """Values of an array or tensor; a sparse or nested one has none that could be listed."""
+        try:
+            size = math.prod(array.shape)
+            self._count(size)
+            self._values -= size  # they are counted again, one by one
+            return array.tolist()
+        except WeightsError:
+            raise
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{self._where}: holds a {type(array).__name__} without plain values"
+            ) from error
+
+    def _text(self, value: Any) -> str:
+        text = str(value)
+        self._letters += len(text)
+        if self._letters > MAX_PLAIN_LETTERS:
+            raise WeightsError(f"{self._where}: more than {MAX_PLAIN_LETTERS} letters of text")
+        return text
+
+    def _count(self, values: int) -> None:
+        self._values += values
+        if self._values > MAX_PLAIN_VALUES:
+            raise WeightsError(f"{self._where}: more than {MAX_PLAIN_VALUES} values")
+
+
+def shown(value: Any) -> str:
+    """A file's value as text for a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -192,8 +259,8 @@ def _check_values(value: np.ndarray, key: str) -> None:
 def _frequency(stated: Any, key: str) -> float:
     try:
         value = float(stated)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise WeightsError(f"{key}: expected a positive number, found {stated!r}")
+    if isinstance(stated, bool) or not (math.isfinite(value) and value > 0):
+        raise WeightsError(f"{key}: expected a positive number, found {shown(stated)}")
     return value

@@ -69,8 +69,10 @@ def test_only_chunks_that_are_needed_are_read(atlas_path, monkeypatch):
 class _Handler(SimpleHTTPRequestHandler):
     asked: list[str]
     broken = False
+    folder: str | None = None
 
     def do_GET(self):
+        self.directory = self.folder or self.directory
         self.asked.append(self.path)
         if self.broken and "/c/" in self.path:
             self.send_error(503)
@@ -134,6 +136,25 @@ def test_over_http_errors_are_sentences(server, monkeypatch):
     handler.broken = False
     assert np.isfinite(remote(PARIS)).all()  # as soon as it can
     assert "cannot be read as an atlas" in refusal("http://127.0.0.1:1/earth.zarr")
+
+
+@pytest.mark.parametrize("victim", ["zarr.json", "zone00/c/1/1/0"])
+def test_over_http_files_without_end_are_refused(server, copied, victim):
+    handler, address = server
+    handler.folder = str(copied.parent)
+    with (copied / victim).open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(WeightsError, match="more than the"):
+        se.load(f"{address}/copy.zarr")(places(500))
+
+
+def test_over_http_chunks_of_another_place_are_noticed(server, copied):
+    handler, address = server
+    handler.folder = str(copied.parent)
+    first, second = (copied / "zone00" / "c" / "1" / name / "0" for name in "01")
+    shutil.copyfile(first, second)
+    with pytest.raises(WeightsError, match="is a chunk of another place or atlas"):
+        se.load(f"{address}/copy.zarr")(places(500))
 
 
 def test_any_file_system_of_fsspec_will_do(atlas_path, atlas):
@@ -211,12 +232,19 @@ def test_what_is_no_atlas_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"version": 2}, "atlas of format version 2, this software reads 1"),
-        ({"scale": [1.0]}, "its bands do not agree"),
-        ({"zones": []}, "its zones do not cover the Earth"),
-        ({"zones": [{"south": 0}]}, "damaged"),
-        ({"dtype": "int8"}, "its dtype is int8"),
-        ({"certificate": None}, "damaged"),
+        ({"version": 1}, "atlas of format version 1, this software reads 2"),
+        ({"scale": [1.0]}, "scale: expected a list of 8 items, one a band, found [1.0]"),
+        ({"zones": []}, "zones: expected a list of 1 to 64 items, found []"),
+        ({"zones": [{"south": 0}]}, "zones[0].north: missing"),
+        ({"dtype": "int8"}, "dtype: expected one of int16, float16, float32, found 'int8'"),
+        (
+            {"dtype": "\x1b]0;mine\x07"},
+            r"dtype: expected one of int16, float16, float32, found '\x1b]0;mine\x07'",
+        ),
+        ({"certificate": None}, "certificate: expected a dictionary, found None"),
+        ({"reach": float("nan")}, "reach: expected a number from 0 to 1e+37, found nan"),
+        ({"band_names": ["a\0b"] + ["c"] * 7}, "band_names[0]: expected at most 200 printable letters"),
+        ({"software": "another one"}, "do not have the sha256 that attributes_sha256 states"),
     ],
 )
 def test_damaged_attributes_are_refused(copied, attributes, words):

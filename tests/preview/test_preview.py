@@ -298,3 +298,10 @@ def test_a_link_in_a_pictures_stead_is_replaced_or_refused_and_never_followed(en
     assert precious.read_text() == "precious"
     with Image.open(path) as picture:
         assert picture.format == "PNG"
+
+
+def test_titles_of_several_lines_and_control_characters_are_drawn_as_escapes_in_one(encoder):
+    grid = make_grid(resolution=30)
+    drawn = render_preview(encoder, grid, title="a\x1b[31m\nb", source="c\x00\nd")
+    escaped = render_preview(encoder, grid, title=r"a\x1b[31m b", source=r"c\x00 d")
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(escaped))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # The path of the data, from the ground up: a folder or module imports only from its own line and lines above,
 # and no modules import each other in a circle.
 ORDER = (
-    ("_version", "errors", "_optional", "data", "device", "files", "progress", "options"),
+    ("_version", "_forks", "errors", "_optional", "data", "device", "files", "progress", "options"),
     ("geo",),
     ("weights",),
     ("reference", "kernels", "_C"),

@@ -281,7 +281,10 @@ def test_weights_that_do_not_fit_say_how(resnet, tmp_path):
     assert "1 missing: bn1.weight" in error({k: v for k, v in state.items() if k != "bn1.weight"})
     assert "1 unknown: layer9.weight" in error({**state, "layer9.weight": torch.ones(1)})
     assert "bn1.weight is (3,), expected (64,)" in error({**state, "bn1.weight": torch.ones(3)})
-    assert "not finite: bn1.bias" in error({**state, "bn1.bias": torch.full((64,), torch.nan)})
+    not_finite = "not finite, or beyond float32: bn1.bias"
+    assert not_finite in error({**state, "bn1.bias": torch.full((64,), torch.nan)})
+    assert not_finite in error({**state, "bn1.bias": torch.full((64,), 1e39, dtype=torch.float64)})
+    assert "1 missing: bn1.bias" in error({**state, "bn1.bias": torch.zeros(64).to_sparse()})
     assert "another network" in error({"blocks.0.weight": torch.ones(1)})
     assert "holds no tensors" in error({"epoch": 3})
     assert "nothing was executed" in error({"state_dict": state, "args": types.SimpleNamespace(a=1)})

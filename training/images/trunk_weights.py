@@ -84,13 +84,21 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     wrappers = WRAPPERS - {"module"}  # which is part of the names that MoCo gives
     tensors = {
-        without_wrappers(str(name), wrappers): value
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
+        without_wrappers(str(name), wrappers): value for name, value in content.items() if _is_dense(value)
     }
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors, but {join_first(map(str, content)) or 'nothing'}")
     return tensors
+
+
+def _is_dense(value: Any) -> bool:
+    """True for a tensor that holds its values one by one."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not (value.is_nested or value.is_quantized)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
 
 
 def _prefix(state: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> str:
@@ -127,8 +135,10 @@ def _check(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Ten
         )
     if problems:
         raise WeightsError(f"{path}: does not fit the image encoder; {'; '.join(problems)}")
-    not_finite = [
-        name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()
+    not_finite = [  # as float32, in which the trunk computes
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not value.to(expected[name].dtype).isfinite().all()
     ]
     if not_finite:
-        raise WeightsError(f"{path}: not finite: {join_first(not_finite)}")
+        raise WeightsError(f"{path}: not finite, or beyond float32: {join_first(not_finite)}")
