@@ -14,7 +14,7 @@ from satclip_engine.lattice.zones import Zone, zone_of
 
 def recorded_extremes(contents: Contents, linear: Linear) -> Extremes | None:
     """Extremes of the network that an atlas was made of; None where they are not known, as of a head."""
-    if contents.extremes is None or not isinstance(linear, Selection):
+    if not isinstance(linear, Selection):
         return None
     return contents.extremes.of_bands(linear.index)
 
