@@ -146,7 +146,8 @@ def test_what_is_not_understood_or_contradicts_is_refused_by_name(case):
     obj.xc.attrs.update(attributes)
     for name, unit in units.items():
         obj[name].attrs["units"] = unit
-    for call in (locate, lambda obj: make_grid(like=obj)):
+    p = xr.DataArray([0, 3, 9, 11], dims="p")
+    for call in (locate, lambda obj: make_grid(like=obj), lambda obj: locate(obj.isel(xc=p, yc=p))):
         with pytest.raises(UsageError) as caught:
             call(obj)
         message = str(caught.value)
