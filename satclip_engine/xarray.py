@@ -137,10 +137,12 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         raise UsageError(
             f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
         )
-    has_crs = "" if crs is None else "; it has a CRS alone"
+    hint = "" if crs is None else "; it has a CRS alone"
+    if crs is None and xarray_grid.names_grid_mapping(obj):
+        hint = '; its CRS is a variable of the file: open that with xr.open_dataset(…, decode_coords="all")'
     raise UsageError(
         "the xarray object does not say where it is: it needs longitude and latitude coordinates, or x and y "
-        f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){has_crs}'
+        f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){hint}'
     )
 
 

@@ -101,6 +101,12 @@ def grid_mapping(obj: Object) -> str | None:
     return name if name in obj.coords else None
 
 
+def names_grid_mapping(obj: Object) -> bool:
+    """True where an object, or a variable of a Dataset, names a CRS by the words of CF."""
+    variables = list(obj.data_vars.values()) if hasattr(obj, "data_vars") else [obj]
+    return any("grid_mapping" in {**variable.attrs, **variable.encoding} for variable in variables)
+
+
 def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:
     """x and y in units of a CRS, float64, of any dimensions; None without.
 

@@ -191,6 +191,13 @@ def test_samples_of_a_product_lie_where_its_pixels_do(case):
         assert dims == sample(lon).dims
 
 
+def test_a_crs_that_was_not_decoded_is_pointed_out():
+    dataset = osi_saf(beside=False).dataset
+    for obj in (dataset, dataset["value"]):
+        with pytest.raises(UsageError, match=r'does not say where it is.*decode_coords="all"'):
+            locate(obj)
+
+
 @pytest.mark.parametrize("units", ["m", "1", "furlong", "degrees_north"])
 def test_longitudes_that_are_no_angles_are_refused(units):
     obj = xr.DataArray(np.zeros(2), dims="p").assign_coords(
