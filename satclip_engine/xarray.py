@@ -125,17 +125,23 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
         return Located(grid, dims, grid.shape)
     crs = xarray_grid.crs_of(obj)
     if crs is not None and (labels := xarray_grid.xy_of(obj, crs)) is not None:
-        return _named(_located_labels(labels[0].variable, labels[1].variable, crs), *labels)
+        located = _named(_located_labels(labels[0].variable, labels[1].variable, crs), *labels)
+        if isinstance(located.pixels, CurvilinearGrid):
+            places = located.pixels.lonlat().reshape(*located.shape, 2)
+            xarray_grid.check_lonlat_of_points(obj, located.dims, crs, places)
+        return located
     if (lonlat := xarray_grid.lonlat_of(obj)) is not None:
         return _named(_located_lonlat(lonlat[0].variable, lonlat[1].variable), *lonlat)
     if hidden := xarray_grid.lonlat_variables(obj):
         raise UsageError(
             f"{' and '.join(hidden)} are data variables, not coordinates: use obj.set_coords({hidden}) first"
         )
-    has_crs = "" if crs is None else "; it has a CRS alone"
+    hint = "" if crs is None else "; it has a CRS alone"
+    if crs is None and xarray_grid.names_grid_mapping(obj):
+        hint = '; its CRS is a variable of the file: open that with xr.open_dataset(…, decode_coords="all")'
     raise UsageError(
         "the xarray object does not say where it is: it needs longitude and latitude coordinates, or x and y "
-        f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){has_crs}'
+        f'with a CRS (obj.rio.write_crs("EPSG:4326") for degrees){hint}'
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SAMPLES = 7  # rows and columns looked at
 _MAX_PIXELS = 2.0  # between both; some files have the corners of pixels, not their centres
 _MAX_METRES = 2000.0  # between both whatever the pixel, such as between datums and spheres
+_MAX_POINT_METRES = 200_000.0  # the same of points of rasters of any pixel
 _EARTH_RADIUS = 6371007.0  # metres
 
 Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -37,21 +38,40 @@ def check_agreement(
     lon, lat = beside(rows, cols)
     col, row = np.meshgrid(cols, rows)
     own_lon, own_lat = _lonlat(crs, transform, row, col)
+    pixel = np.nan_to_num(_metres(own_lon, own_lat, *_lonlat(crs, transform, row + 1, col + 1)))
+    limit = np.maximum(_MAX_PIXELS * pixel, _MAX_METRES)
+    far = _far_apart(own_lon, own_lat, lon, lat, limit)
+    if far is not None:
+        where = f"the pixel in row {row.flat[far]}, column {col.flat[far]}"
+        _refuse(where, (own_lon, own_lat, lon, lat), far, subject, way_out)
+
+
+def check_points_agree(
+    own: np.ndarray, lon: np.ndarray, lat: np.ndarray, subject: str, way_out: str
+) -> None:  # (..., 2), (...), (...)
+    """The same of free points, whose pixels are not known: only what lies far apart is told."""
+    own_lon, own_lat = own[..., 0], own[..., 1]
+    far = _far_apart(own_lon, own_lat, lon, lat, np.array(_MAX_POINT_METRES))
+    if far is not None:
+        _refuse(f"point {far}", (own_lon, own_lat, lon, lat), far, subject, way_out)
+
+
+def _far_apart(
+    own_lon: np.ndarray, own_lat: np.ndarray, lon: np.ndarray, lat: np.ndarray, limit: np.ndarray
+) -> int | None:
+    """The first of the points that lie apart, if half of them do; None where they agree."""
     with np.errstate(invalid="ignore"):
         valid = (np.abs(lon) <= 720) & (np.abs(lat) <= 90)
-    if not valid.any():
-        return
-    pixel = np.nan_to_num(_metres(own_lon, own_lat, *_lonlat(crs, transform, row + 1, col + 1)))
     apart = np.nan_to_num(_metres(own_lon, own_lat, lon, lat), nan=np.inf)
-    far = valid & (apart > np.maximum(_MAX_PIXELS * pixel, _MAX_METRES))
-    if np.count_nonzero(far) * 2 <= np.count_nonzero(valid):
-        return
-    first = np.argmax(far)
-    own = f"({own_lon.flat[first]:.4f}, {own_lat.flat[first]:.4f})"
-    other = f"({lon.flat[first]:.4f}, {lat.flat[first]:.4f})"
+    far = valid & (apart > limit)
+    return int(np.argmax(far)) if np.count_nonzero(far) * 2 > np.count_nonzero(valid) else None
+
+
+def _refuse(where: str, places: tuple[np.ndarray, ...], index: int, subject: str, way_out: str) -> None:
+    own_lon, own_lat, lon, lat = (values.flat[index] for values in places)
     raise UsageError(
-        f"{subject} contradict each other: they put the pixel in row {row.flat[first]}, column "
-        f"{col.flat[first]} at {own} and at {other}; {way_out}"
+        f"{subject} contradict each other: they put {where} at ({own_lon:.4f}, {own_lat:.4f}) and at "
+        f"({lon:.4f}, {lat:.4f}); {way_out}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.agreement import check_agreement
+from satclip_engine.geo.agreement import check_agreement, check_points_agree
 from satclip_engine.geo.columns import plain_role
 from satclip_engine.geo.crs import odc_crs, parse_crs, unit_name
 from satclip_engine.geo.units import (
@@ -99,6 +99,12 @@ def grid_mapping(obj: Object) -> str | None:
     """The name of the coordinate that holds the CRS, None without."""
     name = _rio(obj).grid_mapping
     return name if name in obj.coords else None
+
+
+def names_grid_mapping(obj: Object) -> bool:
+    """True where an object, or a variable of a Dataset, names a CRS by the words of CF."""
+    variables = list(obj.data_vars.values()) if hasattr(obj, "data_vars") else [obj]
+    return any("grid_mapping" in {**variable.attrs, **variable.encoding} for variable in variables)
 
 
 def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:
@@ -204,25 +210,43 @@ def _in_degrees(coordinate: xarray.DataArray, axis: str) -> xarray.DataArray:
 
 def _check_lonlat(obj: Object, dims: tuple[str, str], crs: pyproj.CRS, transform: Affine) -> None:
     """Raise UsageError when two-dimensional longitudes and latitudes lie elsewhere than a raster's pixels."""
-    beside = []
-    for name, axis in (("longitude", "x"), ("latitude", "y")):
-        flat = [coordinate for coordinate in _candidates(obj, name) if set(coordinate.dims) == set(dims)]
-        if not flat:
-            return
-        beside.append(_in_degrees(flat[0], axis).transpose(*dims))
+    beside = _beside(obj, dims)
+    if beside is None:
+        return
 
     def sample(rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lon, lat = (coordinate[rows][:, cols].values.astype(np.float64) for coordinate in beside)
         return lon, lat
 
+    shape = obj.sizes[dims[0]], obj.sizes[dims[1]]
+    check_agreement(crs, transform, shape, sample, *_contradiction(obj, crs, beside))
+
+
+def check_lonlat_of_points(obj: Object, dims: tuple[Any, ...], crs: pyproj.CRS, lonlat: np.ndarray) -> None:
+    """The same of points by their labels in a CRS: (…dims, 2) longitudes and latitudes."""
+    beside = _beside(obj, dims)
+    if beside is not None:
+        lon, lat = (coordinate.values.astype(np.float64) for coordinate in beside)
+        check_points_agree(lonlat, lon, lat, *_contradiction(obj, crs, beside))
+
+
+def _beside(obj: Object, dims: tuple[Any, ...]) -> tuple[xarray.DataArray, xarray.DataArray] | None:
+    """Longitudes and latitudes along all these dimensions, in degrees; None without both."""
+    beside = []
+    for name, axis in (("longitude", "x"), ("latitude", "y")):
+        own = [coord for coord in _candidates(obj, name) if set(coord.dims) == set(dims)]
+        if not own:
+            return None
+        beside.append(_in_degrees(own[0], axis).transpose(*dims))
+    return beside[0], beside[1]
+
+
+def _contradiction(obj: Object, crs: pyproj.CRS, beside: tuple[xarray.DataArray, ...]) -> tuple[str, str]:
+    """Subject of a message and the way out."""
     names = " and ".join(repr(str(coordinate.name)) for coordinate in beside)
     labels = _labels(obj, crs)
     units = "" if labels is None else f" and the units of {labels[0].name} and {labels[1].name}"
-    check_agreement(
-        crs,
-        transform,
-        (obj.sizes[dims[0]], obj.sizes[dims[1]]),
-        sample,
+    return (
         f"the CRS {crs.name!r} and the coordinates {names}",
         f"correct the CRS{units}, or drop one of both (obj.drop_vars)",
     )

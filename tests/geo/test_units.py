@@ -146,7 +146,8 @@ def test_what_is_not_understood_or_contradicts_is_refused_by_name(case):
     obj.xc.attrs.update(attributes)
     for name, unit in units.items():
         obj[name].attrs["units"] = unit
-    for call in (locate, lambda obj: make_grid(like=obj)):
+    p = xr.DataArray([0, 3, 9, 11], dims="p")
+    for call in (locate, lambda obj: make_grid(like=obj), lambda obj: locate(obj.isel(xc=p, yc=p))):
         with pytest.raises(UsageError) as caught:
             call(obj)
         message = str(caught.value)
@@ -188,6 +189,13 @@ def test_samples_of_a_product_lie_where_its_pixels_do(case):
         expected = np.stack([sample(lon).values, sample(lat).values], axis=-1)
         np.testing.assert_allclose(lonlat, expected, rtol=0, atol=1e-6)
         assert dims == sample(lon).dims
+
+
+def test_a_crs_that_was_not_decoded_is_pointed_out():
+    dataset = osi_saf(beside=False).dataset
+    for obj in (dataset, dataset["value"]):
+        with pytest.raises(UsageError, match=r'does not say where it is.*decode_coords="all"'):
+            locate(obj)
 
 
 @pytest.mark.parametrize("units", ["m", "1", "furlong", "degrees_north"])
