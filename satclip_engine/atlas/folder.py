@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +36,13 @@ from satclip_engine.atlas.layout import (
 )
 from satclip_engine.atlas.metadata import check_attributes
 from satclip_engine.atlas.packing import Packing
-from satclip_engine.errors import Argument, OutputError, SatclipError, one_line
+from satclip_engine.errors import Argument, OutputError, WeightsError, one_line
 from satclip_engine.files import sync_file, sync_folder
 from satclip_engine.lattice.nodes import BLOCK_ROWS
 from satclip_engine.lattice.zones import Zone
 
 _OWN_NAMES = re.compile(rf"{re.escape(METADATA)}|{STATISTICS}|zone\d\d+|\.nfs.*")  # .nfs: files in use on NFS
+_REMOVAL_PAUSE_SECONDS = (0.02, 0.1, 0.5)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _Result = TypeVar("_Result")
 
@@ -54,6 +56,14 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: the folder {path.parent} is not writable")
+    try:
+        _check_existing(path, overwrite=overwrite)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _check_existing(path: Path, *, overwrite: bool) -> None:
+    """Raises OutputError for what lies under a name and may not be replaced, OSError."""
     aside = path.absolute().with_name(f".{path.name}.old")
     if os.path.lexists(aside) and not os.path.lexists(path):
         with _held(aside):
@@ -119,8 +129,29 @@ def _held(folder: Path, *, anyones: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _not_written(path: Path, error: Exception) -> OutputError:
+    """The error for one of the disk, or of reading back what was written; an OutputError is itself."""
+    if isinstance(error, OutputError):
+        return error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return OutputError(f"cannot write {path}: {reason}")
+
+
 def _in_the_way(folder: Path) -> OutputError:
     return OutputError(f"{folder} is in the way and was not made by satclip-engine: move it away")
+
+
+def _remove_quietly(folder: Path) -> None:
+    """Remove what nobody needs any more; what stays is removed by the next run.
+
+    Threads of Zarr that had begun to write when something failed may add a file meanwhile.
+    """
+    for pause in _REMOVAL_PAUSE_SECONDS:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(pause)
 
 
 class Folder:
@@ -159,10 +190,10 @@ class Folder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._made:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            _remove_quietly(self.temporary)
         self._open.close()  # what was held while it was removed
-        if isinstance(error, OSError) and not isinstance(error, SatclipError):
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if isinstance(error, OSError | WeightsError) and not isinstance(error, OutputError):
+            raise _not_written(self.path, error) from error
 
     def _remove(self, leftover: Path) -> None:
         """Remove what a run that was killed has left."""
@@ -244,7 +275,7 @@ class Folder:
             self._aside.rename(target)
             raise
         self._made = False
-        shutil.rmtree(self._aside, ignore_errors=True)
+        _remove_quietly(self._aside)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import io
+import itertools
 import json
 import os
 import shutil
@@ -309,3 +311,25 @@ def test_a_failure_after_the_atlas_is_complete_says_so(exact, tmp_path: Path, mo
     with pytest.raises(OutputError, match=r"a\.zarr is complete, but its name is not forced to disk"):
         write_atlas(exact, tmp_path / "a.zarr", tolerance=1e-2)
     assert np.isfinite(se.load(tmp_path / "a.zarr")(PARIS)).all()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("number", [1, 40, 170, 300])
+def test_whichever_opening_of_a_file_fails_nothing_is_left_but_what_was_there(
+    exact, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, overwrite: bool
+) -> None:
+    calls, real = itertools.count(1), io.open
+
+    def fails_once(*arguments: Any, **options: Any) -> Any:
+        if str(tmp_path) in str(arguments[0]) and next(calls) == number:
+            raise OSError(5, "Input/output error")
+        return real(*arguments, **options)
+
+    target = copied if overwrite else tmp_path / "new.zarr"
+    monkeypatch.setattr(io, "open", fails_once)
+    with contextlib.suppress(OutputError):
+        write_atlas(exact, target, tolerance=1e-2, overwrite=overwrite)
+    monkeypatch.undo()
+    assert {file.name for file in tmp_path.iterdir()} <= {"copy.zarr", "new.zarr"}
+    for file in tmp_path.iterdir():
+        assert np.isfinite(se.load(file)(PARIS)).all()
