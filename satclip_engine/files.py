@@ -50,7 +50,7 @@ class WorkingFolder:
         self.path, self.descriptor = path, descriptor
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        _close(self.descriptor)
 
     def names(self) -> list[str]:
         """Names of all that lies in the folder, whose ever it is."""
@@ -411,7 +411,7 @@ def locked_folder(path: Path, *, private: bool = False) -> Iterator[WorkingFolde
             os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield folder
     finally:
-        os.close(lock)
+        _close(lock)
         folder.close()
 
 
@@ -523,6 +523,12 @@ def _lock(descriptor: int) -> bool | None:
             return None
         raise
     return True
+
+
+def _close(descriptor: int) -> None:
+    """Close a descriptor through which nothing was written that matters; a failure is of no consequence."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _followed(path: Path) -> os.stat_result | None:

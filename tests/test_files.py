@@ -384,6 +384,23 @@ def test_a_folder_that_cannot_be_locked_for_want_of_descriptors_leaves_nothing(
         assert os.listdir(tmp_path) == []
 
 
+def test_a_close_that_fails_is_of_no_consequence_once_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def failing(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with locked_folder(tmp_path / "spool") as folder:
+        monkeypatch.setattr(os, "close", failing)
+        write_atomically(tmp_path / "a.bin", b"x")
+        folder.dissolve([])
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
 def test_a_tree_is_removed_without_following_links(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "a").write_text("precious")

@@ -33,7 +33,9 @@ def check_path(path: Path, *, replaceable: bool) -> None:
         raise OutputError(
             f"{path} {status}: remove it, choose another name, or use ", Argument("overwrite", True)
         )
-    if not replaceable and (beside := side_files(path)):
+    with disk_errors(path):
+        beside = [] if replaceable else side_files(path)
+    if beside:
         raise OutputError(
             f"{beside[0]} of a former {path.name} would be read as the new one's: remove it, choose another "
             "name, or use ",
@@ -65,7 +67,7 @@ def _is_removable(path: Path) -> bool:
     """True for a file or a link, also one that leads nowhere."""
     try:
         mode = path.lstat().st_mode
-    except OSError:
+    except FileNotFoundError:
         return False
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 

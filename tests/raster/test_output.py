@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import socket
@@ -199,6 +200,31 @@ def test_side_files_of_a_raster_whose_name_differs_in_case_and_latex_files_stay(
         "a.tif.d.ovr",
         "a.tif.ovr",
     ]
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tiny, tmp_path, monkeypatch):
+    def failing(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", failing)
+    with pytest.raises(OutputError, match=r"cannot write .*a\.tif: Permission denied"):
+        write_raster(tiny, tmp_path / "a.tif", make_grid(resolution=9))
+
+
+def test_a_side_file_that_cannot_be_told_keeps_the_old_raster(tiny, tmp_path, monkeypatch):
+    path, lstat = tmp_path / "a.tif", os.lstat
+    path.write_text("old")
+    (tmp_path / "a.tif.msk").write_text("mask of the old one")
+
+    def failing(self):
+        if self.name == "a.tif.msk":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return lstat(self)
+
+    monkeypatch.setattr(type(path), "lstat", failing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_raster(tiny, path, make_grid(resolution=9), overwrite=True)
+    assert path.read_text() == "old"
 
 
 def test_side_files_are_gone_before_the_new_file_has_its_name(tiny, tmp_path, monkeypatch):
