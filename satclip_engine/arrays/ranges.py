@@ -145,7 +145,7 @@ def ranges_in(path: Path, sample: SampleType, names: Sequence[str]) -> Quantiser
     uint8 and int16 are converted to each other. JSON and TOML have `scale` and `offset`, for codes of `dtype`
     (default: of the type asked for), or `low` and `high`, over which codes are spread; each a number for all
     bands or a list, and `bands`, the names of a list's items. They may lie under `quantisation`, as in the
-    report of `satclip-grid --json`. Raises UsageError.
+    report of `satclip-grid --json=full`. Raises UsageError.
     """
     if not path.is_file() and "://" not in str(path) and not str(path).startswith("/vsi"):
         raise _refused(repr(str(path)), f"is none of {', '.join(RANGES)} and a file that is there")
@@ -193,7 +193,8 @@ def _of_table(source: str, table: Mapping[str, Any], sample: SampleType, names: 
     content = {name: _plain(value) for name, value in content.items()}
     pairs = [pair for pair in (("scale", "offset"), ("low", "high")) if set(pair) <= set(content)]
     if not pairs:
-        raise _refused(source, 'has neither "scale" and "offset" nor "low" and "high"')
+        hint = " (a report has them with --json=full)" if "quantisation" in table else ""
+        raise _refused(source, f'has neither "scale" and "offset" nor "low" and "high"{hint}')
     listed = content.get("bands")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(n, str) for n in listed)):
         raise _refused(source, '"bands" must be a list of names')

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _INDENT = 11  # columns before a summary's text
 _MIN_COLUMNS, _MAX_COLUMNS = 40, 80  # of a summary
-_OF_BANDS = ("sigma", "max_error", "rms_error", "scale", "offset")  # in reports: a number for each band
+_OF_BANDS = {"sigma", "max_error", "rms_error", "scale", "offset"}  # in reports: a number for each band
 
 
 def provenance(options: CommandLine, encoder: Encoder, fit: GlobalPCA | None) -> dict[str, str]:
@@ -238,7 +238,8 @@ def for_programs(content: dict[str, Any], detail: str | None) -> str:
 def _without_bands(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
-    return {name: _without_bands(value) for name, value in content.items() if name not in _OF_BANDS}
+    of_bands = {*_OF_BANDS, "bands"} if _OF_BANDS & content.keys() else ()  # their names go with them
+    return {name: _without_bands(value) for name, value in content.items() if name not in of_bands}
 
 
 def lattice_lines(plan: dict[str, Any] | None) -> list[tuple[str, str]]:
