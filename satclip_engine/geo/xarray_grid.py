@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
     Object = xarray.DataArray | xarray.Dataset
 
-# Names by which longitudes and latitudes go when nothing else says what they are.
-LONGITUDE = ("lon", "longitude", "lng", "long", "nav_lon", "xlong", "glamt")
-LATITUDE = ("lat", "latitude", "nav_lat", "xlat", "gphit")
 _UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
 _UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
 _DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
