@@ -26,6 +26,9 @@ class Mutex:
         with contextlib.suppress(RuntimeError):  # the thread that forked held it: the child's is open already
             self._lock.release()
 
+    def locked(self) -> bool:
+        return self._lock.locked()
+
     def reopen(self) -> None:
         """Begin with an open lock."""
         self._lock = threading.Lock()

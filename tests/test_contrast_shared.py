@@ -146,13 +146,12 @@ TOLD = {
     "shape": "rank 1: expected a (N, E) and b (N, E), got (6,) and (10, 6)",
     "columns": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 5 torch.float32",
     "no columns": "rank 1: expected a (N, E) and b (N, E), got (10, 0) and (10, 0)",
-    "one dtype": "rank 1: a, b and scale: expected one dtype, "
-    "got torch.float32, torch.float64 and torch.float32",
+    "one dtype": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
     "dtype": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
     "integers": "rank 1: a, b and scale: expected float32 or float64, got torch.int64",
     "backend": "rank 1: unknown backend 'gpu': choose from auto, triton, cpu, reference",
     "scale": "rank 1: scale: expected a tensor without dimensions, got shape (2,)",
-    "no tensor": "rank 1: 'NoneType' object has no attribute 'dtype'",
+    "no tensor": "rank 1: 'NoneType' object has no attribute 'is_floating_point'",
 }
 
 

@@ -112,8 +112,8 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """Contents of a report, for JSON."""
-        content = {"method": self.path, **self.as_dict()}
-        del content["path"], content["zones"], content["pilot"]
+        content = self.as_dict()
+        del content["zones"], content["pilot"]
         if self.tolerance is not None:
             content["tolerance"] = self.tolerance.text
         if self.certificate is not None:

@@ -48,7 +48,7 @@ def test_a_plan_in_json_has_the_measured_errors_of_every_band_when_asked_in_full
     arguments = ["a.tif", "--weights", smooth, *WINDOW, "--plan", "-q"]
     plan, full = (json.loads(run(*arguments, how).stdout) for how in ("--json", "--json=full"))
     assert (plan["path"], plan["shape"], plan["bands"], plan["dtype"]) == ("a.tif", [400, 400], 4, "int8")
-    assert plan["reconstruction"]["method"] == "lattice"
+    assert plan["reconstruction"]["path"] == "lattice"
     assert plan["pixel_seconds"]["lattice"] < plan["pixel_seconds"]["product grid"]
     assert plan["seconds"] > plan["pixel_seconds"]["lattice"]
     assert plan["peak_memory"] > 50e6

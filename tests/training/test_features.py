@@ -289,6 +289,7 @@ def test_only_a_caches_own_files_are_removed_and_what_a_killed_run_was_writing(t
     build(tmp_path, seed=1, rebuild=True)
     assert others == [name for name in others if (tmp_path / name).read_text() == "precious"]
     own = {*(f"features-{number:05d}.npy" for number in range(4)), "lonlat.npy", "rows.npy", "manifest.json"}
+    own.add("encoder.pt")
     assert set(os.listdir(tmp_path)) == {*others, *own, "lock"}
 
 

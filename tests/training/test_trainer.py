@@ -6,6 +6,7 @@ import csv
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import warnings
@@ -224,8 +225,9 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_former_checkpoint_whole(tmp_
     calls = []
 
     def full(handle):
-        calls.append(handle)
-        if len(calls) > 11:  # after config.toml, log.csv and the states of steps 0 and 1
+        if stat.S_ISREG(os.fstat(handle).st_mode):  # a folder that is not synced is a note
+            calls.append(handle)
+        if len(calls) > 7:  # after config.toml, log.csv and the states of steps 0 and 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         synced(handle)
 
