@@ -258,10 +258,10 @@ def _checked_store_class() -> Any:
 
         def _sum(self, layout: Layout, key: str) -> bytes:
             assert self.sums is not None
-            name, _, place = key.partition("/c/")
+            name, _, position = key.partition("/c/")
             if name == STATISTICS:
                 return int(self.sums.statistics).to_bytes(_SUM_BYTES, "little")
-            row, column, _ = map(int, place.split("/"))
+            row, column, _ = map(int, position.split("/"))
             zone = list(self.layouts).index(name)
             return int(self.sums.zones[zone][row * layout.grid[1] + column]).to_bytes(_SUM_BYTES, "little")
 
