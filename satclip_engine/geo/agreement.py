@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.crs import to_lonlat
-from satclip_engine.geo.lonlat import distance_metres
+from satclip_engine.geo.crs import distance_metres, to_lonlat
 
 if TYPE_CHECKING:
     import pyproj

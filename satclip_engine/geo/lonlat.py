@@ -1,4 +1,4 @@
-"""Points in their many forms as float64 (lon, lat) degrees; checks of latitudes; distances."""
+"""Points in their many forms as float64 (lon, lat) degrees; checks of latitudes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ROUND_OFF_DEGREES = 1e-5
 _MIN_SWAP_DEGREES = 1.0  # beyond a pole: less is an overshoot, not a longitude
 _MAX_DEGREES = 360.0  # of anything that may be degrees
-_EARTH_RADIUS = 6371008.8  # metres, the mean
 
 
 def as_lonlat(points: Any, crs: Any = None) -> np.ndarray:
@@ -165,13 +164,6 @@ def without_round_off(lonlat: np.ndarray) -> np.ndarray:
     lat = at_pole(lat)
     check_latitudes(lat, lon)
     return np.stack([lon, lat], axis=-1)
-
-
-def distance_metres(lon: Any, lat: Any, lon2: Any, lat2: Any) -> np.ndarray:
-    """Great-circle distances on a sphere between points in degrees; arrays broadcast together."""
-    lon, lat, lon2, lat2 = (np.radians(degrees) for degrees in (lon, lat, lon2, lat2))
-    half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
-    return 2 * _EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
 
 
 def at_pole(lat: np.ndarray) -> np.ndarray:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.crs import crs_name, odc_crs, parse_crs, unit_metres
-from satclip_engine.geo.lonlat import distance_metres
+from satclip_engine.geo.crs import crs_name, distance_metres, odc_crs, parse_crs, unit_metres
 from satclip_engine.raster.tiff import GEO_TAGS, Tag, read_ifds
 
 if TYPE_CHECKING:

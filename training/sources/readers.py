@@ -21,8 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from satclip_engine.errors import DataError, UsageError
-from satclip_engine.geo.crs import parse_crs, transformers
-from satclip_engine.geo.lonlat import distance_metres
+from satclip_engine.geo.crs import distance_metres, parse_crs, transformers
 from satclip_engine.training.locations import join_first
 from satclip_engine.training.sources.bands import check_bands, choose_divisor
 from satclip_engine.training.sources.gdal_files import (
