@@ -255,9 +255,9 @@ def test_backend_and_precision_are_in_the_report_and_the_tags(folder, weights):
 
 def test_tiles_of_other_bands_types_and_runs_share_scales(folder, weights):
     common = ["--weights", weights, "--resolution", 1, "--no-preview", "-q"]
-    first = run("a.tif", *common, "--bounds", 0, 0, 20, 10, "--json")
+    first = run("a.tif", *common, "--bounds", 0, 0, 20, 10, "--json=full")
     Path("a.json").write_text(first.stdout)
-    window = run("b.tif", *common, "--bounds", 20, 0, 40, 10, "--range", "window", "--json")
+    window = run("b.tif", *common, "--bounds", 20, 0, 40, 10, "--range", "window", "--json=full")
     assert (first.exit_code, window.exit_code) == (0, 0)
     report = json.loads(first.stdout)["quantisation"]
     assert (report["range"], report["dtype"]) == ("globe", "int8")
