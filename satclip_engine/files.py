@@ -293,7 +293,7 @@ def check_name(path: Path, thing: str = "") -> None:
     except OSError as error:
         raise OutputError(f"{cannot}: {error.strerror or error}") from error
     if status is not None and not stat.S_ISREG(status.st_mode):
-        raise OutputError(f"{cannot}: it is {kind_of(status)}")
+        raise OutputError(f"{cannot}: it is {_kind(status)}")
 
 
 def existing(path: Path) -> str | None:
@@ -312,7 +312,7 @@ def replaced_link(path: Path) -> str | None:
     )
 
 
-def kind_of(status: os.stat_result) -> str:
+def _kind(status: os.stat_result) -> str:
     """Kind of a file in words."""
     kinds = (
         (stat.S_ISLNK, "a link"),
@@ -327,7 +327,7 @@ def kind_of(status: os.stat_result) -> str:
 def in_the_way(path: Path) -> OutputError:
     """Error for something under a name of ours that is not ours."""
     try:
-        kind = kind_of(os.lstat(path))
+        kind = _kind(os.lstat(path))
     except OSError:
         kind = "no plain file"
     link = f" to {os.readlink(path)}" if kind == "a link" else ""
