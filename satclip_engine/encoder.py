@@ -424,17 +424,15 @@ class Encoder:
         """
         from satclip_engine.arrays import lazy
 
-        encoder, pixels = (
-            self._selected(bands),
-            _grid_of(
-                geobox,
-                like,
-                resolution=resolution,
-                bounds=bounds,
-                crs=crs,
-                bounds_crs=bounds_crs,
-                align=align,
-            ),
+        encoder = self._selected(bands)
+        pixels = _grid_of(
+            geobox,
+            like,
+            resolution=resolution,
+            bounds=bounds,
+            crs=crs,
+            bounds_crs=bounds_crs,
+            align=align,
         )
         codes = _code_type(dtype, out)
         rule = lazy.coding_rule(encoder, codes, range=range, scale=scale, scale_offset=scale_offset)
@@ -475,17 +473,15 @@ class Encoder:
         """
         from satclip_engine.arrays.lazy import PlannedPixels
 
-        encoder, pixels = (
-            self._selected(bands),
-            _grid_of(
-                geobox,
-                like,
-                resolution=resolution,
-                bounds=bounds,
-                crs=crs,
-                bounds_crs=bounds_crs,
-                align=align,
-            ),
+        encoder = self._selected(bands)
+        pixels = _grid_of(
+            geobox,
+            like,
+            resolution=resolution,
+            bounds=bounds,
+            crs=crs,
+            bounds_crs=bounds_crs,
+            align=align,
         )
         return PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=chunks is None).plan
 

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 import uuid
 import warnings
@@ -102,15 +101,6 @@ class WorkingFolder:
         for name in kinds:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.descriptor)
-
-    def remove_tree(self, name: str) -> None:
-        """Remove a folder in this one with all that is in it; links in it are removed, not followed."""
-        status = self._status(name)
-        if status is None:
-            return
-        if not stat.S_ISDIR(status.st_mode):
-            raise self._refusal(name)
-        shutil.rmtree(name, dir_fd=self.descriptor)
 
     def write(self, name: str, content: Content, *, replace: bool = True) -> None:
         """Write a file whole or not at all; without `replace` one that is there stays: FileExistsError."""
@@ -200,7 +190,7 @@ class WorkingFolder:
         except OSError:  # not ours
             return False
         try:
-            if os.fstat(descriptor).st_uid != os.geteuid() or not _lock(descriptor):
+            if os.fstat(descriptor).st_uid != os.geteuid() or not try_lock(descriptor):
                 return False
             if self.is_open_file(descriptor, name):
                 os.unlink(name, dir_fd=self.descriptor)
@@ -240,7 +230,7 @@ class WorkingFolder:
             descriptor = self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             return None
-        if _lock(descriptor) is not False and self.is_open_file(descriptor, name):
+        if try_lock(descriptor) is not False and self.is_open_file(descriptor, name):
             return descriptor
         os.close(descriptor)
         return None
@@ -303,7 +293,7 @@ def check_name(path: Path, thing: str = "") -> None:
     except OSError as error:
         raise OutputError(f"{cannot}: {error.strerror or error}") from error
     if status is not None and not stat.S_ISREG(status.st_mode):
-        raise OutputError(f"{cannot}: it is {kind_of(status)}")
+        raise OutputError(f"{cannot}: it is {_kind(status)}")
 
 
 def existing(path: Path) -> str | None:
@@ -322,7 +312,7 @@ def replaced_link(path: Path) -> str | None:
     )
 
 
-def kind_of(status: os.stat_result) -> str:
+def _kind(status: os.stat_result) -> str:
     """Kind of a file in words."""
     kinds = (
         (stat.S_ISLNK, "a link"),
@@ -337,7 +327,7 @@ def kind_of(status: os.stat_result) -> str:
 def in_the_way(path: Path) -> OutputError:
     """Error for something under a name of ours that is not ours."""
     try:
-        kind = kind_of(os.lstat(path))
+        kind = _kind(os.lstat(path))
     except OSError:
         kind = "no plain file"
     link = f" to {os.readlink(path)}" if kind == "a link" else ""
@@ -512,8 +502,8 @@ def _lock_of(folder: WorkingFolder) -> int | None:
         raise
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Lock a file; False where another process holds it, None where the file system has no locks."""
+def try_lock(descriptor: int) -> bool | None:
+    """Lock a file or folder; False where another process holds it, None where there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

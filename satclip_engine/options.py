@@ -107,7 +107,9 @@ class RasterOptions:
         "[default: an eighth of a step of integers; 1e-4 for floats]",
         metavar="T",
     )
-    overwrite: bool = option(False, "Replace OUTPUT and its preview.")
+    overwrite: bool = option(
+        False, "Replace OUTPUT, its preview, and what GDAL reads beside it (.ovr, .msk, .aux.xml)."
+    )
     resume: bool = option(False, "Resume a run of the same command that was stopped.")
     tags: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=_silence)

@@ -127,8 +127,8 @@ def locate(obj: xarray.DataArray | xarray.Dataset) -> Located:
     if crs is not None and (labels := xarray_grid.xy_of(obj, crs)) is not None:
         located = _named(_located_labels(labels[0].variable, labels[1].variable, crs), *labels)
         if isinstance(located.pixels, CurvilinearGrid):
-            places = located.pixels.lonlat().reshape(*located.shape, 2)
-            xarray_grid.check_lonlat_of_points(obj, located.dims, crs, places)
+            points = located.pixels.lonlat().reshape(*located.shape, 2)
+            xarray_grid.check_lonlat_of_points(obj, located.dims, crs, points)
         return located
     if (lonlat := xarray_grid.lonlat_of(obj)) is not None:
         return _named(_located_lonlat(lonlat[0].variable, lonlat[1].variable), *lonlat)

@@ -19,7 +19,6 @@ from satclip_engine.files import (
     MAX_TEMPORARIES,
     hidden_name,
     locked_folder,
-    open_folder,
     sync_folder,
     temporary_name,
     write_atomically,
@@ -399,19 +398,3 @@ def test_a_close_that_fails_is_of_no_consequence_once_the_file_has_its_name(
         folder.dissolve([])
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_a_tree_is_removed_without_following_links(tmp_path: Path) -> None:
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "a").write_text("precious")
-    with locked_folder(tmp_path / "work") as folder:
-        (tmp_path / "work" / "zarr" / "deep").mkdir(parents=True)
-        (tmp_path / "work" / "zarr" / "deep" / "link").symlink_to(tmp_path / "precious")
-        (tmp_path / "work" / "link").symlink_to(tmp_path / "precious")
-        folder.remove_tree("zarr")
-        folder.remove_tree("missing")
-        with pytest.raises(OutputError, match="link is in the way"):
-            folder.remove_tree("link")
-    assert (tmp_path / "precious" / "a").read_text() == "precious"
-    with open_folder(tmp_path / "work") as folder:
-        assert sorted(folder.names()) == ["link", "lock"]

@@ -21,7 +21,7 @@ import torch
 
 from satclip_engine.encoder import load
 from satclip_engine.errors import OutputError, SatclipError, UsageError
-from satclip_engine.files import locked_folder, write_atomically
+from satclip_engine.files import LOCK, locked_folder, write_atomically
 from satclip_engine.training.config import (
     TrainConfig,
     changed_settings,
@@ -53,7 +53,6 @@ LOG: Final = "log.csv"
 PICTURE: Final = "training.png"
 _RESULTS: Final = ("last.ckpt", "best.ckpt", "best.safetensors", PICTURE)
 _RUN_FILES: Final = (CONFIG, state.NEWEST, state.PREVIOUS, LOG, *_RESULTS)
-_LOCK: Final = "lock"  # of locked_folder
 _held_folders: ContextVar[frozenset[Path]] = ContextVar("held_folders", default=frozenset())  # by this thread
 
 
@@ -125,7 +124,7 @@ def held_run(folder: Path, *, is_main: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked_folder(folder))
+            held = stack.enter_context(locked_folder(folder))
         except OutputError:
             raise
         except OSError as error:
@@ -135,16 +134,9 @@ def held_run(folder: Path, *, is_main: bool = True) -> Iterator[None]:
             yield
         finally:
             _held_folders.reset(token)
-            if is_new:
-                _remove_unused(folder)
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it wrote anything."""
-    with suppress(OSError):
-        if [entry.name for entry in folder.iterdir()] == [_LOCK]:
-            (folder / _LOCK).unlink()
-            folder.rmdir()
+            with suppress(OSError):
+                if is_new and held.names() == [LOCK]:  # the run was refused before it wrote anything
+                    held.dissolve(())
 
 
 @cpu_by_default()

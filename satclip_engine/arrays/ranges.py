@@ -306,7 +306,7 @@ def sample_indices(shape: tuple[int, int], pixels: int, seed: int) -> list[tuple
     return [(chunk, np.unique(strata(width, across))) for chunk in np.array_split(rows, -(-rows.size // 16))]
 
 
-def check_on_earth(grid: PixelGrid) -> None:
+def check_has_data(grid: PixelGrid) -> None:
     """Raise UsageError where none of a raster's pixels has data, as far as a sample of them tells."""
     if grid.separable and np.isfinite(grid.lat()).any() and np.isfinite(grid.lon()).any():
         return

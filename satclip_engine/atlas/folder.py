@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -37,11 +36,12 @@ from satclip_engine.atlas.layout import (
 from satclip_engine.atlas.metadata import check_attributes
 from satclip_engine.atlas.packing import Packing
 from satclip_engine.errors import Argument, OutputError, WeightsError, one_line
-from satclip_engine.files import sync_file, sync_folder
+from satclip_engine.files import hidden_name, sync_file, sync_folder, try_lock
 from satclip_engine.lattice.nodes import BLOCK_ROWS
 from satclip_engine.lattice.zones import Zone
 
 _OWN_NAMES = re.compile(rf"{re.escape(METADATA)}|{STATISTICS}|zone\d\d+|\.nfs.*")  # .nfs: files in use on NFS
+_PARTIAL, _ASIDE = ".partial", ".old"  # of the hidden names of an atlas in the making and of a former one
 _REMOVAL_PAUSE_SECONDS = (0.02, 0.1, 0.5)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _Result = TypeVar("_Result")
@@ -64,7 +64,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 def _check_existing(path: Path, *, overwrite: bool) -> None:
     """Raises OutputError for what lies under a name and may not be replaced, OSError."""
-    aside = path.absolute().with_name(f".{path.name}.old")
+    aside = _beside(path, _ASIDE)
     if os.path.lexists(aside) and not os.path.lexists(path):
         with _held(aside):
             aside.rename(path)
@@ -84,6 +84,12 @@ def _check_existing(path: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{path} is not overwritten: beside the atlas it holds {one_line(foreign[0])}: move that away"
         )
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Name of a hidden folder beside an atlas."""
+    folder = path.absolute().parent
+    return folder / hidden_name(path.name, suffix, folder)
 
 
 def _holds_atlas(path: Path) -> bool:
@@ -116,13 +122,7 @@ def _held(folder: Path, *, anyones: bool = False) -> Iterator[None]:
         status = os.fstat(descriptor)
         if not (anyones or status.st_uid == os.geteuid()) or _foreign_names(folder):
             raise _in_the_way(folder)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another run is writing to {folder}") from None
-        except OSError:  # file systems without locks
-            pass
-        if not os.path.samestat(status, os.lstat(folder)):
+        if try_lock(descriptor) is False or not os.path.samestat(status, os.lstat(folder)):
             raise OutputError(f"another run is writing to {folder}")
         yield
     finally:
@@ -163,8 +163,7 @@ class Folder:
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         self.path, self.overwrite = path, overwrite
-        self.temporary = path.absolute().with_name(f".{path.name}.partial")
-        self._aside = path.absolute().with_name(f".{path.name}.old")
+        self.temporary, self._aside = _beside(path, _PARTIAL), _beside(path, _ASIDE)
         self._made = False  # true while the temporary name is of something to be removed
         self._open = contextlib.ExitStack()
 

@@ -200,72 +200,90 @@ def _checked_store_class() -> Any:
     class CheckedStore(base):
         def __init__(self, store: Any, source: str) -> None:
             super().__init__(store)
-            self.source = source
-            self.sums: ChunkSums | None = None
-            self.layouts: Mapping[str, Layout] = {}
+            self._checks = _Checks(source)
+
+        @property
+        def layouts(self) -> Mapping[str, Layout]:
+            return self._checks.layouts
 
         def _with_store(self, store: Any) -> Any:
-            return type(self)(store, self.source)
+            return type(self)(store, self._checks.source)
 
         def expect(self, layouts: Mapping[str, Layout], sums: ChunkSums | None) -> None:
-            self.layouts, self.sums = layouts, sums
+            self._checks.layouts, self._checks.sums = layouts, sums
 
         async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            layout = None if key.endswith(METADATA) else self.layouts.get(key.partition("/")[0])
-            limit = _MAX_METADATA_BYTES if layout is None else layout.largest_chunk
             root = getattr(self._store, "root", None)
             if root is not None:
-                self._check_file(Path(root) / key, limit, key)
+                self._checks.check_file(Path(root) / key, key)
+            limit = self._checks.most_bytes(key)
             bounded = byte_range or library.abc.store.RangeByteRequest(0, limit + 1)
             content = await self._store.get(key, prototype, bounded)
-            if layout is None:
-                return self._of_size(content, limit, key)
-            if content is None:
-                raise WeightsError(f"{self.source}: the atlas is incomplete: chunk {key} is missing")
-            self._check_chunk(content.to_bytes(), layout, key)
+            self._checks.check_content(content, key)
             return content
-
-        def _check_file(self, path: Path, limit: int, key: str) -> None:
-            """A pipe or device is waited for without end."""
-            try:
-                status = os.stat(path)
-            except OSError:
-                return  # Zarr says what is wrong with it
-            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-                raise WeightsError(f"{self.source}: the atlas is damaged: {key} is no file")
-            if stat.S_ISREG(status.st_mode) and status.st_size > limit:
-                raise self._too_large(key, limit)
-
-        def _of_size(self, content: Any, limit: int, key: str) -> Any:
-            if content is not None and len(content) > limit:
-                raise self._too_large(key, limit)
-            return content
-
-        def _too_large(self, key: str, limit: int) -> WeightsError:
-            return WeightsError(
-                f"{self.source}: the atlas is damaged: {key} has more than the {limit} bytes that it can have"
-            )
-
-        def _check_chunk(self, content: bytes, layout: Layout, key: str) -> None:
-            self._of_size(content, layout.largest_chunk, key)
-            unpacked, packed = (int.from_bytes(content[k : k + 4], "little") for k in (4, 12))
-            if unpacked != layout.chunk_bytes or packed != len(content) - _SUM_BYTES:
-                raise WeightsError(f"{self.source}: the atlas is damaged: {key} is no chunk of its array")
-            if self.sums is not None and content[-_SUM_BYTES:] != self._sum(layout, key):
-                raise WeightsError(
-                    f"{self.source}: the atlas is damaged: {key} is a chunk of another place or atlas"
-                )
-
-        def _sum(self, layout: Layout, key: str) -> bytes:
-            assert self.sums is not None
-            name, _, place = key.partition("/c/")
-            if name == STATISTICS:
-                return int(self.sums.statistics).to_bytes(_SUM_BYTES, "little")
-            row, column, _ = map(int, place.split("/"))
-            zone = list(self.layouts).index(name)
-            return int(self.sums.zones[zone][row * layout.grid[1] + column]).to_bytes(_SUM_BYTES, "little")
 
     return CheckedStore
+
+
+class _Checks:
+    """Checks of files and chunks against what the metadata say of them. Raises WeightsError."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sums: ChunkSums | None = None
+        self.layouts: Mapping[str, Layout] = {}
+
+    def most_bytes(self, key: str) -> int:
+        """Bytes that a chunk, or the metadata, can have."""
+        layout = self._layout(key)
+        return _MAX_METADATA_BYTES if layout is None else layout.largest_chunk
+
+    def check_file(self, path: Path, key: str) -> None:
+        """Refuse what is waited for without end, such as a pipe or device, and what is too large."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return  # Zarr says what is wrong with it
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise self._damaged(f"{key} is no file")
+        if stat.S_ISREG(status.st_mode):
+            self._check_size(status.st_size, key)
+
+    def check_content(self, content: Any, key: str) -> None:
+        """Refuse a chunk that is missing, of another size or of another position; content: Zarr's buffer."""
+        layout = self._layout(key)
+        if layout is not None and content is None:
+            raise WeightsError(f"{self.source}: the atlas is incomplete: chunk {key} is missing")
+        if content is not None:
+            self._check_size(len(content), key)
+        if layout is not None:
+            self._check_chunk(content.to_bytes(), layout, key)
+
+    def _layout(self, key: str) -> Layout | None:
+        return None if key.endswith(METADATA) else self.layouts.get(key.partition("/")[0])
+
+    def _check_size(self, size: int, key: str) -> None:
+        limit = self.most_bytes(key)
+        if size > limit:
+            raise self._damaged(f"{key} has more than the {limit} bytes that it can have")
+
+    def _check_chunk(self, content: bytes, layout: Layout, key: str) -> None:
+        unpacked, packed = (int.from_bytes(content[k : k + 4], "little") for k in (4, 12))
+        if unpacked != layout.chunk_bytes or packed != len(content) - _SUM_BYTES:
+            raise self._damaged(f"{key} is no chunk of its array")
+        if self.sums is not None and content[-_SUM_BYTES:] != self._sum(layout, key, self.sums):
+            raise self._damaged(f"{key} is a chunk of another place or atlas")
+
+    def _sum(self, layout: Layout, key: str, sums: ChunkSums) -> bytes:
+        name, _, position = key.partition("/c/")
+        if name == STATISTICS:
+            return int(sums.statistics).to_bytes(_SUM_BYTES, "little")
+        row, column, _ = map(int, position.split("/"))
+        zone = list(self.layouts).index(name)
+        return int(sums.zones[zone][row * layout.grid[1] + column]).to_bytes(_SUM_BYTES, "little")
+
+    def _damaged(self, reason: str) -> WeightsError:
+        return WeightsError(f"{self.source}: the atlas is damaged: {reason}")
 
 
 def array_name(zone: int) -> str:

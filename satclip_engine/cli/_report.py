@@ -269,7 +269,7 @@ def _of(certificate: dict[str, Any]) -> str:
 
 
 def was_complete(report: Report) -> bool:
-    """True where a resumed run certificate its raster finished, so that nothing was computed."""
+    """True where a resumed run finds its raster finished, so that nothing was computed."""
     return report.resumed_from == 1 and not report.cpu_seconds
 
 

@@ -43,10 +43,13 @@ Examples:
       --bounds 300000 5000000 700000 5400000
   satclip-grid utm33.tif --crs EPSG:32633 --resolution 100 \\
       --bounds 10 45 12 47 --bounds-crs EPSG:4326
-  satclip-grid same.tif --like landcover.tif --dtype int16
+  satclip-grid basin.tif --bounds 5.13 43.2 9.87 47.61 --resolution 30s --snap
+  satclip-grid same.tif --like landcover.tif --dtype uint8
   satclip-grid rgb.tif --bands pca:3 --resolution 0.1
   satclip-grid few.tif --bands 1,5,9-12 --weights satclip-vit16-l40.ckpt
   satclip-grid fine.tif --bounds 5 45 8 48 --resolution 0.001 --plan
+  satclip-grid one.tif --bounds 5 45 6 46 --resolution 0.01 --range window
+  satclip-grid points.tif --resolution 0.05 --interleave pixel
   satclip-grid --atlas earth.zarr --weights satclip-vit16-l40.ckpt
   satclip-grid nile.tif --bounds 29 22 35 32 --resolution 0.01 --weights earth.zarr
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.crs import to_lonlat
+from satclip_engine.geo.crs import distance_metres, to_lonlat
 
 if TYPE_CHECKING:
     import pyproj
@@ -21,7 +21,6 @@ _SAMPLES = 7  # rows and columns looked at
 _MAX_PIXELS = 2.0  # between both; some files have the corners of pixels, not their centres
 _MAX_METRES = 2000.0  # between both whatever the pixel, such as between datums and spheres
 _MAX_POINT_METRES = 200_000.0  # the same of points of rasters of any pixel
-_EARTH_RADIUS = 6371007.0  # metres
 
 Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -38,7 +37,7 @@ def check_agreement(
     lon, lat = beside(rows, cols)
     col, row = np.meshgrid(cols, rows)
     own_lon, own_lat = _lonlat(crs, transform, row, col)
-    pixel = np.nan_to_num(_metres(own_lon, own_lat, *_lonlat(crs, transform, row + 1, col + 1)))
+    pixel = np.nan_to_num(distance_metres(own_lon, own_lat, *_lonlat(crs, transform, row + 1, col + 1)))
     limit = np.maximum(_MAX_PIXELS * pixel, _MAX_METRES)
     far = _far_apart(own_lon, own_lat, lon, lat, limit)
     if far is not None:
@@ -62,13 +61,13 @@ def _far_apart(
     """The first of the points that lie apart, if half of them do; None where they agree."""
     with np.errstate(invalid="ignore"):
         valid = (np.abs(lon) <= 720) & (np.abs(lat) <= 90)
-    apart = np.nan_to_num(_metres(own_lon, own_lat, lon, lat), nan=np.inf)
+    apart = np.nan_to_num(distance_metres(own_lon, own_lat, lon, lat), nan=np.inf)
     far = valid & (apart > limit)
     return int(np.argmax(far)) if np.count_nonzero(far) * 2 > np.count_nonzero(valid) else None
 
 
-def _refuse(where: str, places: tuple[np.ndarray, ...], index: int, subject: str, way_out: str) -> None:
-    own_lon, own_lat, lon, lat = (values.flat[index] for values in places)
+def _refuse(where: str, points: tuple[np.ndarray, ...], index: int, subject: str, way_out: str) -> None:
+    own_lon, own_lat, lon, lat = (values.flat[index] for values in points)
     raise UsageError(
         f"{subject} contradict each other: they put {where} at ({own_lon:.4f}, {own_lat:.4f}) and at "
         f"({lon:.4f}, {lat:.4f}); {way_out}"
@@ -87,10 +86,3 @@ def _lonlat(
     lon, lat, _, _ = to_lonlat(crs.to_wkt(), a * col + b * row + c, d * col + e * row + f)
     finite = np.isfinite(lon) & np.isfinite(lat)
     return np.where(finite, lon, np.nan), np.where(finite, lat, np.nan)
-
-
-def _metres(lon: np.ndarray, lat: np.ndarray, lon2: np.ndarray, lat2: np.ndarray) -> np.ndarray:
-    """Great-circle distances."""
-    lon, lat, lon2, lat2 = np.radians([lon, lat, lon2, lat2])
-    half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
-    return 2 * _EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(half, 0, 1)))

@@ -26,19 +26,9 @@ _ROLES = {
     "y": re.compile(r"y(?:coords?|coordinates?)?"),
 }
 _DEGREES = {"degree", "degrees", "deg", "°", "dd", "decimal", "dec", "wgs", "wgs84", "84", "4326", "epsg"}
-_PLAIN = _DEGREES | {"coord", "coords", "coordinate", "coordinates", "gps", "geo", "location", "geographic"}
-_PLAIN |= {
-    "nav",
-    "rho",
-    "psi",
-    "u",
-    "v",
-    "cell",
-    "vertex",
-    "edge",
-    "node",
-    "face",
-}  # models' points of a cell
+_CELL_POINTS = {"nav", "rho", "psi", "u", "v", "cell", "vertex", "edge", "node", "face"}  # of models' grids
+_PLAIN = {"coord", "coords", "coordinate", "coordinates", "gps", "geo", "location", "geographic"}
+_PLAIN |= _DEGREES | _CELL_POINTS
 _HEMISPHERES = {"longitude": {"e", "east"}, "latitude": {"n", "north"}}
 _OPPOSITE = {"longitude": {"w", "west"}, "latitude": {"s", "south"}}
 _UNITS = {  # words of a unit that is not the degree

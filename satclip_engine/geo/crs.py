@@ -1,4 +1,4 @@
-"""Coordinate reference systems: parsing, and transformation to longitude and latitude.
+"""Coordinate reference systems: parsing, and transformation to longitude and latitude; distances.
 
 All coordinates are (x, y) = (east, north) = (longitude, latitude), whatever axis order the authority defines.
 pyproj is imported when it is first needed.
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _FULL_TURN = 2.0 * np.pi
 _EDGE_SAMPLES = 2001  # points along an edge of a box that is followed into another CRS
-_EARTH_RADIUS = 6.4e6  # metres
+_EARTH_RADIUS = 6371008.8  # metres, the mean
 _MAX_RETURN_ERROR = 1.0  # metres, of a valid free point's way to longitude and latitude and back
+_MAX_OFF_DEGREES = 1e-3  # of a point of an area on the same way
 _AXIS_UNITS = {"degree": np.pi / 180, "grad": np.pi / 200, "metre": 1.0}  # some CRSs call it Degree
 
 
@@ -173,6 +174,13 @@ def unit_metres(crs: pyproj.CRS) -> float:
     return float(factor) * (_EARTH_RADIUS if crs.is_geographic else 1.0)
 
 
+def distance_metres(lon: Any, lat: Any, lon2: Any, lat2: Any) -> np.ndarray:
+    """Great-circle distances on a sphere between points in degrees; arrays broadcast together."""
+    lon, lat, lon2, lat2 = (np.radians(degrees) for degrees in (lon, lat, lon2, lat2))
+    half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
+    return 2 * _EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
+
+
 def odc_crs(crs: pyproj.CRS) -> CRS:
     """The same for a GeoBox. odc-geo cannot read the names of compound CRSs (EPSG:4326+5773)."""
     from odc.geo.crs import CRS
@@ -219,10 +227,7 @@ def area_of_use(crs: pyproj.CRS) -> tuple[float, float, float, float]:
             Argument("bounds"),
             argument="crs",
         ) from error
-    with np.errstate(invalid="ignore"):
-        # A degree of longitude shrinks towards the poles, where it may be anything.
-        off_lon = np.abs(np.remainder(lon2 - lon + 180.0, 360.0) - 180.0) * np.cos(np.radians(lat))
-        valid = np.isfinite(x) & np.isfinite(y) & (off_lon < 1e-3) & (np.abs(lat2 - lat) < 1e-3)
+    valid = np.isfinite(x) & np.isfinite(y) & _same_points(lon, lat, lon2, lat2)
     if not valid.any():
         raise UsageError(
             f"the area of use of CRS {_short(crs)} cannot be projected: give ",
@@ -258,13 +263,18 @@ def bounds_in(
     to_degrees, from_degrees = transformers(crs.to_wkt())
     first, second = from_degrees.transform(lon, lat)
     lon2, lat2 = to_degrees.transform(first, second)
-    with np.errstate(invalid="ignore"):
-        off_lon = np.abs(np.remainder(lon2 - lon + 180.0, 360.0) - 180.0) * np.cos(np.radians(lat))
-        valid = np.isfinite(first + second) & (off_lon < 1e-3) & (np.abs(lat2 - lat) < 1e-3)
+    valid = np.isfinite(first) & np.isfinite(second) & _same_points(lon, lat, lon2, lat2)
     if not valid.any() or _torn(first, second):
         return None
     first, second = first[valid], second[valid]
     return float(first.min()), float(second.min()), float(first.max()), float(second.max())
+
+
+def _same_points(lon: np.ndarray, lat: np.ndarray, lon2: np.ndarray, lat2: np.ndarray) -> np.ndarray:
+    """True where points in degrees have come back; their longitudes shrink towards the poles."""
+    with np.errstate(invalid="ignore"):
+        off_lon = np.abs(np.remainder(lon2 - lon + 180.0, 360.0) - 180.0) * np.cos(np.radians(lat))
+        return (off_lon < _MAX_OFF_DEGREES) & (np.abs(lat2 - lat) < _MAX_OFF_DEGREES)
 
 
 def _torn(x: np.ndarray, y: np.ndarray) -> bool:

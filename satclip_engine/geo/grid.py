@@ -64,7 +64,7 @@ class Grid:
         if min(geobox.shape) < 1:
             raise UsageError(f"{name} has no pixels: {geobox.shape[0]} rows by {geobox.shape[1]} columns")
         grid = cls(geobox)
-        _check_place(grid, _crs.parse_crs(geobox.crs.proj), name)
+        _check_location(grid, _crs.parse_crs(geobox.crs.proj), name)
         return grid
 
     @property
@@ -261,7 +261,7 @@ def outside_area_of_use(grid: Grid) -> str:
     )
 
 
-def _check_place(grid: Grid, crs: pyproj.CRS, name: str) -> None:
+def _check_location(grid: Grid, crs: pyproj.CRS, name: str) -> None:
     """Raise UsageError for rows that all lie beyond the poles, and for degrees in a projected CRS."""
     west, south, east, north = grid.bounds
     pole = _crs.full_turn(crs) / 4

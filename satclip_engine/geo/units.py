@@ -17,7 +17,7 @@ STANDARD_NAMES = {  # CF's, of labels along the axes of a raster
     "x": ("projection_x_coordinate", "projection_x_angular_coordinate", "longitude", "grid_longitude"),
     "y": ("projection_y_coordinate", "projection_y_angular_coordinate", "latitude", "grid_latitude"),
 }
-_MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
+MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
 _MAX_SINGLE_PIXELS = 1e-2  # the same of float32 labels of small pixels, as geostationary satellites have them
 _DEGREE = math.pi / 180  # radians
 _ANGLES = {  # radians
@@ -75,7 +75,7 @@ def to_crs_unit(units: str, crs: pyproj.CRS, *, axis: str) -> float | None:
 def label_error(labels: np.ndarray, step: float, *, single: bool) -> float:
     """The most that labels may be off even spacing: 1e-3 pixel, more of small ones in float32 (`single`)."""
     rounding = 4 * float(np.spacing(np.float32(np.abs(labels).max()))) if single else 0.0
-    return max(_MAX_LABEL_PIXELS * abs(step), min(rounding, _MAX_SINGLE_PIXELS * abs(step)))
+    return max(MAX_LABEL_PIXELS * abs(step), min(rounding, _MAX_SINGLE_PIXELS * abs(step)))
 
 
 def refuse_angles(name: object, crs: pyproj.CRS, labels: np.ndarray) -> None:

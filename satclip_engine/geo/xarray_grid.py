@@ -18,6 +18,7 @@ from satclip_engine.geo.agreement import check_agreement, check_points_agree
 from satclip_engine.geo.columns import plain_role
 from satclip_engine.geo.crs import odc_crs, parse_crs, unit_name
 from satclip_engine.geo.units import (
+    MAX_LABEL_PIXELS,
     STANDARD_NAMES,
     label_error,
     refuse_angles,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 _UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
 _UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
 _DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
-_MAX_LABEL_PIXELS = 1e-3  # error: evenly spaced labels in float32 are off by up to 2e-4
 _MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
 
 
@@ -320,7 +320,7 @@ def _agreeing(stored: Affine | None, x: np.ndarray, y: np.ndarray) -> Affine | N
     inverse = ~stored
     off_col = inverse.a * x + inverse.b * y + inverse.c - (col + 0.5)
     off_row = inverse.d * x + inverse.e * y + inverse.f - (row + 0.5)
-    return stored if max(np.abs(off_col).max(), np.abs(off_row).max()) <= _MAX_LABEL_PIXELS else None
+    return stored if max(np.abs(off_col).max(), np.abs(off_row).max()) <= MAX_LABEL_PIXELS else None
 
 
 def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray, *, single: bool) -> Affine | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -163,30 +162,12 @@ class _Slots(Generic[_Value]):
             return None if slot is None else slot.value
 
 
-_PLANNERS: weakref.WeakSet[Planner] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    """Begin without plans in a child process: locks that other threads of the parent held are invalid."""
-    for planner in list(_PLANNERS):
-        planner.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
-
-
 class Planner:
     """Chooses for one network, and keeps its latest plans for rasters. Threads may share it."""
 
     def __init__(self, network: Prepared, threads: int, find_extremes: Callable[[int], Extremes]) -> None:
         """find_extremes: of the network's bands over the globe, with so many threads."""
         self.network, self.threads, self._find_extremes = network, threads, find_extremes
-        self.reset()
-        _PLANNERS.add(self)
-
-    def reset(self) -> None:
-        """Forget all plans and statistics."""
         self._moments: _Slot[Moments] = _Slot()
         self._extremes: _Slot[Extremes] = _Slot()
         self.clear()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.crs import crs_name, odc_crs, parse_crs, unit_metres
+from satclip_engine.geo.crs import crs_name, distance_metres, odc_crs, parse_crs, unit_metres
 from satclip_engine.raster.tiff import GEO_TAGS, Tag, read_ifds
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MAX_SHIFT_PIXELS = 0.01  # by which a pixel may move
 MAX_SHIFT_METRES = 0.01  # whatever the pixel: what datums written with rounded numbers differ by
 PROBES_PER_SIDE = 9
-EARTH_RADIUS_METRES = 6371008.8
 _NOWHERE = "nowhere on Earth"
 
 
@@ -78,19 +77,11 @@ def _distance(grid: Grid, stored: Any) -> str:
     if not (valid & still_valid).any():
         return _NOWHERE
     valid &= still_valid
-    metres = float(_metres(original[valid], reread[valid]).max())
+    metres = float(distance_metres(*original[valid].T, *reread[valid].T).max())
     pixel = abs(grid.transform.determinant) ** 0.5 * unit_metres(grid.crs.proj)
     if metres <= max(MAX_SHIFT_PIXELS * pixel, MAX_SHIFT_METRES):
         return ""
     return f"{metres / 1000:.3g} km away" if metres >= 1000 else f"{metres:.3g} m away"
-
-
-def _metres(lonlat: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Distance on the sphere between (n, 2) degrees."""
-    lon, lat = np.radians(lonlat).T
-    lon2, lat2 = np.radians(other).T
-    half = np.sin((lat2 - lat) / 2) ** 2 + np.cos(lat) * np.cos(lat2) * np.sin((lon2 - lon) / 2) ** 2
-    return 2 * EARTH_RADIUS_METRES * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
 
 
 def _cannot_hold(grid: Grid, why: str) -> UsageError:

@@ -161,13 +161,7 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
             f"interleave must be one of {', '.join(INTERLEAVES)}, not {options.interleave!r}",
             argument="interleave",
         )
-    interleaved = options.interleave == "pixel" and bands > 1
-    planes = 1 if interleaved else bands
-    preferred = preferred_blocksize(bands * sample.bytes, interleaved=interleaved)
-    blocksize = options.blocksize
-    if blocksize is None:
-        blocksize = choose_blocksize(pixels.shape, planes, preferred)
-    check_blocksize(blocksize, pixels.shape, planes)
+    blocksize, notes = _blocksize(options, pixels.shape, bands, sample)
     tiling = _tiling(
         encoder,
         pixels,
@@ -178,9 +172,6 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
         threads=threads,
         memory=options.memory,
     )
-    notes = []
-    if options.blocksize is None and blocksize > preferred:
-        notes.append(f"tiles are {blocksize} pixels wide, not {preferred}, to keep the file's index small")
     if tiling.threads < threads:
         notes.append(f"{tiling.threads} of {threads} threads work: more would take more memory than allowed")
     return Request(
@@ -196,6 +187,20 @@ def check_request(encoder: Encoder, path: Path, grid: Any, options: RasterOption
         tiling,
         tuple(notes),
     )
+
+
+def _blocksize(
+    options: RasterOptions, shape: tuple[int, int], bands: int, sample: SampleType
+) -> tuple[int, list[str]]:
+    """The side of tiles, asked for or chosen, and notes on the choice. Raises UsageError."""
+    interleaved = options.interleave == "pixel" and bands > 1
+    planes = 1 if interleaved else bands
+    preferred = preferred_blocksize(bands * sample.bytes, interleaved=interleaved)
+    blocksize = choose_blocksize(shape, planes, preferred) if options.blocksize is None else options.blocksize
+    check_blocksize(blocksize, shape, planes)
+    if options.blocksize is not None or blocksize <= preferred:
+        return blocksize, []
+    return blocksize, [f"tiles are {blocksize} pixels wide, not {preferred}, to keep the file's index small"]
 
 
 def _grid(encoder: Encoder, grid: Any) -> Grid:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from satclip_engine._version import __version__
-from satclip_engine.arrays.ranges import RangeChoice, check_on_earth
+from satclip_engine.arrays.ranges import RangeChoice, check_has_data
 from satclip_engine.backends.protocols import Prepared
 from satclip_engine.errors import Argument, OutputError
 from satclip_engine.files import WorkingFolder, locked_folder
@@ -198,7 +198,7 @@ def cache_bytes(memory: int) -> int:
 def find_quantiser(request: Request) -> Quantiser:
     """The codes of a raster. Raises UsageError where no pixel has data."""
     encoder = request.encoder
-    check_on_earth(request.grid)
+    check_has_data(request.grid)
     return request.rule.quantiser(encoder, encoder.network, request.grid, request.tiling.threads)
 
 

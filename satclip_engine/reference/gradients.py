@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from satclip_engine import reference
 from satclip_engine._optional import need
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 else:
     torch = need("torch", extra="torch", why="encoding with gradients")
 
-Word: TypeAlias = "int | Tensor"
 _WORD = 0xFFFFFFFF
 
 
@@ -45,7 +44,7 @@ def philox(
     return torch.stack([a, b, c, d], dim=-1)
 
 
-def dropout_factors(rows: Tensor, units: int, layer: int, p: float, seed: Word) -> Tensor:
+def dropout_factors(rows: Tensor, units: int, layer: int, p: float, seed: int | Tensor) -> Tensor:
     """Factors of the pre-activations under dropout: 0, or 1/(1 − p). (n,) int64 -> (n, units) float64.
 
     rows: indices of the points in their batch. layer: 0 for the first hidden layer.

@@ -31,7 +31,7 @@ def column_factors(degrees: int, convention: Convention) -> np.ndarray:  # (L²,
     return np.ones(len(order))
 
 
-def folds_published(degrees: int, convention: Convention, harmonics: Harmonics) -> bool:
+def folds_published(degrees: int, convention: Convention | None, harmonics: Harmonics | None) -> bool:
     """True for weights on published polynomials that differ from exact harmonics."""
     return harmonics == "published" and convention == "analytic" and degrees > EXACT_DEGREES
 

@@ -10,8 +10,6 @@ spherical harmonics in feature order l² + l + m, m < 0 the sines, no Condon–S
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import warnings
@@ -35,7 +33,7 @@ from satclip_engine.weights.conventions import (
     folds_published,
 )
 from satclip_engine.weights.layers import FLOAT32_MAX, Layers, check_magnitude, frozen
-from satclip_engine.weights.safetensors_file import tensors_sha256
+from satclip_engine.weights.safetensors_file import weights_sha256
 from satclip_engine.weights.schema import (
     PUBLISHED_W0,
     Convention,
@@ -139,8 +137,7 @@ class LocationWeights:
     @cached_property
     def sha256(self) -> str:
         """Hash of the function: tensors, convention, sine frequencies and, where it matters, harmonics."""
-        rest = json.dumps([self.convention, self._fold_published, *map(float, self.w0)])
-        return hashlib.sha256(f"{tensors_sha256(self.tensors)} {rest}".encode()).hexdigest()
+        return weights_sha256(self.tensors, self.convention, self.harmonics, self.w0)
 
     def folded(self) -> Layers:
         """Layers of the same function on exact orthonormal harmonics, float64, with unit sine frequencies."""

@@ -6,8 +6,8 @@ safetensors library's NumPy side reads no bfloat16, and because every refusal is
 that library says "invalid type: integer, line 1 column 126".
 
 Metadata written: satclip_format, L, convention, harmonics, w0_first, w0_hidden, hyper_parameters (JSON),
-provenance (JSON), tensors_sha256, and function_sha256 of that hash with convention, harmonics and w0: of all
-that decides what is computed. Read as well: files without the latter, and files with the simpler metadata L,
+provenance (JSON), tensors_sha256, and weights_sha256 of all that decides what is computed: by it rasters name
+their weights. Read as well: files without the latter, and files with the simpler metadata L,
 basis, harmonics, w0_first, w0_hidden.
 
 The same weights are the same bytes: the library writes metadata in another order in every process.
@@ -20,18 +20,20 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 
 from satclip_engine.errors import WeightsError, one_line
+from satclip_engine.weights.conventions import folds_published
 from satclip_engine.weights.network_keys import pick_network
 from satclip_engine.weights.schema import (
     FORMAT_VERSION,
     PUBLISHED_W0,
     Convention,
+    Harmonics,
     Stored,
     check_architecture,
     check_hyper_parameters,
@@ -112,7 +114,7 @@ def encode_safetensors(stored: Stored) -> bytes:
         "hyper_parameters": json.dumps(plain(stored.hyper_parameters)),
         "provenance": json.dumps(plain(stored.extras)),
         "tensors_sha256": tensors_sha256(tensors),
-        "function_sha256": _function_sha256(replace(stored, convention=convention)),
+        "weights_sha256": weights_sha256(tensors, convention, stored.harmonics, stored.w0),
     }
     if stored.harmonics:
         metadata["harmonics"] = stored.harmonics
@@ -135,10 +137,16 @@ def _file_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
     return b"".join([len(text).to_bytes(8, "little"), text, *blocks])
 
 
-def _function_sha256(stored: Stored) -> str:
-    """Hash of all that decides what is computed: tensors, convention, harmonics, sine frequencies."""
-    rest = json.dumps([stored.convention, stored.harmonics, *map(float, stored.w0)])
-    return hashlib.sha256(f"{tensors_sha256(stored.tensors)} {rest}".encode()).hexdigest()
+def weights_sha256(
+    tensors: Mapping[str, np.ndarray],
+    convention: Convention | None,
+    harmonics: Harmonics | None,
+    w0: tuple[float, float],
+) -> str:
+    """Hash of the function: tensors, convention, sine frequencies and, where it matters, harmonics."""
+    degrees = math.isqrt(tensors["layers.0.weight"].shape[1])
+    rest = json.dumps([convention, folds_published(degrees, convention, harmonics), *map(float, w0)])
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {rest}".encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
@@ -320,9 +328,9 @@ def _check_hashes(metadata: Mapping[str, Any], stored: Stored, where: str) -> No
             f"{where}: damaged: its tensors have sha256 {actual}, "
             f"expected {shown(metadata['tensors_sha256'])}"
         )
-    function = _function_sha256(stored)
-    if metadata.get("function_sha256", function) != function:
+    actual = weights_sha256(stored.tensors, stored.convention, stored.harmonics, stored.w0)
+    if metadata.get("weights_sha256", actual) != actual:
         raise WeightsError(
-            f"{where}: damaged: its tensors with their convention, harmonics and w0 have sha256 {function}, "
-            f"expected {shown(metadata['function_sha256'])}"
+            f"{where}: damaged: its tensors with their convention, harmonics and w0 have sha256 {actual}, "
+            f"expected {shown(metadata['weights_sha256'])}"
         )

@@ -288,6 +288,14 @@ def test_two_runs_do_not_write_one_atlas(exact, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_atlas_may_have_the_longest_name(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 250}.zarr"
+    folder.check_target(path, overwrite=False)
+    with folder.Folder(path, overwrite=False) as unfinished:
+        assert unfinished.temporary.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("owner", ["zarr", "flock"])
 def test_a_start_that_fails_leaves_nothing(exact, tmp_path: Path, monkeypatch, owner: str) -> None:
     def fails(*_: object, **__: object) -> None:

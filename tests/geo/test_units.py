@@ -29,8 +29,6 @@ from satclip_engine.geo.grid import make_grid
 from satclip_engine.geo.units import to_crs_unit, to_degrees
 from satclip_engine.xarray import locate
 
-STEREOGRAPHIC = pyproj.CRS(3411)
-
 CRS_UNITS = {
     ("km", 3411): 1000, ("kilometers", 3411): 1000, ("1000 m", 3411): 1000, ("10^3 m", 3411): 1000,
     ("100 km", 3411): 1e5, ("1e3 meter", 3411): 1000, ("Metre", 3411): 1, ("cm", 3411): 0.01,

@@ -221,11 +221,3 @@ def test_planning_that_fails_leaves_nothing_behind(fresh, plans, monkeypatch, er
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: array[:, 0, 0].values).result(60).shape == (fresh.embed_dim,)
     assert len(plans) == 1
-
-
-def test_a_child_process_forgets_what_its_parent_was_planning(fresh):
-    planner = fresh.planner
-    slot = planner._plans.slot("key")
-    with slot.lock:
-        choose._reset_after_fork()
-        assert not planner._plans.slot("key").lock.locked()

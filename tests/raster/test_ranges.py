@@ -216,6 +216,7 @@ def test_heads_on_an_atlas_look_at_its_nodes(tiny, atlas):
         {"low": [1e9] * 8},
         {"low": "low"},
         {"high": [[0.0] * 8]},
+        {"low": None},
         {"high": None},
     ],
     ids=str,

@@ -197,9 +197,9 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path, suffix: str) -> None:
 # -- safetensors
 
 
-def with_header(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+def with_header(path: Path, change: Callable[[dict[str, Any]], object], **shape: Any) -> Path:
     """A file of ours with another header over the same data, written by nobody's library."""
-    make("analytic").save(path)
+    make("analytic", **shape).save(path)
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -232,7 +232,6 @@ def entry(**values: Any) -> Callable[[dict[str, Any]], object]:
         (lambda h: h["__metadata__"].update(w0_first="-1"), "expected a positive number"),
         (lambda h: h["__metadata__"].update(w0_first="31.0"), "damaged: its tensors with their convention"),
         (lambda h: h["__metadata__"].update(w0_hidden="1.5"), "damaged: its tensors with their convention"),
-        (lambda h: h["__metadata__"].update(harmonics="published"), "damaged: its tensors with their"),
         (lambda h: h["__metadata__"].update(convention="orthonormal"), "damaged: its tensors with their"),
         (lambda h: h["__metadata__"].pop("convention"), "damaged: its tensors with their"),
         (lambda h: h.update(__metedata__=h.pop("__metadata__")), "__metedata__: damaged: expected dtype"),
@@ -245,6 +244,20 @@ def test_headers_that_cannot_be_right_are_refused(
     path = with_header(tmp_path / "w.safetensors", change)
     # A convention that is missing is noted before its hash is compared.
     assert message in bounded_refusal(path)
+
+
+def test_another_mode_of_harmonics_is_refused_where_it_matters(tmp_path: Path) -> None:
+    hashes = []
+
+    def changed(header: dict[str, Any]) -> None:
+        hashes.append(header["__metadata__"]["weights_sha256"])
+        header["__metadata__"]["harmonics"] = "published"
+
+    small = attempt(with_header(tmp_path / "small.safetensors", changed))
+    assert isinstance(small, LocationWeights)
+    assert small.sha256 == make("analytic").sha256 == hashes[0]
+    large = with_header(tmp_path / "large.safetensors", changed, degrees=21)
+    assert "damaged: its tensors with their" in bounded_refusal(large)
 
 
 def test_a_header_that_is_far_too_long_is_not_parsed(tmp_path: Path) -> None:
@@ -270,13 +283,13 @@ def test_a_header_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
 def test_files_without_the_hash_of_the_function_are_read_and_those_of_tensors_alone_checked(
     tmp_path: Path,
 ) -> None:
-    path = with_header(tmp_path / "w.safetensors", lambda h: h["__metadata__"].pop("function_sha256"))
+    path = with_header(tmp_path / "w.safetensors", lambda h: h["__metadata__"].pop("weights_sha256"))
     weights = attempt(path)
     assert isinstance(weights, LocationWeights)
     assert weights.sha256 == make("analytic").sha256
 
     def changed(header: dict[str, Any]) -> None:
-        del header["__metadata__"]["function_sha256"]
+        del header["__metadata__"]["weights_sha256"]
         header["__metadata__"]["tensors_sha256"] = "0" * 64
 
     expected = f"its tensors have sha256 {tensors_sha256(weights.tensors)}"

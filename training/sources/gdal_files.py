@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import threading
 import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from satclip_engine._forks import Mutex
 from satclip_engine._optional import need
 from satclip_engine.errors import DataError
 from satclip_engine.geo.raster_file import geobox_of_dataset
@@ -128,7 +128,7 @@ class _Hush:
     """
 
     def __init__(self) -> None:
-        self._lock, self._threads, self._own = threading.Lock(), 0, False
+        self._lock, self._threads, self._own = Mutex(), 0, False
 
     def __enter__(self) -> None:
         from rasterio.errors import NotGeoreferencedWarning

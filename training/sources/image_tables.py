@@ -14,6 +14,7 @@ import numpy as np
 from satclip_engine._optional import need
 from satclip_engine.errors import Argument, DataError, UsageError
 from satclip_engine.geo.columns import coordinate_columns
+from satclip_engine.geo.crs import degrees_of, parse_crs
 from satclip_engine.training.locations import join_first
 
 _DELIMITERS: Final = ",;\t|"
@@ -173,8 +174,6 @@ def _read_parquet(path: Path) -> ImageTable:
 
 def _geometry(path: Path, table: Any, metadata: bytes) -> tuple[tuple[np.ndarray, np.ndarray], set[str]]:
     """Centres of the geometries in degrees, and names of columns of geometries."""
-    import pyproj
-
     try:
         geo = json.loads(metadata)
         name, columns = geo["primary_column"], dict(geo["columns"])
@@ -186,7 +185,7 @@ def _geometry(path: Path, table: Any, metadata: bytes) -> tuple[tuple[np.ndarray
         ) from error
     try:
         return _centres(path, cells, about), set(columns)
-    except pyproj.exceptions.CRSError as error:
+    except UsageError as error:
         raise DataError(f"{path}: the CRS of its geometries is not understood ({error})") from error
 
 
@@ -212,15 +211,7 @@ def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.nd
     centre = shapely.centroid(shapes)
     centre[shapely.is_empty(centre)] = None
     x, y = shapely.get_x(centre), shapely.get_y(centre)
-    return _degrees(about["crs"], x, y) if about.get("crs") else (x, y)
-
-
-def _degrees(crs: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Longitudes and latitudes of coordinates in a CRS given as PROJJSON."""
-    import pyproj
-
-    to_degrees = pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(crs), "EPSG:4326", always_xy=True)
-    return to_degrees.transform(x, y)
+    return degrees_of(parse_crs(about["crs"]), x, y) if about.get("crs") else (x, y)
 
 
 def _object_array(values: Iterable[Any]) -> np.ndarray:

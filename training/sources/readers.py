@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from satclip_engine.errors import DataError, UsageError
-from satclip_engine.geo.crs import parse_crs, transformers
+from satclip_engine.geo.crs import distance_metres, parse_crs, transformers
 from satclip_engine.training.locations import join_first
 from satclip_engine.training.sources.bands import check_bands, choose_divisor
 from satclip_engine.training.sources.gdal_files import (
@@ -62,7 +62,6 @@ _RADII: Final = 2.0  # of an image, from its centre, within which its location m
 _MARGIN_METRES: Final = 1000.0  # and so much further
 _MIN_CONTRADICTIONS: Final = 3  # and half of those compared: the table is wrong; fewer are noted
 _CENTRE_AND_CORNERS: Final = ((0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1))
-_EARTH_RADIUS: Final = 6_371_000.0  # metres
 
 
 def open_source(path: str | os.PathLike[str], **options: Any) -> PatchSource:
@@ -173,7 +172,7 @@ def read_folder(
         raise DataError(f"{folder} holds no images ({', '.join(_IMAGE_SUFFIXES)}) and no index.csv")
     layout = probe_layout(files, bands=bands, size=size, divisor=divisor)
     locations = _own_locations(files)
-    located = {i: place for i, place in enumerate(locations) if not isinstance(place, SkippedImage)}
+    located = {index: own for index, own in enumerate(locations) if not isinstance(own, SkippedImage)}
     usable = list(located)
     lonlat = _centres(located.values())
     return ImageFiles(
@@ -182,7 +181,7 @@ def read_folder(
         lonlat,
         layout,
         stats=[file_identity(files[index]) or (0, 0) for index in usable],
-        skipped=[place for place in locations if isinstance(place, SkippedImage)],
+        skipped=[own for own in locations if isinstance(own, SkippedImage)],
         notes=_shared_locations(lonlat),
         max_skipped=max_skipped,
     )
@@ -202,8 +201,8 @@ def _image_files(
     notes = []
     if lonlat is None:
         own = dict(zip(usable, _own_locations([files[index] for index in usable]), strict=True))
-        skipped += [place for place in own.values() if isinstance(place, SkippedImage)]
-        located = {index: place for index, place in own.items() if not isinstance(place, SkippedImage)}
+        skipped += [image for image in own.values() if isinstance(image, SkippedImage)]
+        located = {index: image for index, image in own.items() if not isinstance(image, SkippedImage)}
         usable, usable_lonlat = list(located), _centres(located.values())
     else:
         usable_lonlat = lonlat[usable]
@@ -238,11 +237,11 @@ def _contradictions(table: ImageTable, files: list[str], usable: list[int], lonl
     spread = np.linspace(0, len(usable) - 1, min(len(usable), _COMPARED_IMAGES)).astype(int)
     sample = [usable[index] for index in spread]
     own = zip(sample, _own_locations([files[index] for index in sample]), strict=True)
-    located = {index: place for index, place in own if isinstance(place, _OwnLocation)}
+    located = {index: centre for index, centre in own if isinstance(centre, _OwnLocation)}
     far = {
         index: metres
-        for index, place in located.items()
-        if (metres := place.metres_to(*lonlat[index])) > _RADII * place.radius + _MARGIN_METRES
+        for index, centre in located.items()
+        if (metres := centre.metres_to(*lonlat[index])) > _RADII * centre.radius + _MARGIN_METRES
     }
     if not far:
         return []
@@ -287,13 +286,11 @@ class _OwnLocation(NamedTuple):
 
     def metres_to(self, lon: float, lat: float) -> float:
         """Distance on a sphere."""
-        a, b, turn = np.radians([self.lat, lat, lon - self.lon])
-        chord = np.sin((b - a) / 2) ** 2 + np.cos(a) * np.cos(b) * np.sin(turn / 2) ** 2
-        return float(2 * _EARTH_RADIUS * np.arcsin(np.sqrt(min(1.0, chord))))
+        return float(distance_metres(self.lon, self.lat, lon, lat))
 
 
 def _centres(locations: Iterable[_OwnLocation]) -> np.ndarray:
-    return np.array([(place.lon, place.lat) for place in locations], np.float64).reshape(-1, 2)
+    return np.array([(centre.lon, centre.lat) for centre in locations], np.float64).reshape(-1, 2)
 
 
 def _own_locations(files: Sequence[str]) -> list[_OwnLocation | SkippedImage]:
