@@ -137,6 +137,7 @@ def test_axes_are_known_by_the_words_of_cf(tiny):
     for north, east in (
         ({"standard_name": "latitude"}, {"standard_name": "longitude"}),
         ({"units": "degrees_north"}, {"units": "degrees_east"}),
+        ({"units": "degrees latitude"}, {"units": "degrees longitude"}),
         ({"units": "degree_N"}, {"units": "degreeE"}),
     ):
         obj = lonlat_grid(lat, lon, dims=("v", "u"))
@@ -302,6 +303,23 @@ def test_an_object_that_does_not_say_where_it_is_is_refused(tiny, case):
         NOWHERE[case].satclip.embed(tiny)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4807", "ESRI:54008"])
+def test_labels_that_count_pixels_are_no_coordinates(tiny, crs, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            tmp_path / "p.tif", "w", driver="GTiff", width=9, height=7, count=1, dtype="uint8"
+        ) as f:
+            f.write(np.zeros((1, 7, 9), np.uint8))
+        scene = rioxarray.open_rasterio(tmp_path / "p.tif").rio.write_crs(crs)
+    assert scene.x.values[:2].tolist() == [0.5, 1.5]
+    for pixels in (scene, scene.isel(x=slice(3, None), y=slice(1, 5))):
+        with pytest.raises(UsageError, match=r"no georeference: its x and y count pixels.*decode_coords"):
+            pixels.satclip.embed(tiny)
+    located = scene.assign_coords(y=50.0 - np.arange(7))
+    assert located.satclip.embed(tiny).shape == (8, 7, 9)
+
+
 def test_longitudes_among_the_data_variables_are_pointed_out(tiny):
     lon, lat = np.random.default_rng(2).uniform(-80, 80, (2, 3, 4))
     swath = xr.Dataset({"Longitude": (("j", "i"), lon), "Latitude": (("j", "i"), lat)})
@@ -421,6 +439,7 @@ SELECTIONS = {
     "transposed": (lambda a: a.transpose("y", "x", "band")[..., [3, 0]].transpose("band", "y", "x"), [3, 0]),
     "copied": (lambda a: a.copy(deep=True).load()[::-1], range(7, -1, -1)),
     "pickled": (lambda a: pickle.loads(pickle.dumps(a))[[2, 0]], [2, 0]),
+    "rolled": (lambda a: a.roll(band=2, roll_coords=True), [6, 7, 0, 1, 2, 3, 4, 5]),
     "in a dataset": (lambda a: xr.Dataset({"a": a}).isel(band=[3, 1])["a"], [3, 1]),
 }
 
@@ -439,7 +458,17 @@ def test_band_names_and_scales_go_along_with_selected_bands(tiny, tmp_path, dtyp
         np.testing.assert_array_equal(np.atleast_1d(selected.scale), scales)
 
 
-@pytest.mark.parametrize("values", [lambda a: a + 1, lambda a: -a, lambda a: 2 * a, lambda a: a / a.std()])
+VALUES = [
+    lambda a: a + 1,
+    lambda a: -a,
+    lambda a: 2 * a,
+    lambda a: a / a.std(),
+    lambda a: a / np.sqrt((a.astype("float32") ** 2).sum("band")),
+    lambda a: a - a.mean(("y", "x")),
+]
+
+
+@pytest.mark.parametrize("values", VALUES)
 def test_values_computed_from_an_embedding_keep_names_and_lose_scales(tiny, tmp_path, values):
     for dtype in ("float32", "int16"):
         array = values(tiny.grid(resolution=30, dtype=dtype)).astype("float32")
@@ -456,6 +485,13 @@ def test_points_that_mix_bands_have_no_band_names(tiny):
     assert mixed.attrs["long_name"] == "location embedding"
     assert mixed.encoding["scales"] is None
     assert array.reindex(band=["e003", "none of them"]).encoding["scales"] is None
+    assert array.shift(band=1, fill_value=-128).encoding["scales"] is None
+
+
+@pytest.mark.parametrize("reduced", [lambda a: a.mean("band"), lambda a: a.max(["band"], keep_attrs=True)])
+def test_what_bands_are_reduced_to_is_written_under_the_general_name(tiny, tmp_path, reduced):
+    array = reduced(tiny.grid(resolution=30))
+    assert written(array, tmp_path / "a.tif")[0] == ("location embedding",)
 
 
 @pytest.mark.parametrize("case", ["UTM", "polar", "degrees", "rotated"])

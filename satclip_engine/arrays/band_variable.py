@@ -41,11 +41,33 @@ class BandVariable(xarray.Variable):
 
     def __getitem__(self, key: Any) -> BandVariable:
         result: BandVariable = super().__getitem__(key)
-        return self._follow(result, key)
+        return self._follow(result, self._bands(key))
+
+    def roll(self, shifts: Any = None, **shifts_kwargs: Any) -> Any:
+        """Roll along dimensions; bands that move keep their entries."""
+        result = super().roll(shifts, **shifts_kwargs)
+        count = {**(shifts or {}), **shifts_kwargs}.get(BAND, 0)
+        return self._follow(result, np.roll(np.arange(self.sizes[BAND]), count)) if count else result
+
+    def shift(self, shifts: Any = None, fill_value: Any = xarray.core.dtypes.NA, **shifts_kwargs: Any) -> Any:
+        """Shift along dimensions; shifted bands leave gaps that no entry describes."""
+        result = super().shift(shifts, fill_value, **shifts_kwargs)
+        return self._follow(result, None) if {**(shifts or {}), **shifts_kwargs}.get(BAND, 0) else result
+
+    def reduce(self, *args: Any, **kwargs: Any) -> xarray.Variable:
+        """Reduce along dimensions; a mean of bands is none of them."""
+        result = super().reduce(*args, **kwargs)
+        if not _fit(names := result.attrs.get(_NAMES), result) and isinstance(names, (tuple, list)):
+            result.attrs[_NAMES] = GENERAL_NAME
+        return result
 
     def _binary_op(self, other: Any, f: Any, reflexive: bool = False) -> Any:
         """Sums, products, … of an embedding's bands are still theirs."""
-        return _of_bands(super()._binary_op(other, f, reflexive))
+        result = _of_bands(super()._binary_op(other, f, reflexive))
+        names = self.attrs.get(_NAMES)
+        if isinstance(result, BandVariable) and result.attrs and _fit(names, result):
+            result.attrs.setdefault(_NAMES, names)  # lost where the other side, such as a norm, has another
+        return result
 
     def __array_wrap__(self, obj: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return BandVariable(self.dims, obj)  # of -x and abs(x)
@@ -54,9 +76,8 @@ class BandVariable(xarray.Variable):
         """Index as `reindex` does, which has bands that were not there."""
         return self._follow(super()._getitem_with_mask(key, fill_value=fill_value), None)
 
-    def _follow(self, result: BandVariable, key: Any) -> BandVariable:
+    def _follow(self, result: BandVariable, bands: np.ndarray | None) -> BandVariable:
         """Select the entries of the bands that `result` has; all go when these are not known."""
-        bands = self._bands(key)
         for content, name in ((result.attrs, _NAMES), *((result.encoding, name) for name in _SCALES)):
             entries = content.get(name)
             if not isinstance(entries, (tuple, list)):
@@ -77,6 +98,11 @@ class BandVariable(xarray.Variable):
         index = keys[self.dims.index(BAND)]
         bands = xarray.Variable(BAND, np.arange(self.sizes[BAND]))[index]
         return bands.values if bands.dims in ((), (BAND,)) else None
+
+
+def _fit(entries: Any, variable: xarray.Variable) -> bool:
+    """True for entries that a variable's bands have one each."""
+    return isinstance(entries, (tuple, list)) and variable.sizes.get(BAND) == len(entries)
 
 
 def _of_bands(result: Any) -> Any:

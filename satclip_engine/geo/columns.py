@@ -7,6 +7,7 @@ which coordinate it is, the others whether that is all it says. Order never deci
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,26 @@ from satclip_engine.errors import Argument, UsageError
 
 _BEFORE = "(?:decimal|dec|geo|gps|rec|nav|intpt|x|c|t|u)?"
 _AFTER = r"(?:dd|deg|degrees?|dec|decimal|wgs|gps|d)?\d*"
-_LONGITUDE = r"(?:lons?|lngs?|longs?|longitud(?:e|es|ine)?|l(?:ä|ae)ngengrad)"
-_LATITUDE = r"(?:lats?|latitud(?:e|es|ine)?|breitengrad)"
+_LONGITUDE = (
+    r"(?:lons?|lngs?|longs?|longitud(?:e|es|ine)?|l(?:ä|ae)ngengrad|lengtegraad|l(?:æ|ae|e)ngdegrad|"
+    "pituusaste|boylam|долгота|经度|經度|経度|경도)"
+)
+_LATITUDE = (
+    "(?:lats?|latitud(?:e|es|ine)?|breitengrad|breedtegraad|breddegrad|"
+    "leveysaste|enlem|широта|纬度|緯度|위도)"
+)
+# Lengths and widths of anything; of locations in tables without plainer names.
+_LENGTH = "länge|laenge|lengte|długość|dlugosc|délka|delka"
+_WIDTH = "breite|breedte|szerokość|szerokosc|šířka|sirka"
 _ROLES = {
-    "longitude": re.compile(rf"{_BEFORE}{_LONGITUDE}{_AFTER}|glam[tuvf]"),
-    "latitude": re.compile(rf"{_BEFORE}{_LATITUDE}{_AFTER}|gphi[tuvf]"),
+    "longitude": re.compile(rf"{_BEFORE}{_LONGITUDE}{_AFTER}|glam[tuvf]|{_LENGTH}"),
+    "latitude": re.compile(rf"{_BEFORE}{_LATITUDE}{_AFTER}|gphi[tuvf]|{_WIDTH}"),
     "easting": re.compile(r"(?:utm)?eastings?\d*|east|rechtswert"),
     "northing": re.compile(r"(?:utm)?northings?\d*|north|hochwert"),
     "x": re.compile(r"x(?:coords?|coordinates?)?"),
     "y": re.compile(r"y(?:coords?|coordinates?)?"),
 }
+_HINT = re.compile(r"(?:lat|lon|lng|long)\d*(?![a-z])", re.IGNORECASE)  # in words that are not understood
 _DEGREES = {"degree", "degrees", "deg", "°", "dd", "decimal", "dec", "wgs", "wgs84", "84", "4326", "epsg"}
 _CELL_POINTS = {"nav", "rho", "psi", "u", "v", "cell", "vertex", "edge", "node", "face"}  # of models' grids
 _PLAIN = {"coord", "coords", "coordinate", "coordinates", "gps", "geo", "location", "geographic"}
@@ -105,12 +116,18 @@ def _understand(column: Any) -> _Spoken | None:
     if role in ("easting", "northing") and others & _DEGREES:  # degrees_east
         role = "longitude" if role == "easting" else "latitude"
     numbered = word[-1].isdigit() and not word.endswith("84")  # lat1, lat2
-    plain = not numbered and others <= _PLAIN | _HEMISPHERES.get(role, set()) | _OPPOSITE.get(role, set())
+    sure = not re.fullmatch(f"{_LENGTH}|{_WIDTH}", word)
+    plain = (
+        sure
+        and not numbered
+        and others <= _PLAIN | _HEMISPHERES.get(role, set()) | _OPPOSITE.get(role, set())
+    )
     return _Spoken(column, role, others, plain)
 
 
 def _words(column: Any) -> list[str]:
     text = ".".join(map(str, column)) if isinstance(column, tuple) else str(column)
+    text = unicodedata.normalize("NFC", text)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     return re.findall(r"°|[^\W\d_]+\d*|\d+", text.lower())
 
@@ -150,7 +167,7 @@ def _refuse_others(spoken: Sequence[_Spoken], columns: Sequence[Any], projected:
     lengths = [entry.column for entry in spoken if entry.role in ("easting", "northing")]
     if lengths and not projected:
         raise _without_crs(lengths)
-    if spoken and len(columns) == 2:
+    if len(columns) == 2 and (spoken or any(map(_HINT.search, map(str, columns)))):
         raise UsageError(
             f"columns {_listed(columns)}: neither is plainly a coordinate; call them lon and lat, "
             "or give an array without names (.to_numpy()), longitude first"

@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 
     Object = xarray.DataArray | xarray.Dataset
 
-_UNITS_EAST = ("degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese")
-_UNITS_NORTH = ("degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn")
+_UNITS_EAST = (
+    "degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese", "degrees longitude"
+)  # fmt: skip
+_UNITS_NORTH = (
+    "degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn", "degrees latitude"
+)  # fmt: skip
 _DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
 _MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
 
@@ -87,6 +91,11 @@ def geobox_of(obj: Object) -> GeoBox | None:
     transform = _transform(obj, dims, crs)
     if transform is None:
         return None
+    if _counts_pixels(_rio(obj)._cached_transform(), transform):
+        raise UsageError(
+            f"the xarray object has no georeference: its {dims[1]} and {dims[0]} count pixels; assign them "
+            'in its CRS, or open netCDF with xr.open_dataset(…, decode_coords="all")'
+        )
     shape = obj.sizes[dims[0]], obj.sizes[dims[1]]
     _check_lonlat(obj, dims, crs, transform)
     return GeoBox(shape, transform, odc_crs(crs))
@@ -99,9 +108,10 @@ def grid_mapping(obj: Object) -> str | None:
 
 
 def names_grid_mapping(obj: Object) -> bool:
-    """True where an object, or a variable of a Dataset, names a CRS by the words of CF."""
+    """True where an object, or a variable of a Dataset, names a CRS as CF does, and has none of that name."""
     variables = list(obj.data_vars.values()) if hasattr(obj, "data_vars") else [obj]
-    return any("grid_mapping" in {**variable.attrs, **variable.encoding} for variable in variables)
+    names = [{**variable.attrs, **variable.encoding}.get("grid_mapping") for variable in variables]
+    return any(name is not None and name not in obj.coords for name in names)
 
 
 def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:
@@ -346,6 +356,13 @@ def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray, *, single: b
     if stored is not None and unrotated and _same(own, stored, x.size, y.size):
         return stored
     return own
+
+
+def _counts_pixels(stored: Affine | None, transform: Affine) -> bool:
+    """True for labels that rioxarray gives a file without georeference, and windows of it."""
+    if stored is None or not stored.is_identity:
+        return False
+    return transform[:2] == (1, 0) and transform[3:5] == (0, 1) and transform.c % 1 == transform.f % 1 == 0
 
 
 def _same(first: Affine, second: Affine, width: int, height: int) -> bool:

@@ -38,6 +38,16 @@ TABLES = {
     "EXIF": ("GPSLongitude", "GPSLatitude", "GPSAltitude"),
     "Spanish": ("Longitud", "Latitud"),
     "German": ("Längengrad", "Breitengrad"),
+    "German weather stations": ("geoLaenge", "geoBreite", "Stationshoehe", "von_datum"),
+    "German, decomposed letters": ("geogr. La\u0308nge", "geogr. Breite"),
+    "lengths and widths beside them": ("lon", "lat", "Länge", "Breite"),
+    "Dutch": ("lengtegraad", "breedtegraad"),
+    "Danish": ("længdegrad", "breddegrad"),
+    "Polish": ("długość geogr.", "szerokość geogr."),
+    "Czech": ("zeměpisná délka", "zeměpisná šířka"),
+    "Russian": ("долгота", "широта"),
+    "Chinese": ("经度", "纬度"),
+    "Japanese": ("経度", "緯度"),
     "plain names before longer ones": ("lon", "lat", "start_lat", "end_lat", "end_lon"),
     "with their errors": ("site_lon", "site_lat", "lon_std", "lat_error", "lat_min"),
     "degrees before x and y": ("longitude", "latitude", "x", "y"),
@@ -55,7 +65,7 @@ def test_longitude_and_latitude_are_told_by_their_names_in_any_order(case):
 
 
 def test_names_that_say_nothing_are_left_to_whoever_asks():
-    for names in ((0, 1), ("a", "b"), ("late", "longest"), ("fn", "url", "platform"), ("lat_lon", "id")):
+    for names in ((0, 1), ("a", "b"), ("late", "longest"), ("fn", "url", "platform"), ("lat_lon", "a", "b")):
         assert coordinate_columns(names) is None, names
 
 
@@ -78,6 +88,9 @@ REFUSED = {
     ("a", "b", "lon"): ("'lon' is the longitude", "none is the latitude"),
     ("x", "b", "c"): ("'x' is the x", "none is the y"),
     ("lat_min", "lon_min"): ("neither is plainly a coordinate", "to_numpy"),
+    ("SLAT", "SLON"): ("neither is plainly a coordinate",),
+    ("cenlat", "cenlon"): ("neither is plainly a coordinate",),
+    ("start_latlng_0", "start_latlng_1"): ("neither is plainly a coordinate",),
     ("sin_lat", "cos_lat"): ("neither is plainly a coordinate",),
 }
 
