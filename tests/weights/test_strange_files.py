@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,64 @@ def test_tuples_that_take_for_ever_to_hash_are_refused(tmp_path: Path, zipped: b
     path = tmp_path / "w.ckpt"
     torch.save({"state_dict": {}, "x": [shared_tuples(40)]}, path, _use_new_zipfile_serialization=zipped)
     assert "tuples within tuples without end" in bounded_refusal(path)
+
+
+def as_text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def as_number(number: int) -> bytes:
+    return b"\x8a\x0b" + number.to_bytes(11, "little")
+
+
+ALIKE = range(0, 30_000 * (2**61 - 1), 2**61 - 1)  # numbers of one hash
+COPY = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n"
+# Pickles of torch's own reader that would take gigabytes, minutes, or both.
+PICKLES = {
+    "bytes by their number": (b"cbuiltins\nbytearray\n(" + as_number(10**11) + b"tR.", "bytes of something"),
+    "the same through a subclass": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\nbytearray\nctorch\nTensor\n("
+        + as_number(10**11)
+        + b"t}tR.",
+        "bytes of something",
+    ),
+    "a quadratic encoding": (
+        b"c_codecs\nencode\n(" + as_text("é" * 10**5) + as_text("punycode") + b"tR.",
+        "bytes of something",
+    ),
+    "a copy of a tensor of one number": (COPY + b"(NtR.", "its pickle asks for torch._utils"),
+    "tensors without a file": (b"ctorch\nTensor\n(" + as_number(10**9) + b"tR.", "asks for torch.Tensor"),
+    "steps": (b"Nq\0" + b"q\0" * 600_000 + b".", "more than 500000 instructions"),
+    "keys of one hash": (b"}(" + b"".join(as_number(n) + b"N" for n in ALIKE) + b"u.", "1000 keys"),
+    "members of one hash": (
+        b"cbuiltins\nset\n(](" + b"".join(map(as_number, ALIKE)) + b"etR.",
+        "1000 members of sets",
+    ),
+    "sets of a list": (b"](" + b"N" * 500 + b"eq\0" + b"cbuiltins\nset\n(h\0tR0" * 200 + b"N.", "100 sets"),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_pickles_that_ask_for_much_are_refused_before_torch_reads_them(tmp_path: Path, kind: str) -> None:
+    content, message = PICKLES[kind]
+    with zipfile.ZipFile(tmp_path / "w.ckpt", "w") as archive:
+        archive.writestr("w/data.pkl", b"\x80\x02" + content)
+        archive.writestr("w/version", "3\n")
+    assert message in bounded_refusal(tmp_path / "w.ckpt")
+
+
+def test_values_that_checkpoints_hold_are_read(tmp_path: Path) -> None:
+    """Sets, counters of schedulers, bytes, sizes, tensors with attributes, and more."""
+    tensor = torch.nn.Parameter(torch.zeros(3))
+    tensor.note = 1
+    values = [{1, 2}, Counter([30, 60]), b"a\xff", bytearray(b"a\xff"), bytearray(), 1j, OrderedDict(a=1)]
+    values += [torch.Size([3]), torch.device("cpu"), torch.float16, tensor, torch.zeros(3).half()]
+    state = {**as_state(tensors()), "other": torch.zeros(2, dtype=torch.int64)}
+    for zipped in (True, False):
+        content = {"state_dict": state, "hyper_parameters": {"harmonics_calculation": "analytic"}}
+        content["optimizer_states"] = [{"state": {0: values}, "param_groups": [{"params": [0]}]}]
+        torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=zipped)
+        assert isinstance(attempt(tmp_path / "w.ckpt"), LocationWeights)
 
 
 def test_notes_of_ordinary_size_are_read(tmp_path: Path) -> None:
