@@ -79,25 +79,11 @@ def training_inputs(
         kind = _kind(data, is_raster)
         config = _used_settings(config, kind, str(data), asked)
     kind, config = processes.broadcast((kind, config) if processes.is_main else None)
-    holds_features = kind == FEATURES
-    if config.unfreeze:
-        if holds_features:
-            raise UsageError(
-                f"unfreeze: {data} holds features, not images, and a trunk is trained on images: give those "
-                "as DATA, or leave it out",
-                argument="unfreeze",
-            )
-        return _unfrozen_inputs(_open_source(data, kind, config), config, processes, progress)
-    if holds_features:
-        if rebuild_features:
-            raise UsageError(
-                f"{data} holds features, not images: leave out ",
-                Argument("rebuild_features"),
-                ", or give the images as DATA and this folder as ",
-                Argument("features"),
-                argument="rebuild_features",
-            )
+    if kind == FEATURES:
+        _refuse_what_needs_images(data, config, rebuild_features)
         folder = Path(data)
+    elif config.unfreeze:
+        return _unfrozen_inputs(_open_source(data, kind, config), config, processes, progress)
     elif processes.is_main:
         source = _open_source(data, kind, config)
         _build_features(source, folder, config, processes, rebuild_features, progress)
@@ -110,6 +96,24 @@ def training_inputs(
     description = f"{len(cache)} samples, {cache.views} views of {cache.dim} features by {name}"
     notes = {"image_encoder": name, "samples": len(cache), "features": cache.fingerprint}
     return TrainingInputs(cache, image_encoder, description, notes, config)
+
+
+def _refuse_what_needs_images(data: str | Path, config: TrainConfig, rebuild_features: bool) -> None:
+    """Raise UsageError for what cannot be done with a folder of features."""
+    if config.unfreeze:
+        raise UsageError(
+            f"unfreeze: {data} holds features, not images, and a trunk is trained on images: give those "
+            "as DATA, or leave it out",
+            argument="unfreeze",
+        )
+    if rebuild_features:
+        raise UsageError(
+            f"{data} holds features, not images: leave out ",
+            Argument("rebuild_features"),
+            ", or give the images as DATA and this folder as ",
+            Argument("features"),
+            argument="rebuild_features",
+        )
 
 
 def _unfrozen_inputs(

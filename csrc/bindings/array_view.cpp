@@ -160,10 +160,6 @@ std::vector<Stencil> stencils_along(const char* name, const py::object& axis_pos
     return axis_stencils;
 }
 
-}  // namespace
-
-namespace {
-
 View any_view(const py::object& array, const char* name, std::uintptr_t stream) {
     if (py::isinstance<py::array>(array)) return of_numpy(py::reinterpret_borrow<py::array>(array), name);
     if (py::hasattr(array, "__dlpack__")) return of_dlpack(array, name, stream);
