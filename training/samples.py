@@ -44,7 +44,7 @@ class MemoryFeatures:
                 f"expected lonlat (N, 2) and features (N, F) or (N, K, F), "
                 f"got {self.lonlat.shape} and {tuple(values.shape)}"
             )
-        check_points(self.lonlat)
+        check_samples(self.lonlat)
         _, self.views, self.dim = self._values.shape
 
     def batch(self, indices: Any, views: Any) -> Tensor:
@@ -52,7 +52,7 @@ class MemoryFeatures:
         return self._values[torch.as_tensor(indices), torch.as_tensor(views)]
 
 
-def check_points(lonlat: np.ndarray) -> None:
+def check_samples(lonlat: np.ndarray) -> None:
     """Raise UsageError naming the first samples whose locations are not finite or beyond a pole."""
     try:
         check_on_earth(lonlat, "sample {}".format, "lonlat")

@@ -53,7 +53,7 @@ from satclip_engine.training.loop.validation import RetrievalScores, validate
 from satclip_engine.training.samples import (
     STATISTICS_SAMPLES,
     Features,
-    check_points,
+    check_samples,
     evenly_spread,
     feature_statistics,
     samples_fingerprint,
@@ -133,7 +133,7 @@ class Trainer:
         self.processes = processes or ProcessContext(torch.device("cpu"))
         self.callbacks = callbacks if self.processes.is_main else ()
         check_backend(config, self.processes.device)
-        check_points(data.lonlat)
+        check_samples(data.lonlat)
         split = split_samples(
             data.lonlat, config.val_random_split_fraction, config.seed, block_degrees=config.val_block_degrees
         )
