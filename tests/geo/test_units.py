@@ -33,6 +33,7 @@ STEREOGRAPHIC = pyproj.CRS(3411)
 
 CRS_UNITS = {
     ("km", 3411): 1000, ("kilometers", 3411): 1000, ("1000 m", 3411): 1000, ("10^3 m", 3411): 1000,
+    ("1000m", 3411): 1000, ("[km]", 3411): 1000,
     ("100 km", 3411): 1e5, ("1e3 meter", 3411): 1000, ("Metre", 3411): 1, ("cm", 3411): 0.01,
     ("foot", 3411): 0.3048, ("US survey foot", 3411): 1200 / 3937, ("us-ft", 3411): 1200 / 3937,
     ("US survey foot", 2263): 1, ("ft", 2263): 1, ("m", 2263): 3937 / 1200, ("mile", 3411): 1609.344,
@@ -67,6 +68,11 @@ def test_units_are_understood_as_cf_udunits_and_proj_write_them():
         "deg. N",
         "degrees (north)",
         "decimal degrees",
+        "°N",
+        "º N",
+        "[degrees]",
+        "deg.",
+        "dec. degrees",
     ):
         assert to_degrees(units, axis="y") == 1
     assert to_degrees("degrees_south", axis="y") == -1
