@@ -436,3 +436,16 @@ def test_a_profile_of_rasterio_describes_a_raster():
         make_grid(like={**profile, "crs": None})
     with pytest.raises(UsageError, match="no width"):
         make_grid(like={**profile, "width": None})
+
+
+def test_axes_of_rasters_are_known_by_more_names_than_x_and_y():
+    product = modis()
+    obj = product.array()
+    for label in (obj.XDim, obj.YDim):
+        del label.attrs["standard_name"]
+    for x, y in (("XDim", "YDim"), ("xdim", "ydim"), ("easting", "northing")):
+        renamed = obj if x == "XDim" else obj.rename({"XDim": x, "YDim": y})
+        lonlat, dims = located(renamed)
+        assert dims == (y, x)
+        assert_near(lonlat, product)
+        assert_near(make_grid(like=renamed).lonlat(), product)
