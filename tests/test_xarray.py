@@ -313,7 +313,9 @@ def test_labels_that_count_pixels_are_no_coordinates(tiny, crs, tmp_path):
             f.write(np.zeros((1, 7, 9), np.uint8))
         scene = rioxarray.open_rasterio(tmp_path / "p.tif").rio.write_crs(crs)
     assert scene.x.values[:2].tolist() == [0.5, 1.5]
-    for pixels in (scene, scene.isel(x=slice(3, None), y=slice(1, 5))):
+    angles = scene.copy()
+    angles.x.attrs["units"] = angles.y.attrs["units"] = "radian"
+    for pixels in (scene, scene.isel(x=slice(3, None), y=slice(1, 5)), angles):
         with pytest.raises(UsageError, match=r"no georeference: its x and y count pixels.*decode_coords"):
             pixels.satclip.embed(tiny)
     located = scene.assign_coords(y=50.0 - np.arange(7))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import click
 
 from satclip_engine.cli._command import JSON_FULL
-from satclip_engine.cli._types import Bands, MemoryType
+from satclip_engine.cli._types import Bands, MemoryType, SourceType
 from satclip_engine.device import Device
-from satclip_engine.options import RasterOptions, option_fields
+from satclip_engine.options import RANGES, RasterOptions, option_fields
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
 
@@ -100,6 +100,8 @@ def _option(name: str) -> Any:
         value_type = click.IntRange(min=about["least"])
     elif name == "memory":
         value_type = MemoryType()
+    elif name == "range":
+        value_type = SourceType(*RANGES)
     return click.option(
         f"--{name}",
         type=value_type,

@@ -98,6 +98,7 @@ def as_json(forecast: RasterForecast) -> str:
         "dtype": options.raster.dtype,
         "compress": options.raster.compress,
         "blocksize": forecast.blocksize,
+        "interleave": options.raster.interleave,
         "threads": forecast.threads,
         "seconds": forecast.seconds,
         "pixel_seconds": plan.pop("seconds"),

@@ -111,6 +111,11 @@ class SourceType(click.ParamType):
     def __init__(self, *names: str) -> None:
         self.names = names
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Names in capitals are names too."""
+        text = str(value)
+        return text.lower() if text.lower() in self.names else text
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:

@@ -50,7 +50,7 @@ def fit_geobox(
     if other is None or other.equals(crs, ignore_axis_order=True):
         edges = _check_bounds(bounds, crs)
     else:
-        edges, align = _in_crs(_check_bounds(bounds, other), other, crs), True
+        edges, align = _in_crs(_check_bounds(bounds, other, "bounds_crs"), other, crs), True
     return _fit(_widened(edges, size) if align else edges, size, crs)
 
 
@@ -121,7 +121,9 @@ def _size(text: str, crs: pyproj.CRS) -> float:
     return number * factor
 
 
-def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, float]:
+def _check_bounds(
+    bounds: Any, crs: pyproj.CRS, crs_argument: str = "crs"
+) -> tuple[float, float, float, float]:
     try:
         west, south, east, north = (float(v) for v in bounds)
     except (TypeError, ValueError) as error:
@@ -139,7 +141,8 @@ def _check_bounds(bounds: Any, crs: pyproj.CRS) -> tuple[float, float, float, fl
         advice = order or _eastward(west, south, east, north, turn)
         raise UsageError(f"bounds {shown}: west must be less than east{advice}", argument="bounds")
     if east - west > turn * (1 + 1e-12):
-        metres = [] if order else ["; if they are metres, give ", Argument("crs")]
+        their = "their " if crs_argument == "bounds_crs" else ""
+        metres = [] if order else ["; if they are metres, give ", their, Argument(crs_argument)]
         raise UsageError(
             f"bounds {shown}: wider than the globe ({turn:g}){order}", *metres, argument="bounds"
         )

@@ -22,7 +22,8 @@ _MAX_SINGLE_PIXELS = 1e-2  # the same of float32 labels of small pixels, as geos
 _DEGREE = math.pi / 180  # radians
 _ANGLES = {  # radians
     **dict.fromkeys(("degree", "degrees", "deg", "degs", "arc_degree", "arcdeg", "°"), _DEGREE),
-    **dict.fromkeys(("decimal_degree", "decimal_degrees", "degrees_true", "dd"), _DEGREE),
+    **dict.fromkeys(("decimal_degree", "decimal_degrees", "degrees_true", "dd", "degr"), _DEGREE),
+    **dict.fromkeys(("dec_deg", "decimal_deg", "dec._degrees", "dec_degrees"), _DEGREE),
     **dict.fromkeys(("radian", "radians", "rad", "rads"), 1.0),
     **dict.fromkeys(("grad", "grads", "grade", "gon", "gons", "gradian", "gradians"), _DEGREE * 0.9),
     **dict.fromkeys(("arcminute", "arcminutes", "arc_minute", "arc_minutes", "arcmin", "'"), _DEGREE / 60),
@@ -42,9 +43,9 @@ _PREFIXES = {
     **{"k": 1e3, "h": 1e2, "d": 1e-1, "c": 1e-2, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "μ": 1e-6},
 }
 _HEMISPHERE = re.compile(
-    r"(?:decimal_)?deg(?:ree)?s?\.?_?\(?(east|west|north|south|e|w|n|s|longitude|latitude|lon|lat)\)?"
+    r"(?:decimal_)?(?:deg(?:ree)?s?\.?|°)_?\(?(east|west|north|south|e|w|n|s|longitude|latitude|lon|lat)\)?"
 )
-_MULTIPLE = re.compile(r"([-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|\d+\^[-+]?\d+)[ *.]+(.+)")
+_MULTIPLE = re.compile(r"(\d+\^[-+]?\d+|[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?)[ *.]*([^\d^].*)")
 
 
 def to_degrees(units: str, *, axis: str) -> float | None:
@@ -136,7 +137,10 @@ def _size(text: str, table: dict[str, float]) -> float | None:
 
 
 def _normal(units: str) -> str:
-    return re.sub(r"\s+", "_", units.strip().lower())
+    """A unit in small letters, without brackets around it or a full stop behind."""
+    text = re.sub(r"\s+", "_", units.strip().lower()).replace("º", "°")  # the latter an ordinal's
+    bare = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    return bare if len(bare) < 2 else bare.removesuffix(".")
 
 
 def _tidy(factor: float) -> float:

@@ -41,7 +41,10 @@ _UNITS_EAST = (
 _UNITS_NORTH = (
     "degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn", "degrees latitude"
 )  # fmt: skip
-_DIMS = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon"))
+_DIMS = (
+    *(("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("yc", "xc"), ("rlat", "rlon")),
+    *(("YDim", "XDim"), ("ydim", "xdim"), ("northing", "easting"), ("Northing", "Easting")),
+)
 _MAX_TRANSFORM_PIXELS = 1e-6  # error: labels computed from the transform in another order of sums
 
 
@@ -88,14 +91,14 @@ def geobox_of(obj: Object) -> GeoBox | None:
             "the xarray object is located by ground control points, not by a transform: "
             "warp it first (rio.reproject)"
         )
-    transform = _transform(obj, dims, crs)
-    if transform is None:
-        return None
-    if _counts_pixels(_rio(obj)._cached_transform(), transform):
+    if _counts_pixels(obj, crs):
         raise UsageError(
             f"the xarray object has no georeference: its {dims[1]} and {dims[0]} count pixels; assign them "
             'in its CRS, or open netCDF with xr.open_dataset(…, decode_coords="all")'
         )
+    transform = _transform(obj, dims, crs)
+    if transform is None:
+        return None
     shape = obj.sizes[dims[0]], obj.sizes[dims[1]]
     _check_lonlat(obj, dims, crs, transform)
     return GeoBox(shape, transform, odc_crs(crs))
@@ -358,11 +361,16 @@ def _from_axes(stored: Affine | None, x: np.ndarray, y: np.ndarray, *, single: b
     return own
 
 
-def _counts_pixels(stored: Affine | None, transform: Affine) -> bool:
+def _counts_pixels(obj: Object, crs: pyproj.CRS) -> bool:
     """True for labels that rioxarray gives a file without georeference, and windows of it."""
-    if stored is None or not stored.is_identity:
+    stored = _rio(obj)._cached_transform()
+    labels = _labels(obj, crs)
+    if stored is None or not stored.is_identity or labels is None:
         return False
-    return transform[:2] == (1, 0) and transform[3:5] == (0, 1) and transform.c % 1 == transform.f % 1 == 0
+    return all(
+        label.ndim == 1 and label[0] % 1 == 0.5 and np.array_equal(label - label[0], np.arange(label.size))
+        for label in (np.asarray(label.values, dtype=np.float64) for label in labels)
+    )
 
 
 def _same(first: Affine, second: Affine, width: int, height: int) -> bool:

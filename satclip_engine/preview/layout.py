@@ -48,10 +48,11 @@ def layout_figure(
     source: str,
     fit: GlobalPCA,
     locator: Locator | None = None,
+    note: str = "",
 ) -> Image:
     """Lay out the figure.
 
-    colours: [h, w, 3] 0..1, of `frame`. fit: gives the legend its shares of variance.
+    colours: [h, w, 3] 0..1, of `frame`. fit: gives the legend its shares of variance. note: above the source.
     """
     from PIL import Image, ImageDraw
 
@@ -69,6 +70,7 @@ def layout_figure(
     bottom = HEADER_PIXELS + height + FOOTER_PIXELS - 44
     source, font = _fitting(draw, one_line(source), (19, 17), area)
     draw.text((MARGIN_PIXELS, bottom), source, GREY, font=font)
+    draw.text((MARGIN_PIXELS, bottom - 27), note, GREY, font=font_of(19))
     if locator is not None:
         inset = _locator_image(*locator)
         figure.paste(inset, (MARGIN_PIXELS + area - inset.width, 36))

@@ -34,6 +34,8 @@ MAP_WIDTH, MAP_HEIGHT = 1624, 1240  # pixels; a world map fills the width, a tal
 LOCATOR_WIDTH = 230
 
 _MAX_LOCATOR_SHARE = 0.35  # a map that shows less of the globe than this gets a locator
+_FLAT_RANGE = 0.06  # of a colour's 0..1: less is hardly seen
+_FLAT_NOTE = "colours are those of the globe, and the embedding hardly varies here"
 _SCORE_TOLERANCE = (
     2e-3  # σ of a score: a seventh of a grey level, and coarse enough that a lattice mostly pays
 )
@@ -116,9 +118,16 @@ def render_preview(enc: Encoder, grid: Grid, *, title: str, source: str) -> Imag
     locator = None
     if _share_of_globe(frame) < _MAX_LOCATOR_SHARE:
         locator = _locator(scores, fit, frame)
+    note = _FLAT_NOTE if _is_flat(colours, frame) else ""
     return layout_figure(
-        colours, frame, graticule(frame), title=title, source=source, fit=fit, locator=locator
+        colours, frame, graticule(frame), title=title, source=source, fit=fit, locator=locator, note=note
     )
+
+
+def _is_flat(colours: Colours, frame: MapFrame) -> bool:
+    """True for a map that seems to be one colour."""
+    on_map = colours[np.isfinite(frame.lon)]
+    return bool(on_map.size) and bool(np.ptp(on_map, axis=0).max() < _FLAT_RANGE)
 
 
 def embed_frame(enc: Encoder, frame: MapFrame, tolerance: float | None = None) -> NDArray[np.float32]:

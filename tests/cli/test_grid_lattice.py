@@ -61,7 +61,7 @@ def test_a_plan_in_json_has_the_measured_errors_of_every_band_when_asked_in_full
 def test_the_json_of_a_run_and_of_its_plan_share_their_words(folder, smooth):
     arguments = ["a.tif", "--weights", smooth, *WINDOW, "--no-preview", "-q"]
     plan, report = (json.loads(run(*arguments, *how).stdout) for how in (["--json", "--plan"], ["--json"]))
-    for word in ("path", "shape", "bands", "dtype", "compress", "blocksize", "threads"):
+    for word in ("path", "shape", "bands", "dtype", "compress", "interleave", "blocksize", "threads"):
         assert plan[word] == report[word], word
     assert set(plan) - set(report) == {"pixel_seconds"}
     assert set(plan["reconstruction"]) == set(report["reconstruction"]) - {"seconds"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType, ResolutionType
+from satclip_engine.cli._types import Bands, BandsType, FileType, MemoryType, ResolutionType, SourceType
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def completions(arguments: list[str], incomplete: str) -> list[tuple[str, str]]:
     return [(item.type, item.value) for item in shell.get_completions(arguments, incomplete)]
 
 
-@pytest.mark.parametrize("option", [[], ["--like"], ["--weights"], ["--preview"], ["--atlas"]])
+@pytest.mark.parametrize("option", [[], ["--like"], ["--weights"], ["--range"], ["--preview"], ["--atlas"]])
 def test_shells_complete_names_of_files(option):
     assert ("file", "wo") in completions(option, "wo")
 
@@ -82,6 +82,16 @@ def test_shells_complete_names_of_files(option):
 def test_shells_complete_names_of_weights_and_choices():
     assert completions(["--weights"], "def") == [("plain", "default"), ("plain", "default-l10")]
     assert ("plain", "zstd") in completions(["--compress"], "")
+    assert completions(["--range"], "gl") == [("plain", "globe")]
+
+
+def test_names_beside_files_are_known_in_capitals_too():
+    kind = SourceType("globe", "window")
+    assert [kind.convert(text, None, None) for text in ("Globe", "WINDOW", "A.tif")] == [
+        "globe",
+        "window",
+        "A.tif",
+    ]
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/x.tif", "/vsis3/bucket/x.tif", "https://host/x.tif"])

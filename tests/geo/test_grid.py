@@ -495,6 +495,11 @@ def test_bounds_across_the_antimeridian_stay_in_one_piece(own, edges, crs, west,
     assert pacific.bounds == (2_226_000, -1_112_000, 4_453_000, 1_112_000)
 
 
+def test_metres_of_which_it_is_said_that_they_are_degrees_are_noticed():
+    with pytest.raises(UsageError, match="if they are metres, give their bounds_crs"):
+        make_grid(resolution=1000, crs=32633, bounds=(3e5, 5e6, 4e5, 5.1e6), bounds_crs=4326)
+
+
 def test_bounds_on_both_sides_of_a_map_are_refused():
     with pytest.raises(UsageError, match=r"across its edge.*without bounds_crs"):
         make_grid(resolution=1000, bounds=(170, -10, 190, 10), crs="EPSG:3857", bounds_crs="EPSG:4326")

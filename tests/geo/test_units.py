@@ -31,6 +31,7 @@ from satclip_engine.xarray import locate
 
 CRS_UNITS = {
     ("km", 3411): 1000, ("kilometers", 3411): 1000, ("1000 m", 3411): 1000, ("10^3 m", 3411): 1000,
+    ("1000m", 3411): 1000, ("[km]", 3411): 1000,
     ("100 km", 3411): 1e5, ("1e3 meter", 3411): 1000, ("Metre", 3411): 1, ("cm", 3411): 0.01,
     ("foot", 3411): 0.3048, ("US survey foot", 3411): 1200 / 3937, ("us-ft", 3411): 1200 / 3937,
     ("US survey foot", 2263): 1, ("ft", 2263): 1, ("m", 2263): 3937 / 1200, ("mile", 3411): 1609.344,
@@ -65,6 +66,11 @@ def test_units_are_understood_as_cf_udunits_and_proj_write_them():
         "deg. N",
         "degrees (north)",
         "decimal degrees",
+        "°N",
+        "º N",
+        "[degrees]",
+        "deg.",
+        "dec. degrees",
     ):
         assert to_degrees(units, axis="y") == 1
     assert to_degrees("degrees_south", axis="y") == -1
@@ -428,3 +434,16 @@ def test_a_profile_of_rasterio_describes_a_raster():
         make_grid(like={**profile, "crs": None})
     with pytest.raises(UsageError, match="no width"):
         make_grid(like={**profile, "width": None})
+
+
+def test_axes_of_rasters_are_known_by_more_names_than_x_and_y():
+    product = modis()
+    obj = product.array()
+    for label in (obj.XDim, obj.YDim):
+        del label.attrs["standard_name"]
+    for x, y in (("XDim", "YDim"), ("xdim", "ydim"), ("easting", "northing")):
+        renamed = obj if x == "XDim" else obj.rename({"XDim": x, "YDim": y})
+        lonlat, dims = located(renamed)
+        assert dims == (y, x)
+        assert_near(lonlat, product)
+        assert_near(make_grid(like=renamed).lonlat(), product)

@@ -216,6 +216,17 @@ def test_the_figure_is_near_white_outside_the_map_and_coloured_inside(encoder):
     assert (np.ptp(middle, axis=1) > 20).any()
 
 
+def test_a_map_of_nearly_one_colour_says_so(encoder):
+    def inked(resolution: float, bounds: tuple[float, ...]) -> bool:
+        """True where something is written between the map's labels and the source."""
+        grid = make_grid(resolution=resolution, bounds=bounds)
+        picture = np.asarray(render_preview(encoder, grid, title="T", source="S"), dtype=int)
+        return bool((picture[-72:-48] < 200).any())
+
+    assert inked(0.0001, (5, 45, 5.01, 45.01))
+    assert not inked(1, (-60, 0, 60, 60))
+
+
 def test_a_title_too_long_for_the_figure_is_shortened_and_unknown_letters_are_replaced(encoder):
     title = "Location embedding · " + "重み" * 300
     picture = render_preview(encoder, make_grid(resolution=5), title=title, source="x" * 900)
