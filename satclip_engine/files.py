@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from satclip_engine.errors import OutputError
+from satclip_engine.errors import OutputError, one_line
 
 LOCK: Final = "lock"  # the file by which a folder is held
 TEMPORARY_SUFFIX: Final = ".part"  # of files that are being written, or were when their process was killed
@@ -307,7 +307,7 @@ def replaced_link(path: Path) -> str | None:
     """Note that a link is replaced by a file; None where there is no link."""
     if not path.is_symlink():
         return None
-    return (
+    return one_line(
         f"{path} was a link to {os.readlink(path)}: the link is replaced, and what it led to stays as it was"
     )
 

@@ -294,6 +294,12 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "a.bin").is_symlink()
 
 
+def test_a_link_to_a_name_that_commands_terminals_is_told_in_escapes(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").symlink_to("\x1b]0;owned\x07")
+    with pytest.warns(UserWarning, match=r"was a link to \\x1b\]0;owned\\x07: the link is replaced"):
+        write_atomically(tmp_path / "a.bin", b"new")
+
+
 def test_without_replacing_what_has_appeared_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
     write_atomically(path, b"first", replace=False)

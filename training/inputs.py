@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.errors import Argument, DataError, UsageError, WeightsError
+from satclip_engine.errors import Argument, DataError, UsageError, WeightsError, one_line
 from satclip_engine.training.config import TrainConfig
 from satclip_engine.training.features.builder import build_cache
 from satclip_engine.training.features.encoder_file import (
@@ -235,7 +235,7 @@ def _load_encoder(source: PatchSource, config: TrainConfig) -> ImageEncoder:
     except WeightsError as error:
         raise WeightsError(str(error), argument="image_weights") from error
     for note in (*source.notes, *encoder.notes):
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(one_line(note), stacklevel=3)
     return encoder
 
 
@@ -248,7 +248,7 @@ def _augmentation(encoder: ImageEncoder, source: PatchSource, config: TrainConfi
 def _warn_of_skipped(skipped: Sequence[SkippedImage]) -> None:
     if skipped:
         images = join_first(map(str, skipped), "; ")
-        warnings.warn(f"{len(skipped)} images are left out: {images}", stacklevel=3)
+        warnings.warn(one_line(f"{len(skipped)} images are left out: {images}"), stacklevel=3)
 
 
 def _check_source(source: PatchSource, config: TrainConfig) -> None:

@@ -253,6 +253,8 @@ def _index(source: str, listed: list[str] | None, count: int, names: Sequence[st
             raise _refused(source, f"has {count} bands without names, not {len(names)}")
         return np.arange(count)
     numbers = {name: number for number, name in enumerate(listed)}
+    if len(numbers) < len(listed):
+        raise _refused(source, "names a band twice")
     if absent := [name for name in names if name not in numbers]:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise _refused(source, f"has no band {absent[0]!r}{more}: its bands are other ones")
@@ -268,8 +270,11 @@ def _integer_type(source: str, name: Any) -> SampleType:
 
 
 def _checked(source: str, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    float32 = np.finfo(np.float32)
     if not (np.isfinite(scale).all() and np.isfinite(offset).all() and (scale > 0).all()):
         raise _refused(source, "scales must be positive, and all numbers finite")
+    if scale.min() < float32.tiny or max(scale.max(), abs(offset).max()) > float32.max:
+        raise _refused(source, "has numbers that float32 cannot hold")
     return scale, offset
 
 

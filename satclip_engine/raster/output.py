@@ -8,6 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ def _is_removable(path: Path) -> bool:
 def _is_erdas_of(path: Path, name: str) -> bool:
     """True for an Erdas file of overviews that names `name` as its own; LaTeX's files end in .aux, too."""
     try:
-        content = path.read_bytes() if path.is_file() else b""
+        if not path.is_file() or not path.stat().st_size:
+            return False
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            return content[:15] == b"EHFA_HEADER_TAG" and content.find(os.fsencode(name)) >= 0
     except OSError:
         return False
-    return content.startswith(b"EHFA_HEADER_TAG") and os.fsencode(name) in content
 
 
 def recorded_state(path: Path) -> dict[str, Any] | None:

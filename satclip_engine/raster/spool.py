@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.errors import Argument, OutputError
+from satclip_engine.errors import Argument, OutputError, one_line
 from satclip_engine.files import WorkingFolder, hidden_name, open_folder, temporary_name
 from satclip_engine.quantize import QuantisationStatistics
 from satclip_engine.raster.tiling import Tiling
@@ -297,7 +297,7 @@ def remove_folder(folder: WorkingFolder) -> None:
     """Remove a spool; what is not ours in it stays, and a note says so."""
     if foreign := folder.dissolve(own_names()):
         warnings.warn(
-            f"{folder.path} is left, because it holds {foreign[0]}, which is not ours", stacklevel=2
+            one_line(f"{folder.path} is left, because it holds {foreign[0]}, which is not ours"), stacklevel=2
         )
 
 

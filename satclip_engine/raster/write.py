@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -484,9 +485,12 @@ def _is_sound(state: dict[str, Any], request: Request) -> bool:
         if state["reconstruction"] is not None:
             Plan.from_dict(state["reconstruction"])
         numbers = (quantiser.scale, quantiser.offset)
-        shapes = all(values is None or values.shape == (bands,) for values in numbers)
+        sound = all(
+            values is None or (values.shape == (bands,) and abs(values).max() < math.inf)
+            for values in numbers
+        )
         span, kinds = state["span"], (type(state["request"]), type(state["overwrite"]), type(state["span"]))
-        return shapes and kinds == (dict, bool, int) and 0 < span <= MAX_SPAN and not span & (span - 1)
+        return sound and kinds == (dict, bool, int) and 0 < span <= MAX_SPAN and not span & (span - 1)
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
 
