@@ -30,8 +30,15 @@ from satclip_engine.encoder import Encoder, load
 from satclip_engine.errors import UsageError, WeightsError
 from satclip_engine.op import check_tensor, encode
 from satclip_engine.ops import transforms
-from satclip_engine.ops.autograd import no_autocast
-from satclip_engine.ops.modules import all_are_watched, check_exported, has_hooks, is_dense, unwrapped
+from satclip_engine.ops.autograd import is_wrapped, no_autocast, unwrapped_tensor
+from satclip_engine.ops.modules import (
+    all_are_watched,
+    calls_method_of,
+    check_exported,
+    has_hooks,
+    is_dense,
+    unwrapped,
+)
 from satclip_engine.ops.states import converted_state
 from satclip_engine.weights import LocationWeights, Provenance, read_weights
 from satclip_engine.weights.conventions import (
@@ -62,13 +69,6 @@ else:
 PUBLISHED_DROPOUT = 0.5
 
 
-class Layer(nn.Linear):
-    """A dense layer, whose parameters LocationEncoder draws and usually computes with all at once."""
-
-    def reset_parameters(self) -> None:
-        """Draw nothing: the bounds are LocationEncoder's to know."""
-
-
 class Siren(nn.Module):
     """The layers under their published names: layers.0, layers.1, ..., last_layer.
 
@@ -87,8 +87,9 @@ class Siren(nn.Module):
         super().__init__()
         *hidden, last = itertools.pairwise(widths)
         self.w0, self.dropout = w0, dropout
-        self.layers = nn.ModuleList([Layer(*shape, **factory) for shape in hidden])
-        self.last_layer = Layer(*last, **factory)
+        self.takes_unstated = True  # a LocationEncoder that was not told its convention says no
+        self.layers = nn.ModuleList([_undrawn(*shape, **factory) for shape in hidden])
+        self.last_layer = _undrawn(*last, **factory)
 
     def forward(self, features: Tensor) -> Tensor:
         """Embed harmonics."""
@@ -105,7 +106,20 @@ class Siren(nn.Module):
 
     def fuses(self) -> bool:
         """True while weights and biases are all that its modules compute with: no hooks, no other modules."""
-        return not has_hooks(self) and all(map(is_dense, self.all_layers())) and not all_are_watched()
+        is_own = calls_method_of(self, Siren) and not has_hooks(self) and not all_are_watched()
+        return is_own and all(map(is_dense, self.all_layers()))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        # Of a LocationEncoder that is loaded whole, the prefix ends with the name that the network has in it.
+        is_alone = "nnet" not in prefix.split(".")
+        if is_alone and not self.takes_unstated and any(key.startswith(prefix) for key in state_dict):
+            raise WeightsError(
+                "nnet: the state of a network alone does not say in which convention its harmonics are: load "
+                "the whole LocationEncoder's, or into LocationEncoder(…, convention=…).nnet"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
 
     def extra_repr(self) -> str:
         return f"w0={self.w0}, dropout={self.dropout}"
@@ -169,6 +183,7 @@ class LocationEncoder(nn.Module):
         self.backend, self.precision = backend, check_precision(precision)
         widths = [degrees**2, *[capacity] * hidden_layers, embed_dim]
         self.nnet = Siren(widths, w0=w0, dropout=dropout, device=device, dtype=dtype)
+        self.nnet.takes_unstated = self._takes_unstated
         self.reset_parameters(seed)
         self._set_constants()
 
@@ -209,8 +224,10 @@ class LocationEncoder(nn.Module):
                 f"lonlat must have shape (..., 2), longitude first, not {tuple(lonlat.shape)}",
                 argument="lonlat",
             )
+        if STATEMENT_KEY in vars(self):  # of a state dictionary by which functional_call computes
+            self.set_extra_state(vars(self)[STATEMENT_KEY])
         points = lonlat.reshape(-1, 2)
-        fuses = type(self.nnet) is Siren and self.nnet.fuses()
+        fuses = isinstance(self.nnet, Siren) and self.nnet.fuses()
         out = self._fused(points) if fuses else self._by_modules(points)
         return out.reshape(*lonlat.shape[:-1], out.shape[-1])
 
@@ -305,6 +322,11 @@ class LocationEncoder(nn.Module):
         """
         named: dict[str, np.ndarray] = {}
         siren = self._siren()
+        if siren is not unwrapped(self.nnet) or not calls_method_of(siren, Siren):
+            raise WeightsError(
+                f"nnet ({type(self.nnet).__name__}) computes with more than the layers that LocationEncoder "
+                "makes: only those can be exported"
+            )
         names = [*(f"layers.{index}" for index in range(len(siren.layers))), "last_layer"]
         for name, layer in zip(names, map(unwrapped, siren.all_layers()), strict=True):
             check_exported(layer, name)
@@ -331,12 +353,12 @@ class LocationEncoder(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Check that tensors loaded with this statement are this module's. Raises WeightsError."""
-        stated = _decoded(state, STATEMENT_KEY)
-        if not stated.same_function(self._statement(), self.degrees):
-            raise WeightsError(
-                f"{STATEMENT_KEY}: {stated} is not what this module computes, {self._statement()}: "
-                "load whole states, by load_state_dict, which converts them"
-            )
+        for stated in {_decoded(entry, STATEMENT_KEY) for entry in _stacked(state)}:
+            if not stated.same_function(self._statement(), self.degrees):
+                raise WeightsError(
+                    f"{STATEMENT_KEY}: {stated} is not what this module computes, {self._statement()}: "
+                    "load whole states, by load_state_dict, which converts them"
+                )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
@@ -483,6 +505,24 @@ def _whole(source: str, location: LocationEncoder) -> SatClip:
 def draw_seed() -> Tensor:  # () int64
     """A seed of dropout masks by torch's generator, that of the CPU whatever the default device is."""
     return torch.randint(2**63 - 1, (), device="cpu")
+
+
+def _undrawn(inputs: int, outputs: int, *, device: Any = None, dtype: Any = None) -> nn.Linear:
+    """A dense layer without values: their bounds are LocationEncoder's to know.
+
+    One of torch's own class, because tools that replace layers (quantisation, adapters) go by the class.
+    """
+    target = torch.get_default_device() if device is None else device
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=target, dtype=dtype)
+    return layer
+
+
+def _stacked(value: Any) -> list[Any]:
+    """Statements of modules that are stacked for torch.func.vmap; of one, itself."""
+    if not is_wrapped(value):
+        return [value]
+    plain = unwrapped_tensor(value)
+    return list(plain.reshape(-1, plain.shape[-1]))
 
 
 def _decoded(value: Any, key: str) -> Statement:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize, prune  # noqa: E402
 import satclip_engine as se  # noqa: E402
 from satclip_engine import op, reference  # noqa: E402
 from satclip_engine.errors import UsageError, WeightsError  # noqa: E402
-from satclip_engine.nn import LocationEncoder  # noqa: E402
+from satclip_engine.nn import LocationEncoder, Siren  # noqa: E402
 from satclip_engine.weights.conventions import column_factors  # noqa: E402
 
 LONLAT = scattered(9)
@@ -198,6 +198,65 @@ def test_the_network_itself_takes_harmonics_of_its_convention_and_may_be_replace
     assert torch.equal(again(LONLAT), model(LONLAT))
     with pytest.raises(UsageError, match="nnet is a Sequential, not the network that LocationEncoder makes"):
         model.to_weights()
+
+
+class Doubled(Siren):
+    def forward(self, features: Any) -> Any:
+        return 2 * super().forward(features)
+
+
+def doubled_method(network: Any) -> Any:
+    call = network.forward
+    network.forward = lambda features: 2 * call(features)
+    return network
+
+
+def doubled_class(network: Any) -> Any:
+    network.__class__ = Doubled
+    return network
+
+
+@pytest.mark.parametrize("replace", [doubled_method, doubled_class])
+def test_another_forward_of_the_network_is_called_and_not_exported(replace: Callable[[Any], Any]) -> None:
+    model = encoder()
+    expected = 2 * model(LONLAT)
+    model.nnet = replace(model.nnet)
+    torch.testing.assert_close(model(LONLAT), expected, rtol=0, atol=1e-12)
+    with pytest.raises(WeightsError, match=r"nnet .* computes with more than the layers"):
+        model.to_weights()
+
+
+def test_what_follows_the_network_is_called_and_not_exported() -> None:
+    model = encoder()
+    expected = model(LONLAT).tanh()
+    model.nnet = torch.nn.Sequential(model.nnet, torch.nn.Tanh())
+    torch.testing.assert_close(model(LONLAT), expected, rtol=0, atol=1e-12)
+    with pytest.raises(WeightsError, match=r"nnet \(Sequential\) computes with more than the layers"):
+        model.to_weights()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_tools_that_go_by_the_class_of_layers_quantise_them() -> None:
+    model = encoder(dtype=torch.float32)
+    before = model(LONLAT)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    layers = [layer.dequantized for layer in map(Dequantised, quantised.nnet.all_layers())]
+    torch.testing.assert_close(
+        quantised(LONLAT).double(), formula(model, LONLAT, layers), rtol=0, atol=float(before.std()) / 4
+    )
+    assert not torch.equal(quantised(LONLAT), before)
+    with pytest.raises(WeightsError, match=r"nnet\.layers\.0 computes with more than a weight and a bias"):
+        quantised.to_weights()
+
+
+class Dequantised:
+    """The dense layer of a quantised one's weights, in float64."""
+
+    def __init__(self, layer: Any) -> None:
+        self.weight, self.bias = layer.weight().dequantize().double(), layer.bias().double()
+
+    def dequantized(self, values: Any) -> Any:
+        return values @ self.weight.T + self.bias
 
 
 COMPUTED: dict[str, Callable[[Any], Any]] = {

@@ -25,6 +25,17 @@ def carries_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def is_wrapped(value: object) -> bool:
+    """True for a tensor that torch.func transforms."""
+    wrapped: bool = isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return wrapped
+
+
+def unwrapped_tensor(tensor: Tensor) -> Tensor:
+    """The tensor behind torch.func's transforms, with the axes over which vmap goes."""
+    return unwrapped_tensor(torch._C._functorch.get_unwrapped(tensor)) if is_wrapped(tensor) else tensor
+
+
 def is_transformed(*tensors: Tensor) -> bool:
     """True when torch.func transforms one of the tensors (vmap, grad, jacrev, ...) or one carries a tangent.
 

@@ -39,7 +39,7 @@ def all_are_watched() -> bool:
 
 def is_dense(layer: Module) -> bool:
     """True for a dense layer that its weight and bias say all about; parametrised ones compute those."""
-    if has_hooks(layer) or not _calls_linear(layer) or layer.bias is None:
+    if has_hooks(layer) or not calls_method_of(layer, Linear) or layer.bias is None:
         return False
     return not is_traceable_wrapper_subclass(layer.weight)
 
@@ -60,17 +60,15 @@ def check_exported(layer: Module, name: str) -> None:
         if isinstance(hook, _WEIGHT_HOOKS):
             hook(layer, ())
     only_weights = all(isinstance(hook, _WEIGHT_HOOKS) for hook in layer._forward_pre_hooks.values())
-    if not only_weights or layer._forward_hooks or not _calls_linear(layer) or layer.bias is None:
+    if not only_weights or layer._forward_hooks or not calls_method_of(layer, Linear) or layer.bias is None:
         raise WeightsError(
             f"nnet.{name} computes with more than a weight and a bias ({type(layer).__name__}): remove its "
             "hooks, or fold its adapter into the weight (peft: merge_and_unload()), and export then"
         )
 
 
-def _calls_linear(layer: Module) -> bool:
-    """True for torch's dense layer, of a class or an instance that replaces nothing of its computation."""
+def calls_method_of(module: Module, kind: type[Module]) -> bool:
+    """True for a module of that kind, of a class or an instance that replaces nothing of its computation."""
     return (
-        isinstance(layer, Linear)
-        and type(layer).forward is Linear.forward
-        and "forward" not in layer.__dict__
+        isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in module.__dict__
     )

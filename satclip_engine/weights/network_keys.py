@@ -30,8 +30,10 @@ WRAPPERS: Final = frozenset(
 )
 # Of dictionaries inside a file, in front of their keys.
 TABLE_MARK: Final = ":"
-_AVERAGE = re.compile(r"(?:.*_)?(?:ema|swa|avg|average|averaged|shadow)(?:_.*)?")
+_AVERAGE = re.compile(r"(?:.*_)?(?:ema|swa|avg|average|averaged|shadow)(?:_.*)?", re.IGNORECASE)
 _AVERAGE_COUNTER: Final = "n_averaged"  # beside the module that torch's AveragedModel averages
+_LIGHTNING_TRAINED: Final = "current_model_state"
+_LIGHTNING_AVERAGING: Final = "averaging_state"
 _OF_NETWORK = re.compile(rf"(?:^|\.)(?:layers\.|last_layer\.|{STATEMENT_KEY}$|{_AVERAGE_COUNTER}$)")
 _LAYER = re.compile(r"layers\.\d{1,4}|last_layer")
 _SHOWN_KEYS: Final = 4
@@ -72,12 +74,14 @@ def without_wrappers(key: str, wrappers: frozenset[str] = WRAPPERS) -> str:
 def flattened_tables(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Entries of a torch file by key: its state dictionary, and as table:key networks in tables beside it.
 
-    The state dictionary is the table `state_dict`, or the file itself.
+    The state dictionary is the table `state_dict`, or the file itself. Where Lightning averages weights
+    (WeightAveraging), it holds the average, and the weights that are trained on lie beside it.
     """
     believed = content.get("state_dict", content)
     state = {str(key): value for key, value in believed.items()}
     for table, entries in content.items():
-        if isinstance(entries, Mapping) and entries is not believed:
+        is_trained_on = table == _LIGHTNING_TRAINED and _LIGHTNING_AVERAGING in content
+        if isinstance(entries, Mapping) and entries is not believed and not is_trained_on:
             named = ((str(key), value) for key, value in entries.items())
             state |= {f"{table}{TABLE_MARK}{key}": value for key, value in named if _OF_NETWORK.search(key)}
     return state
@@ -167,7 +171,10 @@ def _check_equal(
     averages = [network.prefix for network in networks if _is_average(network, present)]
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second or not np.array_equal(first[name], second[name]):
-            text = f"{where}: {believed}{name} and {other}{name} differ: expected two equal copies"
+            text = (
+                f"{where}: {believed}{name} and {other}{name} differ: expected two equal copies, or the one "
+                "to use alone"
+            )
             if len(averages) == 1:
                 text = (
                     f"{where}: holds a network and its average ({averages[0]}…), which differ: save the one "

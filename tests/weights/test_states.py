@@ -65,6 +65,38 @@ def test_a_published_state_needs_the_convention_of_the_module_and_then_embeds_as
     np.testing.assert_allclose(result[inside], table["published"][inside], atol=1e-10)
 
 
+def test_a_network_alone_takes_no_state_that_could_be_of_another_convention() -> None:
+    state = encoder("analytic").nnet.state_dict()
+    for refusing in (
+        nn.LocationEncoder(6, 8, 2, 4),
+        torch.nn.Sequential(nn.LocationEncoder(6, 8, 2, 4).nnet),
+    ):
+        network, prefix = (refusing.nnet, "") if hasattr(refusing, "nnet") else (refusing, "0.")
+        with pytest.raises(WeightsError, match="nnet: the state of a network alone does not say"):
+            network.load_state_dict({prefix + key: value for key, value in state.items()})
+    told = nn.LocationEncoder(6, 8, 2, 4, convention="analytic").eval()
+    told.nnet.load_state_dict(state)
+    np.testing.assert_array_equal(embedded(told), embedded(encoder("analytic")))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_call_with_the_state_of_another_convention_is_refused(convention: Any) -> None:
+    model, state = encoder("analytic"), encoder(convention).state_dict()
+
+    def call(values: Any) -> Any:
+        return torch.func.functional_call(model, values, (LONLAT,))
+
+    stacked = {key: torch.stack([value, value]) for key, value in state.items()}
+    if convention == "analytic":
+        assert torch.equal(call(state), model(LONLAT))
+        torch.testing.assert_close(torch.vmap(call)(stacked)[1], model(LONLAT), rtol=1e-4, atol=1e-5)
+    else:
+        for function, values in ((call, state), (torch.vmap(call), stacked)):
+            with pytest.raises(WeightsError, match=f"_extra_state: {convention}.* is not what this module"):
+                function(values)
+    np.testing.assert_array_equal(embedded(model), embedded(encoder("analytic")))
+
+
 def test_analytic_weights_beyond_degree_20_need_their_polynomials_named_too() -> None:
     state = {key: value for key, value in encoder("analytic", 25).state_dict().items() if key != STATEMENT}
     with pytest.raises(WeightsError, match='convention="analytic", harmonics="published"'):
@@ -359,6 +391,21 @@ def test_an_average_in_a_table_of_its_own_is_noticed(tmp_path: Path) -> None:
     model, other = encoder(), nn.LocationEncoder(6, 8, 2, 4, convention="closed-form", seed=5)
     torch.save({"state_dict": model.state_dict(), "state_dict_ema": other.state_dict()}, tmp_path / "x.ckpt")
     with pytest.raises(WeightsError, match=r"holds a network and its average \(state_dict_ema:nnet\."):
+        read_weights(tmp_path / "x.ckpt")
+
+
+def test_of_a_file_of_lightning_that_averages_weights_the_average_is_read(tmp_path: Path) -> None:
+    model, trained = encoder(), nn.LocationEncoder(6, 8, 2, 4, convention="closed-form", seed=5)
+    content = {
+        "state_dict": {f"location.{key}": value for key, value in model.state_dict().items()},
+        "current_model_state": {f"location.{key}": value for key, value in trained.state_dict().items()},
+        "averaging_state": {"n_averaged": torch.tensor(3)},
+    }
+    torch.save(content, tmp_path / "x.ckpt")
+    assert read_weights(tmp_path / "x.ckpt").sha256 == model.to_weights().sha256
+    del content["averaging_state"]
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match="differ: expected two equal copies, or the one to use alone"):
         read_weights(tmp_path / "x.ckpt")
 
 
