@@ -143,7 +143,7 @@ def _labelled(points: Any) -> _Table | None:
     if hasattr(points, "dims") and hasattr(points, "coords"):  # a DataArray
         labels = points.coords.get(points.dims[-1]) if points.dims else None
         names = [] if labels is None or labels.dtype.kind not in "UOT" else labels.values.tolist()
-        array: Any = points.values
+        array: Any = points
     elif hasattr(points, "index") and hasattr(points, "to_numpy"):  # a pandas Series
         names, array = list(points.index), points.to_numpy()
     else:
@@ -153,7 +153,7 @@ def _labelled(points: Any) -> _Table | None:
         names, array = list(getattr(first, "_fields", ())), points
     if not any(isinstance(name, str) for name in names) or coordinate_columns(names) is None:
         return None
-    values = np.asarray(array)
+    values = array if hasattr(array, "dims") else np.asarray(array)  # a DataArray states its unit
     if values.dtype == np.dtype(object):  # a row with text in other columns
         return _Table(names, lambda name: values[..., names.index(name)].tolist())
     return _Table(names, lambda name: values[..., names.index(name)])
