@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.columns import coordinate_columns
+from satclip_engine.geo.columns import coordinate_columns, hemisphere_column
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,22 @@ def table_points(points: Any, numbers: Callable[[Any], np.ndarray], *, projected
         raise UsageError(
             f"{chosen[0]!r} and {chosen[1]!r} have shapes {first.shape} and {second.shape}, not the same"
         )
+    if not projected:
+        _check_signs(table, chosen[0], first, "longitude", "W")
+        _check_signs(table, chosen[1], second, "latitude", "S")
     return np.stack([first, second], axis=-1)
+
+
+def _check_signs(table: _Table, name: Any, degrees: np.ndarray, role: str, letter: str) -> None:
+    """Raise UsageError where a column of letters says west or south, and the numbers have no sign for it."""
+    letters = hemisphere_column(table.names, role)
+    if letters is None or (degrees < 0).any():
+        return
+    values = np.ravel(np.asarray(table.column(letters), dtype=object))
+    if any(str(value).strip()[:1].upper() == letter for value in values):
+        raise UsageError(
+            f"column {letters!r} says {letter}, and no {role} in {name!r} is negative: multiply those by -1"
+        )
 
 
 def geometries(points: Any) -> Geometries | None:

@@ -220,3 +220,20 @@ def test_a_unit_of_length_is_the_crss():
 
 def test_a_quantity_is_taken_in_its_unit():
     np.testing.assert_allclose(as_lonlat(RADIANS.view(Quantity)), np.degrees(RADIANS), rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat"),
+    [("E/W", "N/S"), ("GPSLongitudeRef", "GPSLatitudeRef"), ("lon_hemisphere", "lat_hemisphere")],
+)
+def test_letters_of_a_hemisphere_must_agree_with_signs(lon, lat):
+    table = pd.DataFrame(
+        {"latitude": [40.7, 1.0], lat: ["N", "N"], "longitude": [74.0, 2.0], lon: ["W", "East"]}
+    )
+    with pytest.raises(UsageError, match=rf"'{lon}' says W, and no longitude in 'longitude' is negative"):
+        as_lonlat(table)
+    table["longitude"] *= [-1, 1]
+    assert as_lonlat(table).tolist() == [[-74.0, 40.7], [2.0, 1.0]]
+    table[lat] = ["N", "S"]
+    with pytest.raises(UsageError, match=rf"'{lat}' says S"):
+        as_lonlat(table)
