@@ -54,9 +54,9 @@ class BandVariable(xarray.Variable):
         result = super().shift(shifts, fill_value, **shifts_kwargs)
         return self._follow(result, None) if {**(shifts or {}), **shifts_kwargs}.get(BAND, 0) else result
 
-    def reduce(self, func: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def reduce(self, *args: Any, **kwargs: Any) -> Any:
         """Reduce along dimensions; a mean of bands is none of them."""
-        result = super().reduce(func, dim, *args, **kwargs)
+        result = super().reduce(*args, **kwargs)
         if not _fit(names := result.attrs.get(_NAMES), result) and isinstance(names, (tuple, list)):
             result.attrs[_NAMES] = GENERAL_NAME
         return result
