@@ -440,15 +440,17 @@ class Encoder:
             raise UsageError(
                 "out and integers are filled at once, chunks is for later: give one of them", argument="out"
             )
+        scene = geobox if like is None else like
         if codes is not None:
-            return lazy.coded_array(encoder, pixels, rule, out, exact=exact, tolerance=tolerance)
+            coded = lazy.coded_array(encoder, pixels, rule, out, exact=exact, tolerance=tolerance)
+            return lazy.merging_with(coded, scene)
         partial = out is None and chunks is None
         planned = lazy.PlannedPixels(encoder, pixels, exact=exact, tolerance=tolerance, partial=partial)
         if out is None:
-            return lazy.grid_array(planned, pixels, chunks=chunks)
+            return lazy.merging_with(lazy.grid_array(planned, pixels, chunks=chunks), scene)
         memory = kernel_order(out, (*pixels.shape, encoder.embed_dim))
         planned.encode(out=memory)
-        return lazy.grid_array(planned, pixels, data=memory.transpose(2, 0, 1))
+        return lazy.merging_with(lazy.grid_array(planned, pixels, data=memory.transpose(2, 0, 1)), scene)
 
     def plan_grid(
         self,

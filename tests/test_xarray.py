@@ -15,6 +15,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_zeros
 from rasterio.control import GroundControlPoint
 
 import satclip_engine.xarray
@@ -514,6 +515,35 @@ def test_a_grid_merges_with_the_scene_whose_pixels_it_has(tiny, case, tmp_path):
     stacked = xr.concat([scene.expand_dims(band=["scene"]), embedding], "band", join="exact")
     assert stacked.spatial_ref.ndim == 0
     assert stacked.sizes["band"] == 9
+
+
+def _zeros(x: np.ndarray, y: np.ndarray) -> xr.DataArray:
+    array = xr.DataArray(np.zeros((y.size, x.size)), dims=("y", "x"), coords={"y": y, "x": x}, name="scene")
+    return array.rio.write_crs("EPSG:4326")
+
+
+SCENES = {
+    "cut": lambda: _zeros(0.05 + 0.1 * np.arange(100), 49.95 - 0.1 * np.arange(60)).rio.clip_box(
+        2, 45, 5, 48
+    ),
+    "coarsened": lambda: (
+        _zeros(0.05 + 0.1 * np.arange(60), 49.95 - 0.1 * np.arange(60)).coarsen(x=2, y=2).mean()
+    ),
+    "float32 labels": lambda: _zeros(*(np.arange(9, dtype="f4") * step + 45.05 for step in (0.1, -0.1))),
+    "of odc-geo": lambda: xr_zeros(GeoBox((9, 14), Affine(10, 0, 3e5, 0, -10, 5e6), 32633)).rename("scene"),
+}
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize("case", SCENES)
+def test_a_grid_has_the_very_labels_of_its_scene(tiny, case, dtype):
+    scene = SCENES[case]()
+    embedding = tiny.grid(like=scene) if dtype is None else tiny.grid(like=scene, dtype=dtype)
+    xr.merge([scene, embedding], join="exact", compat="equals")
+    assert embedding.rio.crs == scene.rio.crs
+    assert embedding.x.attrs["axis"] == "X"
+    assert_close(tiny.grid(like=scene), scene.satclip.embed(tiny))
+    assert embedding[[3, 1]].attrs["long_name"] == ("e004", "e002")
 
 
 def test_a_wide_grid_merges_with_its_scene_and_the_widest_have_indexes(tiny):

@@ -358,6 +358,27 @@ def spatial_ref(grid: Grid) -> xarray.Variable:
     return xarray.Variable((), 0, attrs)
 
 
+def merging_with(array: xarray.DataArray, scene: Any) -> xarray.DataArray:
+    """The array, in place, on the very labels of the object whose pixels it has: others would not merge.
+
+    They differ by rounding where a scene was cut, resampled or has float32 labels; odc-geo's spatial_ref is
+    the EPSG code.
+    """
+    if not isinstance(scene, (xarray.DataArray, xarray.Dataset)):
+        return array
+    for dim in ("x", "y"):
+        if dim not in array.coords or dim not in scene.coords or scene.coords[dim].dims != (dim,):
+            continue
+        own, labels = array.coords[dim], scene.coords[dim].values
+        step = abs(float(own[-1] - own[0])) / max(own.size - 1, 1)
+        if not np.array_equal(own.values, labels) and np.abs(own.values - labels).max() <= step / 100:
+            array.coords[dim] = xarray.Variable(dim, labels, own.attrs)
+    mapping = scene.coords.get("spatial_ref")
+    if mapping is not None and mapping.ndim == 0 and mapping.dtype.kind in "iu":
+        array.coords["spatial_ref"] = xarray.Variable((), mapping.values, array.spatial_ref.attrs)
+    return array
+
+
 def _axis_attributes(grid: Grid) -> tuple[dict[str, str], dict[str, str]]:
     """CF attributes of x and y."""
     crs = grid.crs.proj

@@ -42,6 +42,8 @@ _PLAIN = {"coord", "coords", "coordinate", "coordinates", "gps", "geo", "locatio
 _PLAIN |= _DEGREES | _CELL_POINTS
 _HEMISPHERES = {"longitude": {"e", "east"}, "latitude": {"n", "north"}}
 _OPPOSITE = {"longitude": {"w", "west"}, "latitude": {"s", "south"}}
+_REFERENCES = {"ref", "reference", "hemisphere", "hemi", "dir", "direction"}
+_SIDES = {"longitude": {"e", "w"}, "latitude": {"n", "s"}}
 _UNITS = {  # words of a unit that is not the degree
     "radians": {"rad", "rads", "radian", "radians"},
     "grads": {"grad", "grads", "gon", "gons"},
@@ -102,6 +104,15 @@ def plain_role(name: Any) -> str | None:
     """The coordinate that a name plainly is: "longitude", "latitude", "x", …; None for any other."""
     spoken = _understand(name)
     return spoken.role if spoken is not None and spoken.plain else None
+
+
+def hemisphere_column(names: Iterable[Any], role: str) -> Any | None:
+    """The column of letters that says on which side of zero a coordinate lies: E/W, GPSLatitudeRef."""
+    for column in names:
+        words = set(_words(column))
+        if words == _SIDES[role] or (words & _REFERENCES and any(map(_ROLES[role].fullmatch, words))):
+            return column
+    return None
 
 
 def _understand(column: Any) -> _Spoken | None:

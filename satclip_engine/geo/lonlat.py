@@ -10,6 +10,7 @@ import numpy as np
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.geo.crs import degrees_of, look_like_degrees, parse_crs, unit_name
 from satclip_engine.geo.tables import geometries, table_points, xy_of_points
+from satclip_engine.geo.units import to_degrees
 
 if TYPE_CHECKING:
     import pyproj
@@ -38,8 +39,9 @@ def as_lonlat(points: Any, crs: Any = None) -> np.ndarray:
     elif is_tensor(points):
         array = _from_tensor(points)
     else:
-        named = table_points(points, _from_array, projected=source is not None and source.is_projected)
-        array = _from_array(points) if named is None else named
+        numbers = _degrees_from if source is None else _from_array
+        named = table_points(points, numbers, projected=source is not None and source.is_projected)
+        array = numbers(points) if named is None else named
     if array.ndim == 0 or array.shape[-1] != 2:
         raise UsageError(
             f"lonlat must have shape (..., 2), longitude then latitude, such as [[2.35, 48.86]]; "
@@ -151,6 +153,32 @@ def _from_array(points: Any) -> np.ndarray:
     if isinstance(array, np.ma.MaskedArray):
         return np.ma.filled(array.astype(np.float64), np.nan)
     return np.asarray(array, dtype=np.float64)
+
+
+def _degrees_from(points: Any) -> np.ndarray:
+    """Numbers as degrees. Raises UsageError where they say that they are in another unit than of an angle."""
+    units = _units_of(points)
+    if not units:
+        return _from_array(points)
+    factor = to_degrees(units, axis="x") or to_degrees(units, axis="y") or 0.0
+    if factor <= 0.0:
+        raise UsageError(
+            f"lonlat is in {units!r}, which is no unit of longitudes and latitudes: convert it, or say in "
+            "which projection by ",
+            Argument("crs", "EPSG:…"),
+            argument="lonlat",
+        )
+    array = _from_array(points)
+    return array if factor == 1.0 else array * factor
+
+
+def _units_of(points: Any) -> str:
+    """The unit that a DataArray or a Quantity (astropy's, pint's) states; empty without."""
+    if hasattr(points, "dims"):
+        return str(getattr(points, "attrs", {}).get("units", "")).strip()
+    if isinstance(points, np.ndarray) or hasattr(points, "magnitude"):
+        return str(getattr(points, "unit", getattr(points, "units", ""))).strip()
+    return ""
 
 
 def without_round_off(lonlat: np.ndarray) -> np.ndarray:

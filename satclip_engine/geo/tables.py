@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from satclip_engine.errors import UsageError
-from satclip_engine.geo.columns import coordinate_columns
+from satclip_engine.geo.columns import coordinate_columns, hemisphere_column
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,22 @@ def table_points(points: Any, numbers: Callable[[Any], np.ndarray], *, projected
         raise UsageError(
             f"{chosen[0]!r} and {chosen[1]!r} have shapes {first.shape} and {second.shape}, not the same"
         )
+    if not projected:
+        _check_signs(table, chosen[0], first, "longitude", "W")
+        _check_signs(table, chosen[1], second, "latitude", "S")
     return np.stack([first, second], axis=-1)
+
+
+def _check_signs(table: _Table, name: Any, degrees: np.ndarray, role: str, letter: str) -> None:
+    """Raise UsageError where a column of letters says west or south, and the numbers have no sign for it."""
+    letters = hemisphere_column(table.names, role)
+    if letters is None or (degrees < 0).any():
+        return
+    values = np.ravel(np.asarray(table.column(letters), dtype=object))
+    if any(str(value).strip()[:1].upper() == letter for value in values):
+        raise UsageError(
+            f"column {letters!r} says {letter}, and no {role} in {name!r} is negative: multiply those by -1"
+        )
 
 
 def geometries(points: Any) -> Geometries | None:
@@ -143,7 +158,7 @@ def _labelled(points: Any) -> _Table | None:
     if hasattr(points, "dims") and hasattr(points, "coords"):  # a DataArray
         labels = points.coords.get(points.dims[-1]) if points.dims else None
         names = [] if labels is None or labels.dtype.kind not in "UOT" else labels.values.tolist()
-        array: Any = points.values
+        array: Any = points
     elif hasattr(points, "index") and hasattr(points, "to_numpy"):  # a pandas Series
         names, array = list(points.index), points.to_numpy()
     else:
@@ -153,7 +168,7 @@ def _labelled(points: Any) -> _Table | None:
         names, array = list(getattr(first, "_fields", ())), points
     if not any(isinstance(name, str) for name in names) or coordinate_columns(names) is None:
         return None
-    values = np.asarray(array)
+    values = array if hasattr(array, "dims") else np.asarray(array)  # a DataArray states its unit
     if values.dtype == np.dtype(object):  # a row with text in other columns
         return _Table(names, lambda name: values[..., names.index(name)].tolist())
     return _Table(names, lambda name: values[..., names.index(name)])

@@ -126,6 +126,7 @@ def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataAr
     labels = _labels(obj, crs)
     if labels is None:
         return None
+    _refuse_assumed_degrees(obj, crs, labels[0])
     x, y = (_in_crs_unit(label, crs, axis) for label, axis in zip(labels, "xy", strict=True))
     units = [_attribute_of(label, "units") for label in labels]
     if not all(units) and any(unit and to_crs_unit(unit, crs, axis="x") != 1.0 for unit in units):
@@ -135,6 +136,21 @@ def xy_of(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataAr
             f"{units[other]!r}: set its attribute units"
         )
     return x, y
+
+
+def _refuse_assumed_degrees(obj: Object, crs: pyproj.CRS, x: xarray.DataArray) -> None:
+    """Raise UsageError for labels called degrees beside a transform that has the same numbers as grads.
+
+    rioxarray calls those of every geographic CRS degrees_east.
+    """
+    units, stored = _attribute_of(x, "units"), _rio(obj)._cached_transform()
+    if not (crs.is_geographic and units.startswith("deg")) or unit_name(crs) == "degree" or stored is None:
+        return
+    if x.ndim == 1 and x.size and abs(float(x[0]) - stored.c - stored.a / 2) <= abs(stored.a) / 100:
+        raise UsageError(
+            f"coordinate {str(x.name)!r} is in {units!r}, and the transform has the same numbers in "
+            f"{unit_name(crs)}s, as CRS {crs.name!r} counts: correct its attribute units"
+        )
 
 
 def _labels(obj: Object, crs: pyproj.CRS) -> tuple[xarray.DataArray, xarray.DataArray] | None:

@@ -182,3 +182,58 @@ def test_names_without_a_location_are_refused(case):
     points, message = UNNAMED[case]
     with pytest.raises(UsageError, match=message):
         as_lonlat(points)
+
+
+class Quantity(np.ndarray):
+    """An array with a unit, as astropy has them."""
+
+    unit = "rad"
+
+
+RADIANS = np.radians([[2.35, 48.86], [36.82, -1.29]])
+WITH_UNITS = {
+    "array": lambda units: xr.DataArray(RADIANS, dims=("p", "c"), attrs={"units": units}),
+    "labels": lambda units: xr.DataArray(
+        RADIANS[:, ::-1], dims=("p", "c"), coords={"c": ["lat", "lon"]}, attrs={"units": units}
+    ),
+    "mapping": lambda units: {
+        name: xr.DataArray(RADIANS[:, column], dims="p", attrs={"units": units})
+        for column, name in enumerate(("lon", "lat"))
+    },
+}
+
+
+@pytest.mark.parametrize("form", WITH_UNITS)
+def test_numbers_that_state_their_unit_are_taken_in_it(form):
+    points = WITH_UNITS[form]
+    np.testing.assert_allclose(as_lonlat(points("radians")), np.degrees(RADIANS), rtol=1e-15)
+    for units in ("degrees", "degrees_north", ""):
+        np.testing.assert_array_equal(as_lonlat(points(units)), RADIANS)
+    for units in ("m", "1", "degrees_west"):
+        with pytest.raises(UsageError, match=f"'{units}', which is no unit of longitudes and latitudes"):
+            as_lonlat(points(units))
+
+
+def test_a_unit_of_length_is_the_crss():
+    assert np.abs(as_lonlat(WITH_UNITS["array"]("m"), crs=3857)).max() < 1e-3
+
+
+def test_a_quantity_is_taken_in_its_unit():
+    np.testing.assert_allclose(as_lonlat(RADIANS.view(Quantity)), np.degrees(RADIANS), rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat"),
+    [("E/W", "N/S"), ("GPSLongitudeRef", "GPSLatitudeRef"), ("lon_hemisphere", "lat_hemisphere")],
+)
+def test_letters_of_a_hemisphere_must_agree_with_signs(lon, lat):
+    table = pd.DataFrame(
+        {"latitude": [40.7, 1.0], lat: ["N", "N"], "longitude": [74.0, 2.0], lon: ["W", "East"]}
+    )
+    with pytest.raises(UsageError, match=rf"'{lon}' says W, and no longitude in 'longitude' is negative"):
+        as_lonlat(table)
+    table["longitude"] *= [-1, 1]
+    assert as_lonlat(table).tolist() == [[-74.0, 40.7], [2.0, 1.0]]
+    table[lat] = ["N", "S"]
+    with pytest.raises(UsageError, match=rf"'{lat}' says S"):
+        as_lonlat(table)

@@ -447,3 +447,16 @@ def test_axes_of_rasters_are_known_by_more_names_than_x_and_y():
         assert dims == (y, x)
         assert_near(lonlat, product)
         assert_near(make_grid(like=renamed).lonlat(), product)
+
+
+def test_grads_that_rioxarray_calls_degrees_are_refused():
+    x, y = 5.0 + 0.1 * np.arange(9), 50.0 - 0.1 * np.arange(7)
+    paris = xr.DataArray(np.zeros((7, 9)), dims=("y", "x"), coords={"y": y, "x": x}).rio.write_crs(4807)
+    named = paris.rio.write_transform().rio.write_coordinate_system()
+    assert named.x.attrs["units"] == "degrees_east"
+    with pytest.raises(
+        UsageError, match="'x' is in 'degrees_east', and the transform has the same numbers in grads"
+    ):
+        locate(named)
+    named.x.attrs["units"] = named.y.attrs["units"] = "grad"
+    np.testing.assert_array_equal(located(named)[0], located(paris)[0])
