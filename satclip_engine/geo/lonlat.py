@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Beyond a pole by rounding: float32 has 7.6e-6 degrees there, which is 0.8 m.
 ROUND_OFF_DEGREES = 1e-5
 _MIN_SWAP_DEGREES = 1.0  # beyond a pole: less is an overshoot, not a longitude
-_MAX_DEGREES = 360.0  # of anything that may be degrees
+MAX_DEGREES = 360.0  # of anything that may be degrees
 
 
 def as_lonlat(points: Any, crs: Any = None) -> np.ndarray:
@@ -226,7 +226,7 @@ def _cause(lat: np.ndarray, lon: np.ndarray | None, index: tuple[int, ...]) -> l
         overshoot = abs(float(lat[index])) - 90.0
         if overshoot <= ROUND_OFF_DEGREES:
             return [" by rounding: clip it to ±90"]
-        if np.nanmax(np.abs(lat), where=np.isfinite(lat), initial=0.0) > _MAX_DEGREES:
+        if np.nanmax(np.abs(lat), where=np.isfinite(lat), initial=0.0) > MAX_DEGREES:
             return (
                 [
                     "; it looks projected, not in degrees: give the points' ",

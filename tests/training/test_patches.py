@@ -403,7 +403,7 @@ def test_columns_are_understood_by_their_names_whatever_separates_them(tmp_path,
         ),
         ('fn,lon,lat\na.tif,"12,5",3\n', "lon in line 2 is not a number: '12,5': write 12.5"),
         ("fn,lon,lat\na.tif,inf,3\n", "longitude or latitude is missing or not finite in line 2"),
-        ("fn,lon,lat\na.tif,3,90.0000001\n", r"latitude outside .* in line 2 \(lat 90.0000001\)$"),
+        ("fn,lon,lat\na.tif,3,90.0000001\n", r"latitude outside .* in line 2 \(lat 90.0000001\) by rounding"),
     ],
 )
 def test_tables_that_cannot_be_understood_say_what_to_do(tmp_path, text, words):

@@ -212,7 +212,12 @@ def test_a_fingerprint_tells_other_places_apart():
             (3.0, 95.0),
             r"lonlat: latitude outside \[-90, 90\] in sample 3 \(lat 95\) \(are lon and lat swapped\?\)",
         ),
-        ((163.0, 90.0000001), r"latitude outside \[-90, 90\] in sample 3 \(lat 90.0000001\)$"),
+        (
+            (163.0, 90.0000001),
+            r"latitude outside \[-90, 90\] in sample 3 \(lat 90.0000001\) by rounding: clip it to ±90$",
+        ),
+        ((163.0, 91.0), r"in sample 3 \(lat 91\)$"),
+        ((500000.0, 5e6), r"in sample 3 \(lat 5000000\): they look projected: transform them to degrees"),
         ((3.0, -163.0), r"in sample 3 \(lat -163\)"),
         ((float("nan"), 5.0), "lonlat: longitude or latitude is missing or not finite in sample 3"),
         ((5.0, float("inf")), "is missing or not finite in sample 3"),
