@@ -324,6 +324,16 @@ def _kind(status: os.stat_result) -> str:
     return next((words for is_kind, words in kinds if is_kind(status.st_mode)), "a device")
 
 
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError for a pipe, socket or device, which readers would wait for; any other name passes."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # names of GDAL's own, and what readers say more of
+        return
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, f"{_kind(status)}, no file")
+
+
 def in_the_way(path: Path) -> OutputError:
     """Error for something under a name of ours that is not ours."""
     try:

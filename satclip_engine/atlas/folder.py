@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -40,7 +40,12 @@ from satclip_engine.files import hidden_name, sync_file, sync_folder, try_lock
 from satclip_engine.lattice.nodes import BLOCK_ROWS
 from satclip_engine.lattice.zones import Zone
 
-_OWN_NAMES = re.compile(rf"{re.escape(METADATA)}|{STATISTICS}|zone\d\d+|\.nfs.*")  # .nfs: files in use on NFS
+_ARRAY = rf"(?:{STATISTICS}|zone\d\d+)"
+_OWN_FOLDERS = re.compile(rf"{_ARRAY}(?:/c(?:/\d+)*)?")
+# What Zarr is writing has a name of its own, and what is in use on NFS.
+_OWN_FILES = re.compile(
+    rf"(?:{_ARRAY}/(?:c/(?:\d+/)*)?)?(?:zarr\.json|\d+|(?:zarr|\d+)\.[0-9a-f]{{32}}\.partial|\.nfs.*)"
+)
 _PARTIAL, _ASIDE = ".partial", ".old"  # of the hidden names of an atlas in the making and of a former one
 _REMOVAL_PAUSE_SECONDS = (0.02, 0.1, 0.5)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
@@ -102,8 +107,18 @@ def _holds_atlas(path: Path) -> bool:
 
 
 def _foreign_names(path: Path) -> list[str]:
-    """Names in a folder that no atlas has. Raises OSError."""
-    return sorted(name for name in os.listdir(path) if not _OWN_NAMES.fullmatch(name))
+    """Names of what no atlas has, anywhere in a folder, relative to it. Raises OSError."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    foreign = []
+    for folder, folders, files in os.walk(path, onerror=fail):
+        relative = "" if Path(folder) == path else f"{Path(folder).relative_to(path)}/"
+        for names, own in ((folders, _OWN_FOLDERS), (files, _OWN_FILES)):
+            foreign += [relative + name for name in names if not own.fullmatch(relative + name)]
+        folders[:] = [name for name in folders if relative + name not in foreign]
+    return sorted(foreign)
 
 
 @contextlib.contextmanager

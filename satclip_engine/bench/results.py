@@ -17,7 +17,7 @@ import numpy as np
 
 from satclip_engine.bench.catalogue import BenchmarkWorkload
 from satclip_engine.bench.measure import FAILED, Timing, quartiles, ratio
-from satclip_engine.errors import OutputError, UsageError
+from satclip_engine.errors import OutputError, UsageError, one_line
 from satclip_engine.files import write_atomically
 
 _IDENTITY = ("cpu", "cores", "instruction_sets", "system")  # the memory differs a little from boot to boot
@@ -130,7 +130,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{os.fspath(path)}: cannot be read as benchmark results ({error})") from error
+        raise UsageError(
+            f"{os.fspath(path)}: cannot be read as benchmark results ({one_line(error)})"
+        ) from error
     if not isinstance(content, dict) or not {"machine", "runs"} <= content.keys():
         raise UsageError(f"{os.fspath(path)}: holds no benchmark results")
     return content

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satclip_engine.errors import Argument, UsageError
+from satclip_engine.errors import Argument, UsageError, one_line
+from satclip_engine.files import check_readable
 from satclip_engine.geo import crs as _crs
 from satclip_engine.geo.agreement import check_agreement
 from satclip_engine.geo.columns import plain_role
@@ -45,12 +46,14 @@ def geobox_of_file(path: str | os.PathLike[str], crs: Any = None) -> GeoBox:
     import rasterio
 
     try:
+        check_readable(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as dataset:
                 return geobox_of_dataset(dataset, crs)
-    except (rasterio.errors.RasterioIOError, UnicodeError) as error:  # the latter of a VRT that is not UTF-8
-        raise UsageError(f"{os.fspath(path)}: cannot be read as a raster ({error})") from error
+    except (OSError, UnicodeError) as error:  # rasterio's are OSErrors; the latter of a VRT that is not UTF-8
+        reason = one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)
+        raise UsageError(f"{os.fspath(path)}: cannot be read as a raster ({reason})") from error
 
 
 def geobox_of_dataset(dataset: Any, crs: Any = None) -> GeoBox:

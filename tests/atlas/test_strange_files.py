@@ -273,11 +273,28 @@ def test_what_is_not_ours_is_neither_removed_nor_followed(exact, copied: Path, t
     with pytest.raises(OutputError, match=r"beside the atlas it holds notes\.txt"):
         write_atlas(exact, copied, tolerance=1e-2, overwrite=True)
     (copied / "notes.txt").unlink()
+    for name in ("zone00/c/notes.txt", "zone00/c/0/0.abc.partial", "statistics/mine/0"):
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("about it")
+        with pytest.raises(OutputError, match=f"beside the atlas it holds {name.removesuffix('/0')}: move"):
+            write_atlas(exact, copied, tolerance=1e-2, overwrite=True)
+        assert (copied / name).read_text() == "about it"
+        (copied / name).unlink()
+    (copied / "statistics/mine").rmdir()
     (tmp_path / "link.zarr").symlink_to(copied)
     with pytest.raises(OutputError, match="is a link, which is not overwritten"):
         write_atlas(exact, tmp_path / "link.zarr", tolerance=1e-2, overwrite=True)
     assert (mine / "thesis.txt").read_text() == "years"
     assert np.isfinite(se.load(tmp_path / "link.zarr")(PARIS)).all()
+
+
+def test_what_zarr_was_writing_when_it_was_killed_is_removed(exact, tmp_path: Path) -> None:
+    for name in ("zarr", "zone00/zarr", "zone00/c/0/0/0"):
+        leftover = tmp_path / ".a.zarr.partial" / f"{name}.{'0123456789abcdef' * 2}.partial"
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        leftover.touch()
+    write_atlas(exact, tmp_path / "a.zarr", tolerance=1e-2)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zarr"]
 
 
 def test_two_runs_do_not_write_one_atlas(exact, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 
 import numpy as np
@@ -599,3 +600,9 @@ def test_a_virtual_raster_that_is_no_text_is_refused(tmp_path):
     path.write_bytes(b'<VRTDataset rasterXSize="36" rasterYSize="18"><\xff')
     with pytest.raises(UsageError, match=r"a\.vrt: cannot be read as a raster"):
         make_grid(like=path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match=r"a\.tif: cannot be read as a raster \(a pipe, no file\)"):
+        make_grid(like=tmp_path / "a.tif")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -370,3 +371,11 @@ def test_patches_of_a_netcdf_in_kilometres_lie_where_its_axes_say(tmp_path, unit
     at_y = np.rint(mean / 1000 / 12.5) * 12.5
     expected = np.stack(to_degrees.transform(1000 * (mean - 1000 * at_y), 1000 * at_y), axis=1)
     np.testing.assert_allclose(source.lonlat, expected, atol=1e-3)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    (tmp_path / "t.csv").write_text("path,lon,lat\na.tif,1,2\n")
+    for name in ("a.tif", "t.csv"):
+        with pytest.raises(DataError, match=r"a\.tif.*a pipe"):
+            open_source(tmp_path / name)

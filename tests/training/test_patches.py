@@ -443,6 +443,13 @@ ABOUT = '{"primary_column": "geometry", "columns": {"geometry": {"encoding": "WK
             "longitude or latitude is missing or not finite in row 0",
         ),
         (b"\1\1", ABOUT % "", "the geometry is damaged in row 0"),
+        (b"\1\7\0\0\0\1\0\0\0" * 10**5, ABOUT % "", "the geometry is nested without end in row 0"),
+        (b"\0\0\0\3\xef\0\0\0\1" * 10**5, ABOUT % "", "the geometry is nested without end in row 0"),
+        (
+            b"\1\4\0\0\0\1\0\0\0" + b"U\4\0\0\0\1\0\0\0" * 10**5,
+            ABOUT % "",
+            "the geometry is nested without end in row 0",
+        ),
         (shapely.to_wkb(shapely.Point(1, 95)), ABOUT % "", r"latitude outside .* row 0 \(lat 95\)"),
         (shapely.to_wkb(shapely.Point(1, 2)), "{}{", "its GeoParquet metadata are damaged"),
         (shapely.to_wkb(shapely.Point(1, 2)), "[]", "its GeoParquet metadata are damaged"),

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from satclip_engine.errors import Argument, DataError, OutputError
+from satclip_engine.errors import Argument, DataError, OutputError, one_line
 from satclip_engine.files import TEMPORARY_SUFFIX, WorkingFolder, write_atomically
 
 MANIFEST: Final = "manifest.json"
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read ({error}); ", *rebuild_advice(folder), argument=REBUILD.name
+            f"{path} cannot be read ({one_line(error)}); ", *rebuild_advice(folder), argument=REBUILD.name
         ) from error
     if not _is_manifest(manifest):
         raise DataError(
@@ -112,7 +112,7 @@ def open_array(
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {advice}") from None
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}); {advice}") from error
+        raise DataError(f"{path} is damaged ({one_line(error)}); {advice}") from error
     if array.shape != shape or array.dtype != dtype:
         raise DataError(
             f"{path} holds {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; {advice}"

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 
-from satclip_engine.errors import WeightsError
+from satclip_engine.errors import WeightsError, one_line
 from satclip_engine.training.locations import join_first
 from satclip_engine.weights.lightning_file import load_safely
 from satclip_engine.weights.network_keys import WRAPPERS, without_wrappers
@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         try:
             content = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path}: damaged or not a safetensors file ({error})") from error
+            raise WeightsError(f"{path}: damaged or not a safetensors file ({one_line(error)})") from error
     else:
         content = load_safely(torch, path, str(path))
     for name in _NESTED_KEYS:

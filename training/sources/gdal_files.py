@@ -13,6 +13,7 @@ from typing import Any, Final
 from satclip_engine._forks import Mutex
 from satclip_engine._optional import need
 from satclip_engine.errors import DataError
+from satclip_engine.files import check_readable
 from satclip_engine.geo.raster_file import geobox_of_dataset
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
@@ -29,6 +30,7 @@ def is_gdal_name(name: str) -> bool:
 def open_raster(name: str | os.PathLike[str]) -> Any:
     """Open a raster by path or GDAL name; images without georeference are no reason for a warning."""
     rasterio = need("rasterio", extra="train", why="reading images")
+    check_readable(name)
     with _hush:
         return rasterio.open(os.fspath(name))
 

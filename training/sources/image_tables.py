@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from satclip_engine._optional import need
-from satclip_engine.errors import Argument, DataError, UsageError
+from satclip_engine.errors import Argument, DataError, UsageError, one_line
 from satclip_engine.geo.columns import coordinate_columns
 from satclip_engine.geo.crs import degrees_of, parse_crs
 from satclip_engine.training.locations import join_first
@@ -24,6 +26,13 @@ _PATH_NAMES: Final = (
 )
 _PARQUET: Final = (".parquet", ".geoparquet", ".pq")
 SUFFIXES: Final = (".csv", ".tsv", *_PARQUET)
+# Head of a geometry in WKB that consists of others: any order of bytes, with or without Z, M and SRID.
+_COLLECTION: Final = re.compile(
+    rb".(?:[\x04-\x0c\xec-\xf4\xd4-\xdc\xbc-\xc4][\0\3\7\x0b]\0[\0\x20\x40\x60\x80\xa0\xc0\xe0]"
+    rb"|[\0\x20\x40\x60\x80\xa0\xc0\xe0]\0[\0\3\7\x0b][\x04-\x0c\xec-\xf4\xd4-\xdc\xbc-\xc4])",
+    re.DOTALL,
+)
+_MAX_COLLECTIONS: Final = 2000  # in one geometry: 10,000 within each other take 8 MB of stack
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def read_image_table(path: Path) -> ImageTable:
     try:
         table = _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table ({error})") from error
+        raise DataError(f"{path} cannot be read as a table ({one_line(error)})") from error
     if not table.lines:
         raise DataError(f"{path} lists no images")
     return table
@@ -163,7 +172,7 @@ def _read_parquet(path: Path) -> ImageTable:
     try:
         table = parquet.read_table(path)
     except ArrowException as error:
-        raise DataError(f"{path} is not a Parquet file ({error})") from error
+        raise DataError(f"{path} is not a Parquet file ({one_line(error)})") from error
     names = table.column_names
     geo = (table.schema.metadata or {}).get(b"geo")
     geometry, geometry_names = (None, set()) if geo is None else _geometry(path, table, geo)
@@ -180,13 +189,13 @@ def _geometry(path: Path, table: Any, metadata: bytes) -> tuple[tuple[np.ndarray
         about, cells = dict(columns[name]), table.column(name).to_pylist()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: its GeoParquet metadata are damaged ({error}): write it anew, or without geometries "
-            "and with columns lon and lat"
+            f"{path}: its GeoParquet metadata are damaged ({one_line(error)}): write it anew, or without "
+            "geometries and with columns lon and lat"
         ) from error
     try:
         return _centres(path, cells, about), set(columns)
     except UsageError as error:
-        raise DataError(f"{path}: the CRS of its geometries is not understood ({error})") from error
+        raise DataError(f"{path}: the CRS of its geometries is not understood ({one_line(error)})") from error
 
 
 def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -198,6 +207,10 @@ def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.nd
 
     if about.get("encoding") != "WKB":
         raise DataError(f"{path}: geometries are encoded as {about.get('encoding')}, expected WKB")
+    if deep := [row for row, cell in enumerate(cells) if isinstance(cell, bytes) and _is_deep(cell)]:
+        raise DataError(
+            f"{path}: the geometry is nested without end in {join_first(f'row {n}' for n in deep)}"
+        )
     shapes = shapely.from_wkb(
         _object_array(cell if isinstance(cell, bytes) and cell else None for cell in cells),
         on_invalid="ignore",
@@ -212,6 +225,15 @@ def _centres(path: Path, cells: list[Any], about: dict[str, Any]) -> tuple[np.nd
     centre[shapely.is_empty(centre)] = None
     x, y = shapely.get_x(centre), shapely.get_y(centre)
     return degrees_of(parse_crs(about["crs"]), x, y) if about.get("crs") else (x, y)
+
+
+def _is_deep(wkb: bytes) -> bool:
+    """True for a collection of collections of ..., which GEOS reads with the stack; it ends the process."""
+    if not _COLLECTION.match(wkb):
+        return False
+    return (
+        sum(1 for _ in itertools.islice(_COLLECTION.finditer(wkb), _MAX_COLLECTIONS + 1)) > _MAX_COLLECTIONS
+    )
 
 
 def _object_array(values: Iterable[Any]) -> np.ndarray:

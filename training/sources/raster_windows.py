@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from satclip_engine.errors import DataError, UsageError
+from satclip_engine.errors import DataError, UsageError, one_line
 from satclip_engine.geo.crs import full_turn, is_lonlat, parse_crs, to_lonlat, transformers
 from satclip_engine.geo.lonlat import beyond_pole
 from satclip_engine.training.sources.bands import BandReader
@@ -54,7 +54,7 @@ class RasterWindows:
             try:
                 self._local.dataset = open_raster(self.path)
             except read_errors() as error:
-                raise DataError(f"{self.path} cannot be read as a raster ({error})") from error
+                raise DataError(f"{self.path} cannot be read as a raster ({one_line(error)})") from error
         return self._local.dataset
 
     def _locate(self, dataset: Any, bounds: tuple[float, float, float, float] | None) -> None:
@@ -93,7 +93,7 @@ class RasterWindows:
         try:
             values, gaps = self.reader.read(dataset)
         except read_errors() as error:
-            raise DataError(f"{self.path} is corrupt or truncated ({error})") from error
+            raise DataError(f"{self.path} is corrupt or truncated ({one_line(error)})") from error
         if self._overlap:
             values = np.concatenate([values, values[:, :, : self._overlap]], axis=2)
             gaps = None if gaps is None else np.concatenate([gaps, gaps[:, : self._overlap]], axis=1)
