@@ -225,7 +225,7 @@ class LocationEncoder(nn.Module):
                 argument="lonlat",
             )
         if STATEMENT_KEY in vars(self):  # of a state dictionary by which functional_call computes
-            self.set_extra_state(vars(self)[STATEMENT_KEY])
+            self._check_called(vars(self)[STATEMENT_KEY])
         points = lonlat.reshape(-1, 2)
         fuses = isinstance(self.nnet, Siren) and self.nnet.fuses()
         out = self._fused(points) if fuses else self._by_modules(points)
@@ -359,6 +359,12 @@ class LocationEncoder(nn.Module):
                     f"{STATEMENT_KEY}: {stated} is not what this module computes, {self._statement()}: "
                     "load whole states, by load_state_dict, which converts them"
                 )
+
+    def _check_called(self, state: Any) -> None:
+        """Check the statement of a call's tensors. Raises WeightsError, and UsageError while tracing."""
+        if torch.compiler.is_compiling():  # tensors have no values then
+            raise UsageError(f"{STATEMENT_KEY} is not read while torch.compile traces: give parameters only")
+        self.set_extra_state(state)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any

@@ -95,6 +95,10 @@ def test_a_call_with_the_state_of_another_convention_is_refused(convention: Any)
             with pytest.raises(WeightsError, match=f"_extra_state: {convention}.* is not what this module"):
                 function(values)
     np.testing.assert_array_equal(embedded(model), embedded(encoder("analytic")))
+    compiled = torch.compile(call, backend="eager")
+    with pytest.raises(UsageError, match="_extra_state is not read while"):
+        compiled(dict(state))
+    assert torch.equal(compiled(dict(model.named_parameters())), model(LONLAT))
 
 
 def test_analytic_weights_beyond_degree_20_need_their_polynomials_named_too() -> None:
