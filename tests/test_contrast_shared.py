@@ -151,7 +151,7 @@ TOLD = {
     "integers": "rank 1: a, b and scale: expected float32 or float64, got torch.int64",
     "backend": "rank 1: unknown backend 'gpu': choose from auto, triton, cpu, reference",
     "scale": "rank 1: scale: expected a tensor without dimensions, got shape (2,)",
-    "no tensor": "rank 1: 'NoneType' object has no attribute 'dtype'",
+    "no tensor": "rank 1: b must be a tensor, not NoneType",
 }
 
 
