@@ -65,6 +65,9 @@ def contrastive_loss(
 
 def _operands(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """The operator's tensors, in the wider dtype of the rows, float32 at least."""
+    for name, rows in (("a", a), ("b", b)):
+        if not isinstance(rows, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(rows).__name__}")
     if a.is_floating_point() and b.is_floating_point():  # others are refused as they are
         wide = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
         a, b = a.to(wide), b.to(wide)

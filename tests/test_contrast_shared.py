@@ -122,7 +122,7 @@ FAULTY = """
         "shape": (a[0], b, 2.0, "auto"),
         "columns": (a[:, :5], b[:, :5], 2.0, "auto"),
         "no columns": (a[:, :0], b[:, :0], 2.0, "auto"),
-        "one dtype": (a, b.double(), 2.0, "auto"),
+        "two dtypes": (a, b.double(), 2.0, "auto"),
         "dtype": (a.double(), b.double(), 2.0, "auto"),
         "integers": (a.long(), b.long(), 2.0, "auto"),
         "backend": (a, b, 2.0, "gpu"),
@@ -146,12 +146,12 @@ TOLD = {
     "shape": "rank 1: expected a (N, E) and b (N, E), got (6,) and (10, 6)",
     "columns": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 5 torch.float32",
     "no columns": "rank 1: expected a (N, E) and b (N, E), got (10, 0) and (10, 0)",
-    "one dtype": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
+    "two dtypes": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
     "dtype": "rank 1: expected rows of 6 torch.float32, as rank 0 has, got rows of 6 torch.float64",
     "integers": "rank 1: a, b and scale: expected float32 or float64, got torch.int64",
     "backend": "rank 1: unknown backend 'gpu': choose from auto, triton, cpu, reference",
     "scale": "rank 1: scale: expected a tensor without dimensions, got shape (2,)",
-    "no tensor": "rank 1: 'NoneType' object has no attribute 'is_floating_point'",
+    "no tensor": "rank 1: b must be a tensor, not NoneType",
 }
 
 
