@@ -506,7 +506,8 @@ def _lock_of(folder: WorkingFolder) -> int | None:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
         os.close(lock)
         process = owner if owner.isdecimal() else "unknown"
-        raise OutputError(f"another run (process {process}) is writing to {folder.path}") from None
+        text = f"another run (process {process}) is writing to {folder.path}: wait until it has ended"
+        raise OutputError(text) from None
     except BaseException:
         os.close(lock)
         raise

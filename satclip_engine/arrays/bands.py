@@ -56,7 +56,7 @@ def parse_bands(bands: Any, names: Sequence[str]) -> list[int]:
     else:
         chosen = [_one(bands, names)]
     if not chosen:
-        raise UsageError(f"bands: {bands!r} selects none of the {count} bands", argument="bands")
+        raise UsageError(f"bands: none of the {count} bands is selected", argument="bands")
     return chosen
 
 

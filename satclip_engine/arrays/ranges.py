@@ -27,6 +27,7 @@ from satclip_engine.backends.protocols import Call, Prepared
 from satclip_engine.errors import Argument, UsageError
 from satclip_engine.options import GLOBE, RANGES, SCALES
 from satclip_engine.quantize import RANGE_MARGIN, SAMPLE_TYPES, Quantiser, SampleType, fit
+from satclip_engine.weights.schema import parse_json
 
 if TYPE_CHECKING:
     from satclip_engine.encoder import Encoder
@@ -218,7 +219,7 @@ def _parsed(path: Path) -> Mapping[str, Any]:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError("it is too large for a list of scales")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        content = parse_json(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise _refused(repr(str(path)), f"cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -265,7 +266,7 @@ def _integer_type(source: str, name: Any) -> SampleType:
     sample = SAMPLE_TYPES.get(name) if isinstance(name, str) else None
     if sample is None or sample.largest_code is None:
         integers = ", ".join(name for name, sample in SAMPLE_TYPES.items() if sample.largest_code)
-        raise _refused(source, f"is {name!r}; scales are those of {integers}")
+        raise _refused(source, f"holds {name!r}; scales are those of {integers}")
     return sample
 
 

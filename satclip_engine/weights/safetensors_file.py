@@ -40,6 +40,7 @@ from satclip_engine.weights.schema import (
     check_version,
     convention_of,
     harmonics_of,
+    parse_json,
     plain,
     shape_text,
     shown,
@@ -171,7 +172,7 @@ def _read_header(file: BinaryIO, size: int, where: str) -> tuple[dict[str, Any],
             f"{where}: refused: its header has {length} bytes, at most {_MAX_HEADER_BYTES} are read"
         )
     try:
-        header = _parsed(file.read(length).decode("utf-8"))
+        header = parse_json(file.read(length).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{where}: damaged: its header is not JSON ({one_line(error)})") from error
     if not isinstance(header, dict):
@@ -179,18 +180,6 @@ def _read_header(file: BinaryIO, size: int, where: str) -> tuple[dict[str, Any],
             f"{where}: damaged: expected a dictionary as header, found {type(header).__name__}"
         )
     return header, 8 + length
-
-
-def _parsed(text: str) -> Any:
-    """JSON of which no two readers have another understanding. Raises ValueError, RecursionError."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) < len(items):
-            raise ValueError("it names something twice")
-        return result
-
-    return json.loads(text, object_pairs_hook=pairs)
 
 
 def _check_metadata(metadata: Any, where: str) -> None:
@@ -291,7 +280,7 @@ class _Spans:
 
 def _json_entry(metadata: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     try:
-        value = _parsed(metadata.get(name, "{}"))
+        value = parse_json(metadata.get(name, "{}"))
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{where}: metadata {name}: expected JSON ({one_line(error)})") from error
     if not isinstance(value, dict):

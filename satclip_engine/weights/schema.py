@@ -11,6 +11,7 @@ that can be wrong with a file is a WeightsError that names the file, the key, wh
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -175,6 +176,18 @@ def check_version(value: Any, where: str) -> None:
             f"{where}: format version {str(value)[:_SHOWN_LETTERS]}: expected {FORMAT_VERSION}, "
             "a newer satclip-engine wrote it"
         )
+
+
+def parse_json(text: str) -> Any:
+    """JSON of which no two readers have another understanding. Raises ValueError, RecursionError."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) < len(items):
+            raise ValueError("it names something twice")
+        return result
+
+    return json.loads(text, object_pairs_hook=pairs)
 
 
 def plain(value: Any, where: str = "notes") -> Any:

@@ -216,7 +216,7 @@ def test_a_run_in_a_folder_that_another_process_trains_in_is_refused_in_one_line
         result = satclip_train("--out", "run", how, "-q")
         assert result.exit_code == 1
         assert result.stderr.splitlines() == [
-            f"satclip-train: another run (process {other_process}) is writing to run"
+            f"satclip-train: another run (process {other_process}) is writing to run: wait until it has ended"
         ]
     with pytest.raises(OutputError, match=f"process {other_process}"):
         run(tmp_path / "run", max_epochs=2)
