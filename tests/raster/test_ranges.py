@@ -347,7 +347,7 @@ def test_codes_are_spread_over_the_range_that_a_file_gives(tiny, tmp_path, dtype
 REFUSED = {
     "another name": ("nosuch", None, "is none of globe, window and a file that is there"),
     "no raster": ("a.tif", "text", "is no raster, JSON or TOML that can be read"),
-    "a name twice": ("a.json", '{"scale": 1, "scale": 2, "offset": 0}', "it names something twice"),
+    "a key twice": ("a.json", '{"scale": 1, "scale": 2, "offset": 0}', "it names something twice"),
     "no JSON": ("a.json", "{", "cannot be read"),
     "no UTF-8": ("a.json", b"\xff\xfe", "cannot be read"),
     "deep": ("a.json", "[" * 100_000, "cannot be read"),
