@@ -1,6 +1,6 @@
 """Cost of reading a raster over HTTP, by order of its bands, reader and GDAL's settings.
 
-    python benchmarks/remote_pixel.py --environments /tmp/readers
+    python benchmarks/remote_pixel.py --environments readers
 
 A server on loopback counts requests and bytes. Three versions of GDAL (in rasterio's wheels), rio-tiler and
 async-tiff are installed into environments of their own. Every reading begins in a new process, with nothing

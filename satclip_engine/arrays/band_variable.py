@@ -26,13 +26,7 @@ class BandVariable(xarray.Variable):
 
     __slots__ = ()
 
-    @property
-    def encoding(self) -> dict[Any, Any]:
-        """As every variable's; scales and offsets are these bands' own."""
-        encoding: dict[Any, Any] = xarray.Variable.encoding.fget(self)  # type: ignore[attr-defined]
-        return encoding
-
-    @encoding.setter
+    @xarray.Variable.encoding.setter  # type: ignore[attr-defined]
     def encoding(self, value: Any) -> None:
         # reindex gives a selection the encoding of the whole.
         own = {name: entries for name, entries in (self._encoding or {}).items() if name in _SCALES}

@@ -51,21 +51,18 @@ def forecast(options: CommandLine, encoder: Encoder, grid: Grid, progress: Progr
     from satclip_engine.lattice.choose import approximated
     from satclip_engine.lattice.plan import exact_plan, predicted
     from satclip_engine.lattice.sampling import region_of
-    from satclip_engine.raster.cog import head_bytes
     from satclip_engine.raster.report import peak_memory
     from satclip_engine.raster.request import check_request
-    from satclip_engine.raster.size_estimate import estimate_disk
-    from satclip_engine.raster.write import cache_bytes, fit_and_plan, raster_ifds
+    from satclip_engine.raster.write import fit_and_plan, raster_disk, shared_bytes
 
     started = time.perf_counter()
     raster = replace(options.raster, overwrite=True, resume=False, progress=progress)
     request = check_request(encoder, options.output or Path("raster.tif"), grid, raster)
     progress.stage("finding the range of every band")
     quantiser, chosen, network = fit_and_plan(request, progress.stage)
-    shared = cache_bytes(raster.memory) if chosen is not None and chosen.interpolates else 0
+    shared = shared_bytes(chosen, raster.memory)
     tiling, region = request.tiling_beside(shared), region_of(grid)
-    head = head_bytes(raster_ifds(request, tiling, quantiser, chosen))
-    disk = estimate_disk(network, approximated(network, grid), tiling, quantiser, request.codec, head)
+    disk = raster_disk(request, tiling, quantiser, chosen, network, approximated(network, grid))
     plan = chosen or exact_plan(region, "as asked for")
     survey_seconds = time.perf_counter() - started
     # The lattice's nodes are held as far as they fit into their share of the memory.

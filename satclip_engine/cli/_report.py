@@ -87,7 +87,7 @@ def command_line(options: CommandLine) -> str:
         words += ["--blocksize", str(raster.blocksize)]
     for name, value in _arithmetic(options).items():
         words += [f"--{name}", value]
-    return printable(shlex.join(words)).replace("\n", "\\n")
+    return _escaped(shlex.join(words))
 
 
 def _arithmetic(options: CommandLine) -> dict[str, str]:
@@ -99,7 +99,7 @@ def _arithmetic(options: CommandLine) -> dict[str, str]:
 
 def weights_name(encoder: Encoder) -> str:
     """Name of the weights, without the folder that they lie in."""
-    return printable(_short_name(encoder.weights.provenance.source)).replace("\n", "\\n")
+    return _escaped(_short_name(encoder.weights.provenance.source))
 
 
 def preview_title(encoder: Encoder) -> str:
@@ -321,6 +321,11 @@ def _bands_text(encoder: Encoder, fit: GlobalPCA | None) -> str:
         more = ", …" if len(fit.explained) > 6 else ""
         return f"{encoder.embed_dim} principal components ({shares}{more} % of the variance)"
     return f"{encoder.embed_dim} of {encoder.weights.embed_dim}"
+
+
+def _escaped(text: str) -> str:
+    """Text in one line for tags, captions and terminals, its control characters as escapes."""
+    return printable(text).replace("\n", "\\n")
 
 
 def _short_name(source: str) -> str:

@@ -203,6 +203,11 @@ def find_quantiser(request: Request) -> Quantiser:
     return request.rule.quantiser(encoder, encoder.network, request.grid, request.tiling.threads)
 
 
+def shared_bytes(plan: Plan | None, memory: int) -> int:
+    """Bytes of nodes that workers share; none where pixels are evaluated."""
+    return cache_bytes(memory) if plan is not None and plan.interpolates else 0
+
+
 def fit_and_plan(request: Request, stage: Callable[[str], None]) -> tuple[Quantiser, Plan | None, Prepared]:
     """The ranges of a raster's bands, the plan that is best for it, and what computes by it.
 
@@ -286,7 +291,8 @@ class _Run:
             state = self._interrupted_state() or self._fresh_state()
             quantiser = Quantiser.from_dict(state["quantiser"])
             self._use_plan_of(state)
-            tiling = self.tiling or self.request.tiling_beside(self._shared_bytes(), state["span"])
+            shared = shared_bytes(self.lattice, self.request.options.memory)
+            tiling = self.tiling or self.request.tiling_beside(shared, state["span"])
             spool = Spool(self.folder, state)
             spool.recover(tiling)
             for pyramid_pass in tiling.passes:
@@ -319,17 +325,12 @@ class _Run:
                 self.network = encoder.prepare(self.lattice, cache_bytes(self.request.options.memory))
             self.pixels = approximated(self.network, self.request.grid)
 
-    def _shared_bytes(self) -> int:
-        """Bytes of nodes that workers share."""
-        interpolates = self.lattice is not None and self.lattice.interpolates
-        return cache_bytes(self.request.options.memory) if interpolates else 0
-
     def _fresh_state(self) -> dict[str, Any]:
         request = self.request
         empty_folder(self.folder)
         self.progress.stage("finding the range of every band")
         quantiser, self.lattice, self.network = fit_and_plan(request, self.progress.stage)
-        self.tiling = request.tiling_beside(self._shared_bytes())
+        self.tiling = request.tiling_beside(shared_bytes(self.lattice, request.options.memory))
         state = {
             "request": request.state,
             "quantiser": quantiser.as_dict(),
@@ -346,8 +347,7 @@ class _Run:
     def _check_disk(self, tiling: Tiling, quantiser: Quantiser, spool: Spool) -> DiskEstimate:
         """Announce the space needed, and refuse to begin without it."""
         request = self.request
-        head = cog.head_bytes(raster_ifds(request, tiling, quantiser, self.lattice))
-        disk = estimate_disk(self.network, self.pixels, tiling, quantiser, request.codec, head)
+        disk = raster_disk(request, tiling, quantiser, self.lattice, self.network, self.pixels)
         free = shutil.disk_usage(self.folder.path).free + spool.bytes
         file, peak = size_text(disk.file), size_text(disk.peak)
         if free < disk.peak:
@@ -401,7 +401,7 @@ class _Run:
         """Lay out, copy, check and name the file; its size."""
         request = self.request
         self.progress.stage("assembling the file")
-        ifds = raster_ifds(request, tiling, quantiser, self.lattice)
+        ifds = _raster_ifds(request, tiling, quantiser, self.lattice)
         indexes = cog.collect(spool.finished.values(), tiling.levels, tiling.planes)
         layout = cog.lay_out(ifds, indexes, tiling)
         cog.assemble(layout, indexes, spool, tiling)
@@ -511,7 +511,22 @@ def _drop_spoiled(tiling: Tiling, pyramid_pass: PyramidPass, spool: Spool) -> No
             del spool.finished[key]
 
 
-def raster_ifds(request: Request, tiling: Tiling, quantiser: Quantiser, plan: Plan | None) -> list[list[Tag]]:
+def raster_disk(
+    request: Request,
+    tiling: Tiling,
+    quantiser: Quantiser,
+    plan: Plan | None,
+    network: Prepared,
+    pixels: PixelGrid,
+) -> DiskEstimate:
+    """Disk space of a raster, its tags counted as they will be."""
+    head = cog.head_bytes(_raster_ifds(request, tiling, quantiser, plan))
+    return estimate_disk(network, pixels, tiling, quantiser, request.codec, head)
+
+
+def _raster_ifds(
+    request: Request, tiling: Tiling, quantiser: Quantiser, plan: Plan | None
+) -> list[list[Tag]]:
     """The tags of every level, tile indexes left out."""
     errors = {} if plan is None else plan.band_errors
     return cog.ifd_tags(
